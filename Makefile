@@ -1,0 +1,27 @@
+# `make demo` and `make test` do all the set-up: nothing else is needed than Python 3.11 or 3.12 and make.
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
+ENV := .venv
+BIN := $(ENV)/bin
+
+.PHONY: demo test lint lock clean
+
+demo: $(ENV)/installed  ## Replay a real year through the whole loop; ARGS="--until 2013-05-01" for a short one.
+	@$(BIN)/perennial demo $(ARGS)
+
+test: $(ENV)/installed  ## Style, then every test; ARGS="-k ledger" for a few.
+	@$(BIN)/ruff check .
+	@$(BIN)/python -m pytest $(ARGS)
+
+$(ENV)/installed: requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13) and "Perennial needs Python 3.11 or 3.12, this is %s; run: make PYTHON=python3.12" % sys.version.split()[0])'
+	@echo "installing into $(ENV) (once, about two minutes) ..."
+	@$(PYTHON) -m venv --clear $(ENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+lock: $(ENV)/installed  ## Choose versions anew within pyproject.toml and write both lock files.
+	@$(BIN)/python deployments/lock.py
+
+clean:  ## Forget everything that was installed, stored and built.
+	rm -rf $(ENV) .perennial build *.egg-info

@@ -1,0 +1,376 @@
+"""What one file per model states, and what is derived from it."""
+
+import hashlib
+import importlib
+import inspect
+import json
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timedelta
+from functools import cached_property
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal
+
+import numpy as np
+import pandera.pandas as pa
+
+Columns = Mapping[str, np.ndarray]
+"""Columns of one length: float64 for numbers (missing: NaN), datetime64, object for text (missing: None)."""
+
+WEEK_ZERO = datetime(1970, 1, 5)  # a Monday: windows of a week start on Mondays
+
+
+class PerennialError(Exception):
+    """Something a person can mend; the message says how. `exit_code`: 2 for their mistake, 1 for a failure."""
+
+    exit_code = 2
+
+
+class ContractError(PerennialError):
+    """The contract itself is wrong."""
+
+
+class Refused(PerennialError):
+    """A check said no; `verdict` holds all the reasons."""
+
+    exit_code = 1
+
+    def __init__(self, verdict: "Verdict", remedy: str):
+        super().__init__(f"{verdict.question}: {'; '.join(verdict.reasons)}; {remedy}")
+        self.verdict = verdict
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The answer to one "may this pass?", with every reason and the figures behind it."""
+
+    question: str
+    outcome: Literal["passed", "failed", "insufficient"]
+    reasons: tuple[str, ...] = ()
+    figures: Mapping[str, Any] = field(default_factory=dict)
+    kind: str = ""
+
+    @property
+    def passed(self) -> bool:
+        return self.outcome == "passed"
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self) | {"reasons": list(self.reasons), "figures": dict(self.figures)}
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> "Verdict":
+        return cls(**(dict(stored) | {"reasons": tuple(stored["reasons"])}))
+
+
+def column(
+    *, description: str, known: Literal["before", "after"] = "before", unit: str | None = None,
+    source: str | None = None, **checks: Any,
+) -> Any:
+    """A Pandera field that also says its unit, its source and when its value is known.
+
+    `known="before"`: a caller can send it. `known="after"`: it exists only once the event is over, so it may
+    build the label and never a feature.
+    """
+    facts = {"known": known, "unit": unit, "source": source}
+    return pa.Field(description=description, metadata=facts, **checks)
+
+
+@dataclass(frozen=True)
+class Feature:
+    """One column of the matrix: a number or a category, read from `needs` through `compute`."""
+
+    name: str
+    kind: Literal["number", "category"]
+    needs: tuple[str, ...]
+    compute: Callable[..., np.ndarray] | None = None
+
+    def values(self, columns: Columns) -> np.ndarray:
+        if self.compute is None:
+            return columns[self.needs[0]]
+        return self.compute(*(columns[name] for name in self.needs))
+
+
+def number(name: str, *needs: str, compute: Callable[..., np.ndarray] | None = None) -> Feature:
+    """A numeric feature: the column itself, or `compute` of the columns it needs."""
+    return Feature(name, "number", needs or (name,), compute)
+
+
+def category(name: str, *needs: str, compute: Callable[..., np.ndarray] | None = None) -> Feature:
+    """A categorical feature; values unseen in training become the explicit category "unknown"."""
+    return Feature(name, "category", needs or (name,), compute)
+
+
+@dataclass(frozen=True)
+class Label:
+    """What is predicted: `of` turns the columns it `needs` into indices of `classes`.
+
+    `matures`: how long after the event the label is known. `weights`: a class is named when its probability
+    times its weight is the largest, so that a rare class can be named at all.
+    """
+
+    classes: tuple[str, ...]
+    needs: tuple[str, ...]
+    of: Callable[..., np.ndarray]
+    matures: timedelta
+    weights: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Gate:
+    """The limits a challenger must keep; against the champion on the newest `window` of labelled events."""
+
+    window: timedelta
+    log_loss: float
+    auc: float
+    calibration_error: float
+    recall: Mapping[str, float]
+    slices: tuple[str, ...] = ()
+    slice_margin: float = 0.05
+    slice_rows: int = 200
+    margin: float = 0.0
+    confidence: float = 0.95
+    min_rows: int = 500
+    latency_ms: float = 50.0
+    size_mb: float = 50.0
+    refit_shift: float = 0.05
+
+
+@dataclass(frozen=True)
+class Drift:
+    """When a window of traffic asks for a retraining, and how often it may.
+
+    `distance`: population stability index of a feature. `label_gap`: divergence, in nats, of the class shares
+    that came true from those that the model expected (calibration in the large).
+    """
+
+    window: timedelta = timedelta(days=7)
+    min_rows: int = 500
+    distance: float = 0.25
+    features: int = 1
+    label_gap: float = 0.02
+    retrain_on: tuple[str, ...] = ("input drift", "prediction drift", "worse on labels")
+    null_share: float = 0.5
+    cooldown: timedelta = timedelta(days=14)
+    weekly_budget: int = 1
+
+
+@dataclass(frozen=True)
+class Contract:
+    """Everything Perennial knows of one model."""
+
+    name: str
+    schema: type[pa.DataFrameModel]
+    event_time: str
+    label: Label
+    features: tuple[Feature, ...]
+    xgboost: Mapping[str, Any]
+    gate: Gate
+    drift: Drift = Drift()
+    source: Callable[[datetime, datetime], Any] | None = None
+    key: tuple[str, ...] = ()
+    rounds: int = 300
+    patience: int = 20
+    stop_share: float = 0.15
+    seed: int = 0
+    bad_rows: float = 0.01
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "xgboost", MappingProxyType(dict(self.xgboost)))
+        for problem in self._problems():
+            raise ContractError(f"contract {self.name}: {problem}")
+
+    def _problems(self):
+        needs = {name: feature.name for feature in self.features for name in feature.needs}
+        uses = needs | dict.fromkeys(self.label.needs, "the label") | {self.event_time: "the event time"}
+        uses |= dict.fromkeys((*self.gate.slices, *self.key), "a slice or the key")
+        for name, user in uses.items():
+            if name not in self.columns:
+                yield f"{user} needs column {name!r}, which the schema lacks; add it to {self.schema.__name__}"
+        for name, user in needs.items():
+            if self.columns[name].metadata["known"] == "after":
+                yield f"feature {user!r} reads {name!r}, known only after the event; callers can't send it: drop it"
+        if len({feature.name for feature in self.features}) < len(self.features):
+            yield "two features share one name; rename one"
+        if self.drift.cooldown < self.gate.window:
+            yield (f"a cooldown of {self.drift.cooldown} is shorter than the gate's window of {self.gate.window}: "
+                   "the next challenger would be judged on rows the champion was trained on; lengthen it")
+        if len(self.label.classes) < 2:
+            yield f"the label has {len(self.label.classes)} class; name at least two"
+        unknown = set(self.gate.recall) - set(self.label.classes)
+        if unknown:
+            yield f"the gate limits the recall of {sorted(unknown)}, not among the classes {self.label.classes}"
+
+    @cached_property
+    def columns(self) -> dict[str, Any]:
+        """The schema's columns by name, each with dtype, nullability, checks and metadata."""
+        columns = self.schema.to_schema().columns
+        bare = [name for name, spec in columns.items() if not spec.metadata]
+        if bare:
+            raise ContractError(f"contract {self.name}: declare {bare} with contracts.contract.column(…)")
+        return columns
+
+    @cached_property
+    def request_columns(self) -> tuple[str, ...]:
+        """What a caller sends: the event time and the columns that features read."""
+        wanted = {self.event_time, *(name for feature in self.features for name in feature.needs)}
+        return tuple(name for name in self.columns if name in wanted)
+
+    @cached_property
+    def source_file(self) -> Path:
+        return Path(sys.modules[self.schema.__module__].__file__)
+
+    @cached_property
+    def weights(self) -> np.ndarray:
+        return np.asarray(self.label.weights or (1.0,) * len(self.label.classes))
+
+    def python_type(self, name: str) -> type:
+        """The plain type of a column: float, int, bool, str or datetime."""
+        kind = np.dtype(object) if str(self.columns[name].dtype).startswith("str") else self.columns[name].dtype.type
+        return {"f": float, "i": int, "u": int, "b": bool, "M": datetime}.get(np.dtype(kind).kind, str)
+
+    def window_of(self, time: datetime) -> tuple[datetime, datetime]:
+        """The half-open window [start, end) of event time that holds `time`."""
+        start = WEEK_ZERO + (time - WEEK_ZERO) // self.drift.window * self.drift.window
+        return start, start + self.drift.window
+
+    def columns_of(self, frame: Any, names: tuple[str, ...] | None = None) -> Columns:
+        """A data frame's columns as the arrays that serving builds from a request."""
+        arrays = {}
+        for name in names or self.request_columns:
+            if self.python_type(name) is str:
+                arrays[name] = frame[name].to_numpy(dtype=object, na_value=None)
+            elif self.python_type(name) is datetime:
+                arrays[name] = frame[name].to_numpy(dtype="datetime64[s]")
+            else:
+                arrays[name] = frame[name].to_numpy(dtype=np.float64, na_value=np.nan)
+        return arrays
+
+    def labels_of(self, frame: Any) -> np.ndarray:
+        """The class index of every row, int64."""
+        return np.asarray(self.label.of(*self.columns_of(frame, self.label.needs).values()), dtype=np.int64)
+
+    def describe(self) -> dict[str, Any]:
+        """The whole contract as JSON, code as its text: what the digest is of and what a diff compares."""
+        label = {
+            "classes": list(self.label.classes), "needs": list(self.label.needs), "of": _code(self.label.of),
+            "matures": str(self.label.matures), "weights": self.weights.tolist(),
+        }
+        features = {
+            feature.name: {"kind": feature.kind, "needs": list(feature.needs), "compute": _code(feature.compute)}
+            for feature in self.features
+        }
+        settings = ("event_time", "key", "rounds", "patience", "stop_share", "seed", "bad_rows")
+        return _plain({
+            "name": self.name, "columns": {name: self._describe_column(name) for name in self.columns},
+            "request": list(self.request_columns), "label": label, "features": features,
+            "xgboost": dict(self.xgboost), "gate": asdict(self.gate), "drift": asdict(self.drift),
+            "checks": _code(self.schema), **{name: getattr(self, name) for name in settings},
+        })
+
+    def _describe_column(self, name: str) -> dict[str, Any]:
+        spec = self.columns[name]
+        rules = {check.name: check.statistics for check in spec.checks}
+        return {
+            "type": self.python_type(name).__name__, "nullable": spec.nullable, "rules": rules,
+            "description": spec.description, **spec.metadata,
+        }
+
+    @cached_property
+    def digest(self) -> str:
+        return digest_of(self.describe())
+
+
+def digest_of(value: Any) -> str:
+    """sha256 of a value's canonical JSON."""
+    return hashlib.sha256(canonical(value)).hexdigest()
+
+
+def canonical(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def _plain(value: Any) -> Any:
+    return json.loads(json.dumps(value, sort_keys=True, default=str))
+
+
+def _code(thing: Any) -> str | None:
+    return inspect.getsource(thing).strip() if thing is not None else None
+
+
+def load(model: str) -> Contract:
+    """The contract of a model: `contracts/<model>.py`, or any dotted module with a `contract` in it."""
+    module = model if "." in model else f"contracts.{model}"
+    try:
+        return importlib.import_module(module).contract
+    except ModuleNotFoundError as error:
+        if error.name and not module.startswith(error.name):
+            raise
+        here = sorted(path.stem for path in Path(__file__).parent.glob("*.py"))
+        known = [name for name in here if name not in ("__init__", "contract", "quality", "drift")]
+        raise ContractError(f"no contract {model!r}: {module} does not exist; known: {', '.join(known)}") from None
+    except AttributeError:
+        raise ContractError(f"{module} has no `contract = Contract(…)`; add it") from None
+
+
+@dataclass(frozen=True)
+class Change:
+    """One difference between two contracts, and whether it breaks callers."""
+
+    path: str
+    old: Any
+    new: Any
+    breaks: str | None
+
+
+def diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:
+    """What changed between two `Contract.describe()`s, breaking changes first."""
+    changes = [
+        Change(path, before, after, _breaks(path, before, after, old, new))
+        for path, before, after in _differences(old, new, "")
+    ]
+    return sorted(changes, key=lambda change: (change.breaks is None, change.path))
+
+
+def _differences(old: Any, new: Any, path: str):
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for key in sorted({*old, *new}):
+            yield from _differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
+    elif old != new:
+        yield path, old, new
+
+
+def _breaks(path: str, before: Any, after: Any, old: Mapping, new: Mapping) -> str | None:
+    """Why a caller who did nothing would notice this change, if they would."""
+    if path == "label.classes":
+        return "answers name other classes"
+    if path == "request":
+        added = [name for name in after if name not in before and not new["columns"][name]["nullable"]]
+        return f"callers must now send {', '.join(added)}" if added else None
+    head, _, rest = path.partition(".")
+    name, _, fact = rest.partition(".")
+    if head != "columns" or name not in new["request"] or name not in old["request"]:
+        return None
+    if fact in ("type", "unit"):
+        return f"callers send {name} as {before}, not {after}"
+    if fact == "nullable" and not after:
+        return f"callers may no longer leave {name} out"
+    if fact.startswith("rules") and _narrower(fact, before, after):
+        return f"values of {name} that passed are refused"
+    return None
+
+
+def _narrower(fact: str, before: Any, after: Any) -> bool:
+    if after is None:
+        return False
+    if before is None:
+        return True
+    bound = fact.rpartition(".")[2]
+    if bound.startswith("min"):
+        return after > before
+    if bound.startswith("max"):
+        return after < before
+    if bound == "allowed_values":
+        return not set(before) <= set(after)
+    return True

@@ -1,0 +1,244 @@
+"""Is this batch what the contract says, and is this challenger good enough? Two Verdicts."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pandera.errors
+from pandas.api.types import is_string_dtype
+from scipy.stats import bootstrap
+from sklearn.metrics import recall_score, roc_auc_score
+
+from contracts.contract import Contract, Gate, Verdict
+from contracts.drift import row_losses
+
+EXAMPLES = 3
+CALIBRATION_BINS = 10
+RESAMPLES = 1_000
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A batch after its contract: the rows that passed, those set aside with their `reasons`, the Verdict."""
+
+    good: pd.DataFrame
+    bad: pd.DataFrame
+    verdict: Verdict
+
+
+def check(contract: Contract, batch: pd.DataFrame) -> Checked:
+    """Hold a batch against the contract's schema; units are read from `batch.attrs["units"]` where stated."""
+    batch = batch.reset_index(drop=True)
+    broken = _missing(contract, batch) + _changed_units(contract, batch) + _changed_types(contract, batch)
+    if broken:
+        return _refused(batch, broken)
+    rows = batch[list(contract.columns)].astype({
+        name: "str" if contract.python_type(name) is str else float
+        for name in contract.columns if contract.python_type(name) in (float, str)})
+    failures = _failures(contract, rows)
+    broken = [f"{f.column}: {f.check}, found {f.failure_case}" for f in failures[failures["index"].isna()].itertuples()]
+    if broken:
+        return _refused(rows, broken)
+    reasons = (failures["column"] + ": " + failures["check"]).groupby(failures["index"].astype(int)).agg("; ".join)
+    is_bad = rows.index.isin(reasons.index)
+    verdict = _data_verdict(contract, len(rows), int(is_bad.sum()), _by_rule(failures))
+    bad = rows[is_bad].assign(reasons=reasons)
+    return Checked(rows[~is_bad].reset_index(drop=True), bad.reset_index(drop=True), verdict)
+
+
+def _missing(contract: Contract, batch: pd.DataFrame) -> list[str]:
+    return [f"{name}: column missing, rule: the schema declares it" for name in contract.columns if name not in batch]
+
+
+def _changed_units(contract: Contract, batch: pd.DataFrame) -> list[str]:
+    stated = batch.attrs.get("units", {})
+    declared = {name: spec.metadata["unit"] for name, spec in contract.columns.items()}
+    return [
+        f"{name}: unit {unit!r}, rule: {declared[name]!r}"
+        for name, unit in stated.items() if name in declared and unit != declared[name]
+    ]
+
+
+KINDS = {float: "fiu", int: "iu", bool: "b", datetime: "M"}
+
+
+def _changed_types(contract: Contract, batch: pd.DataFrame) -> list[str]:
+    """A whole number where a float is declared is fine, and so is a column without any value."""
+    def fits(name: str) -> bool:
+        kind, values = contract.python_type(name), batch[name]
+        return values.isna().all() or (is_string_dtype(values) if kind is str else values.dtype.kind in KINDS[kind])
+
+    return [f"{name}: type {batch[name].dtype}, rule: {contract.python_type(name).__name__}"
+            for name in contract.columns if name in batch and not fits(name)]
+
+
+def _refused(rows: pd.DataFrame, reasons: list[str]) -> Checked:
+    figures = {"rows": len(rows), "bad": len(rows), "by_rule": []}
+    verdict = Verdict("data", "failed", tuple(reasons), figures, "broken contract")
+    return Checked(rows.iloc[:0], rows.iloc[:0], verdict)
+
+
+def _failures(contract: Contract, rows: pd.DataFrame) -> pd.DataFrame:
+    """One row a failure: column ("row" for cross-field rules), check, failure_case, index (missing: whole column)."""
+    try:
+        contract.schema.to_schema().validate(rows, lazy=True)
+    except pandera.errors.SchemaErrors as errors:
+        cases = errors.failure_cases[["schema_context", "column", "check", "failure_case", "index"]].copy()
+        cases.loc[cases["schema_context"] == "DataFrameSchema", "column"] = "row"
+        return cases.drop_duplicates(["column", "check", "index"])
+    return pd.DataFrame({"column": [], "check": [], "failure_case": [], "index": []}, dtype=object)
+
+
+def _by_rule(failures: pd.DataFrame) -> list[dict[str, Any]]:
+    return [
+        {"column": column, "rule": rule, "count": len(cases), "examples": [
+            {"row": int(case.index_), "value": str(case.failure_case)}
+            for case in cases.head(EXAMPLES).rename(columns={"index": "index_"}).itertuples()]}
+        for (column, rule), cases in failures.groupby(["column", "check"])
+    ]
+
+
+def _data_verdict(contract: Contract, rows: int, bad: int, by_rule: list[dict[str, Any]]) -> Verdict:
+    figures = {"rows": rows, "bad": bad, "limit": contract.bad_rows, "by_rule": by_rule}
+    if rows == 0:
+        return Verdict("data", "insufficient", ("the batch has no rows",), figures)
+    if bad / rows <= contract.bad_rows:
+        return Verdict("data", "passed", (), figures)
+    reasons = [f"{bad} of {rows} rows are bad, the limit is {contract.bad_rows:.2%}"]
+    for rule in by_rule:
+        examples = ", ".join(example["value"] for example in rule["examples"])
+        reasons.append(f"{rule['column']}: {rule['rule']}, {rule['count']} rows, such as {examples}")
+    return Verdict("data", "failed", tuple(reasons), figures, "broken contract")
+
+
+def scores(contract: Contract, labels: np.ndarray, probabilities: np.ndarray) -> dict[str, Any]:
+    """The absolute figures of a model on labelled rows; undefined ones are None."""
+    classes = np.arange(len(contract.label.classes))
+    named = (probabilities * contract.weights).argmax(axis=1)
+    present = np.isin(classes, labels)
+    recalls = recall_score(labels, named, labels=classes, average=None, zero_division=np.nan) if len(labels) else []
+    return {
+        "rows": len(labels),
+        "log_loss": float(row_losses(labels, probabilities).mean()) if len(labels) else None,
+        "auc": float(_auc(labels, probabilities)) if present.all() else None,
+        "calibration_error": calibration_error(labels, probabilities) if len(labels) else None,
+        "recall": {
+            name: float(recall) if there else None
+            for name, recall, there in zip(contract.label.classes, recalls, present)
+        },
+    }
+
+
+def _auc(labels: np.ndarray, probabilities: np.ndarray) -> float:
+    """Area under the curve, each class against the rest, unweighted mean."""
+    return float(np.mean([roc_auc_score(labels == k, p) for k, p in enumerate(probabilities.T)]))
+
+
+def calibration_error(labels: np.ndarray, probabilities: np.ndarray) -> float:
+    """Expected calibration error, the mean over the classes, ten equal bins (Naeini et al., 2015)."""
+    hits = labels[:, None] == np.arange(probabilities.shape[1])
+    return float(np.mean([_bin_gaps(p, hit) for p, hit in zip(probabilities.T, hits.T)]))
+
+
+def _bin_gaps(probability: np.ndarray, hit: np.ndarray) -> float:
+    bins = np.minimum((probability * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
+    gap = np.bincount(bins, weights=probability - hit, minlength=CALIBRATION_BINS)
+    return float(np.abs(gap).sum() / len(hit))
+
+
+def gate(
+    contract: Contract, labels: np.ndarray, challenger: np.ndarray, champion: np.ndarray | None,
+    slices: Mapping[str, np.ndarray], *, latency_ms: float, size_mb: float, disagreement: float, refit_shift: float,
+) -> Verdict:
+    """May this challenger be promoted? Both models' probabilities are of the same newest labelled rows.
+
+    `latency_ms`: 99th percentile of one record. `disagreement`: the largest difference between the saved
+    model's probabilities, computed by a new process, and the trainer's. `refit_shift`: the mean absolute
+    difference between the probabilities judged here and those of the model refitted on every row, which serves.
+    """
+    limits = contract.gate
+    figures: dict[str, Any] = {"challenger": scores(contract, labels, challenger), "latency_ms": latency_ms,
+                               "size_mb": size_mb, "disagreement": disagreement, "refit_shift": refit_shift}
+    unknown = _undefined(limits, figures["challenger"])
+    reasons = [] if unknown else _absolute(limits, figures["challenger"])
+    for name, value, limit in (("latency", latency_ms, limits.latency_ms), ("size", size_mb, limits.size_mb),
+                               ("disagreement with the saved model", disagreement, 0.0),
+                               ("shift of the refitted model", refit_shift, limits.refit_shift)):
+        if not value <= limit:
+            reasons.append(f"{name} {value:.4g} is above {limit:.4g}")
+    if champion is not None and not unknown:
+        figures["champion"] = scores(contract, labels, champion)
+        figures["paired"] = paired(limits, labels, challenger, champion)
+        figures["slices"], thin = _slices(limits, labels, challenger, champion, slices)
+        reasons += _not_better(limits, figures["paired"]) + _behind(limits, figures["slices"])
+        unknown += thin
+    outcome = "failed" if reasons else "insufficient" if unknown else "passed"
+    return Verdict("gate", outcome, (*reasons, *unknown), figures)
+
+
+def _undefined(limits: Gate, figures: Mapping[str, Any]) -> list[str]:
+    if figures["rows"] < limits.min_rows:
+        return [f"{figures['rows']} labelled rows, at least {limits.min_rows} are needed"]
+    absent = [name for name, recall in figures["recall"].items() if recall is None]
+    return [f"no labelled row of class {', '.join(absent)}: AUC and recall are undefined"] if absent else []
+
+
+def _absolute(limits: Gate, figures: Mapping[str, Any]) -> list[str]:
+    reasons = []
+    if not figures["log_loss"] <= limits.log_loss:
+        reasons.append(f"log loss {figures['log_loss']:.4f} is above {limits.log_loss}")
+    if not figures["auc"] >= limits.auc:
+        reasons.append(f"AUC {figures['auc']:.4f} is below {limits.auc}")
+    if not figures["calibration_error"] <= limits.calibration_error:
+        reasons.append(f"calibration error {figures['calibration_error']:.4f} is above {limits.calibration_error}")
+    for name, least in limits.recall.items():
+        if not figures["recall"][name] >= least:
+            reasons.append(f"recall of {name} {figures['recall'][name]:.4f} is below {least}")
+    return reasons
+
+
+def paired(limits: Gate, labels: np.ndarray, challenger: np.ndarray, champion: np.ndarray) -> dict[str, float]:
+    """Challenger minus champion: mean log loss of the same rows and its bootstrap interval (below 0: better)."""
+    difference = row_losses(labels, challenger) - row_losses(labels, champion)
+    if np.ptp(difference) == 0:  # the very same model: scipy's interval would be NaN
+        return {"difference": float(difference[0]), "low": float(difference[0]), "high": float(difference[0])}
+    interval = bootstrap((difference,), np.mean, n_resamples=RESAMPLES, batch=50, method="percentile",
+                         confidence_level=limits.confidence, rng=0).confidence_interval
+    return {"difference": float(difference.mean()), "low": float(interval.low), "high": float(interval.high)}
+
+
+def _not_better(limits: Gate, difference: Mapping[str, float]) -> list[str]:
+    if difference["high"] <= limits.margin and difference["difference"] < limits.margin:
+        return []
+    return [
+        f"not better than the champion: log loss differs by {difference['difference']:+.4f}, "
+        f"{limits.confidence:.0%} interval [{difference['low']:+.4f}, {difference['high']:+.4f}], "
+        f"its upper end must not exceed {limits.margin:+.4f}"
+    ]
+
+
+def _slices(
+    limits: Gate, labels: np.ndarray, challenger: np.ndarray, champion: np.ndarray, slices: Mapping[str, np.ndarray],
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Each slice with enough rows and how far the challenger is behind there; and the columns with none."""
+    difference = row_losses(labels, challenger) - row_losses(labels, champion)
+    judged, thin = [], []
+    for column in limits.slices:
+        groups = pd.Series(difference).groupby(pd.Series(slices[column]))
+        enough = groups.agg(["size", "mean"]).query("size >= @limits.slice_rows")
+        if enough.empty:
+            thin.append(f"no slice of {column} has {limits.slice_rows} rows")
+        judged += [{"column": column, "value": str(value), "rows": int(row["size"]), "behind": float(row["mean"])}
+                   for value, row in enough.iterrows()]
+    return judged, thin
+
+
+def _behind(limits: Gate, judged: list[dict[str, Any]]) -> list[str]:
+    return [
+        f"{one['column']}={one['value']} falls behind the champion by {one['behind']:.4f}, "
+        f"the margin is {limits.slice_margin}"
+        for one in judged if one["behind"] > limits.slice_margin
+    ]

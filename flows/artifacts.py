@@ -1,0 +1,78 @@
+"""What the Prefect UI shows of a run, so that it can be read without its logs."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from prefect import tags as prefect_tags
+from prefect.artifacts import create_markdown_artifact
+
+MARKS = {"passed": "✅ passed", "failed": "❌ failed", "insufficient": "❔ insufficient"}
+
+
+def show_data_check(model: str, version: Mapping[str, Any], verdict: Mapping[str, Any]) -> None:
+    figures = verdict["figures"]
+    rules = [(rule["column"], rule["rule"], rule["count"], ", ".join(e["value"] for e in rule["examples"]))
+             for rule in figures["by_rule"]]
+    _show(model, "data-check", _heading(f"Data check of {model}", verdict), (
+        f"{figures['rows']:,} rows of [{version['start']}, {version['end']}); {figures['bad']:,} set aside. "
+        f"Data version `{version['digest'][:12]}` now holds {version['rows']:,} rows."
+    ), table(("column", "rule", "rows", "examples"), rules) if rules else "No rule was broken.")
+
+
+def show_gate(model: str, version: str, verdict: Mapping[str, Any]) -> None:
+    figures = verdict["figures"]
+    challenger, champion = figures["challenger"], figures.get("champion", {})
+    rows = [(name.replace("_", " "), _short(challenger[name]), _short(champion.get(name)))
+            for name in ("rows", "log_loss", "auc", "calibration_error")]
+    rows += [(f"recall of {name}", _short(value), _short(champion.get("recall", {}).get(name)))
+             for name, value in challenger["recall"].items()]
+    rows += [(name, _short(figures[name]), "") for name in ("latency_ms", "size_mb", "disagreement")]
+    slices = [(one["column"], one["value"], one["rows"], f"{one['behind']:+.4f}") for one in figures.get("slices", ())]
+    paired = figures.get("paired")
+    compared = paired and (f"Log loss, challenger minus champion, same rows: **{paired['difference']:+.4f}** "
+                           f"[{paired['low']:+.4f}, {paired['high']:+.4f}]")
+    _show(model, "gate", _heading(f"Gate of {model} `{version[:12]}`", verdict),
+          table(("figure", "challenger", "champion"), rows), compared or "No champion yet: absolute limits only.",
+          table(("slice", "value", "rows", "behind the champion"), slices) if slices else "")
+
+
+def show_window(model: str, window: str, verdict: Mapping[str, Any], action: str) -> None:
+    figures = verdict["figures"]
+    ranked = sorted(figures["distances"].items(), key=lambda item: -item[1])
+    _show(model, "window", _heading(f"Window {window} of {model}: {verdict['kind']}", verdict),
+          f"{figures['rows']:,} records of traffic. What is done: **{action}**.",
+          table(("feature", "distance (PSI)"), [(name, _short(value)) for name, value in ranked]))
+
+
+def show_release(model: str, version: str, released: Mapping[str, Any]) -> None:
+    rows = [(one["url"], one["records"], one["furthest"], f"{one['seconds'] * 1000:.0f} ms") for one in released["checked"]]
+    _show(model, "release", f"# Release of {model} `{version[:12]}`",
+          f"Champion before: `{(released['before'] or 'none')[:12]}`.",
+          table(("replica", "sample records", "furthest from the trainer", "answered in"), rows))
+
+
+def tagged(model: str):
+    """Runs inside carry the model's tag."""
+    return prefect_tags(f"model:{model}")
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
+    """A Markdown table."""
+    lines = [tuple(head)] + [tuple(str(cell).replace("|", "\\|") for cell in row) for row in rows]
+    lines.insert(1, ("---",) * len(lines[0]))
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _heading(title: str, verdict: Mapping[str, Any]) -> str:
+    reasons = "\n".join(f"- {reason}" for reason in verdict["reasons"])
+    return f"# {title}: {MARKS[verdict['outcome']]}\n\n{reasons}"
+
+
+def _short(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
+
+
+def _show(model: str, name: str, *parts: str) -> None:
+    create_markdown_artifact("\n\n".join(part for part in parts if part), key=f"{model}-{name}".replace("_", "-").lower())

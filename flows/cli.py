@@ -1,0 +1,218 @@
+"""`perennial …`: every flow and every question from a shell. Imports wait until a command needs them."""
+
+import json
+import os
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+                  help="Keeps machine-learning models alive: checks, trains, judges, ships, watches, renews.")
+contracts = typer.Typer(no_args_is_help=True, help="Read and compare contracts.")
+app.add_typer(contracts, name="contract")
+
+Model = Annotated[str, typer.Argument(help="A contract: `flights` is contracts/flights.py; a dotted module works too.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
+console = Console()
+
+
+def main() -> None:
+    """Run a command; an error is one line, exit code 2 for the user's mistake and 1 for a failure."""
+    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")  # a flow's error reaches the shell once, not as a log too
+    try:
+        app(standalone_mode=True)
+    except Exception as error:
+        if not hasattr(error, "exit_code"):  # not a PerennialError, whose import would slow `--help`
+            raise
+        Console(stderr=True).print(f"perennial: {error}", style="red", markup=False, highlight=False)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+@app.command()
+def demo(
+    until: Annotated[datetime, typer.Option(formats=["%Y-%m-%d"], help="Stop before this event day.")] = datetime(2014, 1, 1),
+    keep: Annotated[bool, typer.Option(help="Leave the servers up and print their addresses.")] = False,
+    folder: Annotated[Path, typer.Option(help="Where the report goes.")] = Path("build/replay"),
+) -> None:
+    """Replay the flights of 2013 through the whole loop and write a report."""
+    from flows.replay import replay
+
+    replay(until, keep, folder, console)
+
+
+@app.command()
+def ingest(
+    model: Model,
+    start: Annotated[datetime | None, typer.Option(help="First event time; default: the newest version's end.")] = None,
+    end: Annotated[datetime | None, typer.Option(help="Event time to stop before; default: what has matured.")] = None,
+    file: Annotated[str | None, typer.Option(help="A .parquet or .csv file; default: the contract's source.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check a batch of labelled events and append it as a new data version."""
+    from flows.ingest import ingest as flow
+
+    version = flow(model, start, end, file)
+    _say(version, as_json, f"{model}: data version {version['digest'][:12]}, {version['rows']:,} rows")
+
+
+@app.command()
+def train(
+    model: Model,
+    release: Annotated[bool, typer.Option(help="Release the version if the gate allows it.")] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Train a challenger on the newest data version, judge it, and release it if it passed."""
+    from flows.train import train as flow
+
+    done = flow(model, release=release)
+    _say(done, as_json, f"{model}: version {done['version'][:12]}: gate {done['outcome']}")
+    if done["outcome"] != "passed":
+        raise typer.Exit(1)
+
+
+@app.command()
+def release(model: Model, version: Annotated[str, typer.Argument(help="champion, an alias, a number or a digest.")] = "champion",
+            as_json: AsJson = False) -> None:
+    """Put a version that passed the gate in front of the callers."""
+    from flows.release import release as flow
+
+    done = flow(model, version)
+    _say(done, as_json, f"{model}: {done['version'][:12]} serves at {', '.join(done['replicas'])}")
+
+
+@app.command()
+def monitor(
+    model: Model,
+    window: Annotated[datetime | None, typer.Option(help="Start of the window; default: every closed one not yet judged.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Judge windows of traffic: what drifted, and what follows."""
+    from flows.memory import remember
+    from flows.monitor import due, ship
+    from flows.monitor import monitor as flow
+
+    memory = remember(model)
+    ship(memory)
+    windows = [window] if window else due(memory)
+    judged = {each.isoformat(): flow(model, each.isoformat()) for each in windows}
+    lines = [f"{key}: {one['verdict']['kind']} → {one['action']}" for key, one in judged.items()]
+    _say(judged, as_json, "\n".join(lines) or f"{model}: no closed window waits to be judged")
+
+
+@app.command()
+def serve(model: Model, port: Annotated[int, typer.Option(help="The balancer's; a free one where it is taken.")] = 8080) -> None:
+    """Serve the champion behind the load balancer until Ctrl-C."""
+    from deployments import balancer
+    from flows.memory import remember
+    from flows.release import serve_champion
+
+    memory = remember(model)
+    try:
+        url = serve_champion(memory, port)
+        console.print(f"{model} serves at [bold]{url}/{memory.name}/predict[/]; Ctrl-C ends it")
+        balancer.wait(memory.run)
+    finally:
+        balancer.stop_all(memory.run)
+
+
+@app.command()
+def status(model: Model, as_json: AsJson = False) -> None:
+    """What serves, what it was trained on, and what was last judged."""
+    from flows.status import facts, table
+
+    found = facts(model)
+    _print(found) if as_json else console.print(table(found))
+
+
+@app.command()
+def history(
+    model: Model,
+    at: Annotated[str | None, typer.Option(help="What served at this time (ISO, UTC)?")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """The ledger: every event of a model, or what served at a time."""
+    from flows.memory import remember
+    from flows.status import events
+
+    memory = remember(model)
+    if at:
+        champion = memory.ledger.state(at=at).champion
+        return _say({"at": at, "champion": champion}, as_json, f"{model} at {at}: {champion or 'nothing served'}")
+    rows = events(memory)
+    if as_json:
+        return _print(rows)
+    shown = Table("#", "when (UTC)", "by", "what", "about")
+    for row in rows:
+        shown.add_row(str(row["seq"]), row["at"][:19], row["by"], row["kind"], row["about"])
+    console.print(shown)
+
+
+@app.command()
+def rollback(
+    model: Model,
+    to: Annotated[str, typer.Option(help="previous, a number, an alias or a digest.")] = "previous",
+    reason: Annotated[str, typer.Option(help="Kept in the ledger.")] = "asked by a person",
+    as_json: AsJson = False,
+) -> None:
+    """Return to an earlier version: the ledger first learns why, and the traffic follows where this machine serves."""
+    from flows.release import roll_back
+
+    done = roll_back(model, to, reason)
+    _say(done, as_json, f"{model}: {done['from'][:12]} → {done['to'][:12]}")
+
+
+@app.command()
+def down() -> None:
+    """End what `demo --keep` left running."""
+    from deployments import stack
+    from flows.replay import demo_home
+
+    stack.down(demo_home())
+
+
+@app.command()
+def deploy() -> None:
+    """Register the deployments of prefect.yaml with the server at PREFECT_API_URL."""
+    from deployments.orchestrator import deploy as register
+
+    register({})
+    console.print("deployed: perennial's flows, their schedule and the automation")
+
+
+@contracts.command("diff")
+def contract_diff(
+    old: Annotated[str, typer.Argument(help="A contract, a .py file, or a version: flights@champion, flights@3.")],
+    new: Annotated[str, typer.Argument(help="As OLD.")],
+    as_json: AsJson = False,
+) -> None:
+    """What changed between two contracts, and what breaks callers (exit code 1 if something does)."""
+    from dataclasses import asdict
+
+    from contracts.contract import diff
+    from flows.status import described
+
+    changes = diff(described(old), described(new))
+    if as_json:
+        _print([asdict(change) for change in changes])
+    else:
+        shown = Table("path", "old", "new", "breaks callers")
+        for change in changes:
+            shown.add_row(change.path, str(change.old), str(change.new), change.breaks or "", style="red" if change.breaks else "")
+        console.print(shown if changes else "no difference")
+    if any(change.breaks for change in changes):
+        raise typer.Exit(1)
+
+
+def _say(value: Any, as_json: bool, text: str) -> None:
+    _print(value) if as_json else console.print(text, highlight=False)
+
+
+def _print(value: Any) -> None:
+    print(json.dumps(value, indent=1, default=str))

@@ -1,0 +1,278 @@
+"""The demo: a real year of flights through the whole loop, against two ways of living without it."""
+
+import asyncio
+import os
+import time
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass, field
+from datetime import datetime
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pandas as pd
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from contracts.contract import Contract, PerennialError, load
+from contracts.quality import scores
+from service.model import Model, fit, records_of_columns, restore, rounds_of
+
+MODEL = "flights"
+YEAR, TRAFFIC = datetime(2013, 1, 1), datetime(2013, 3, 1)
+BATCH, AT_ONCE = 100, 4  # records a request; requests under way together
+PACE = 0.04  # seconds between one-record requests while a retraining runs, so that a release meets traffic
+TRAINING = 300  # seconds that a retraining may take before the replay gives up on it
+
+
+@dataclass
+class Traffic:
+    """Every record of the replay, what the live service answered, and how each request went."""
+
+    contract: Contract
+    rows: pd.DataFrame
+    url: str
+    records: list[dict[str, Any]] = field(init=False)
+    answers: np.ndarray = field(init=False)
+    requests: list[tuple[str, bool, float]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.records = records_of_columns(self.contract, self.contract.columns_of(self.rows))
+        self.answers = np.full((len(self.rows), len(self.contract.label.classes)), np.nan)
+        self.day = self.rows[self.contract.event_time].dt.strftime("%Y-%m-%d").to_numpy()
+
+    async def send(self, client: httpx.AsyncClient, indices: np.ndarray) -> None:
+        """One request; its answers are kept, a failure is counted and never repeated."""
+        begun, worked = time.perf_counter(), False
+        try:
+            reply = await client.post(self.url, json={"records": [self.records[i] for i in indices]})
+            worked = reply.status_code == 200
+            if worked:
+                self.answers[indices] = [list(one["probabilities"].values()) for one in reply.json()["predictions"]]
+        except httpx.HTTPError:
+            pass  # a failed request: counted below, and the replay's first figure
+        self.requests.append((self.day[indices[0]], worked, time.perf_counter() - begun))
+
+    async def send_day(self, indices: np.ndarray) -> None:
+        """A day's records in batches, a few at once."""
+        gate = asyncio.Semaphore(AT_ONCE)
+        async with httpx.AsyncClient(timeout=30) as client:
+            async def one(batch: np.ndarray) -> None:
+                async with gate:
+                    await self.send(client, batch)
+            await asyncio.gather(*(one(indices[at:at + BATCH]) for at in range(0, len(indices), BATCH)))
+
+    async def trickle(self, indices: np.ndarray, finished: Any) -> np.ndarray:
+        """Single records, one after another, until `finished()`; what is left of the day."""
+        async with httpx.AsyncClient(timeout=30) as client:
+            sent, deadline = 0, time.monotonic() + TRAINING
+            while not await asyncio.to_thread(finished):
+                if time.monotonic() > deadline:
+                    raise PerennialError(f"the retraining did not end in {TRAINING} s; read its run in the Prefect UI")
+                for _ in range(10):
+                    if sent < len(indices) - BATCH:
+                        await self.send(client, indices[sent:sent + 1])
+                        sent += 1
+                    await asyncio.sleep(PACE)
+        return indices[sent:]
+
+
+def replay(until: datetime, keep: bool, folder: Path, console: Console) -> dict[str, Any]:
+    """Run the year up to `until`, write report.json and report.html to `folder`, and leave nothing running."""
+    from deployments import stack
+
+    begun = time.monotonic()
+    home = stack.fresh(demo_home())
+    up = None
+    try:
+        with console.status("starting the Prefect server, its worker and the load balancer …"):
+            up = stack.up(home, profile_seconds=0.5)
+        _say_where(console, up)
+        report = _run(until, up, begun, console)
+        from flows.report import write
+        write(report, folder)
+        console.print(_summary(report), f"report: {folder / 'report.html'}", sep="\n")
+        if keep:
+            _say_where(console, up)
+            console.print("left running; `perennial down` ends it")
+        return report
+    finally:
+        if up is not None and not keep:
+            with console.status("stopping everything …"):
+                stack.down(home)
+
+
+def demo_home() -> Path:
+    return Path(os.environ.get("PERENNIAL_DEMO", ".perennial/demo")).absolute()
+
+
+def _say_where(console: Console, up: Any) -> None:
+    console.print(f"Prefect UI {up.ui}   API {up.url}/{MODEL}/predict   Traefik {up.api}/dashboard/")
+
+
+def _run(until: datetime, up: Any, begun: float, console: Console) -> dict[str, Any]:
+    from flows.ingest import ingest
+    from flows.memory import remember
+    from flows.train import fetched, train
+
+    memory, contract = remember(MODEL), load(MODEL)
+    with console.status("January and February: ingest, train, gate, release …"):
+        ingest(MODEL, YEAR, TRAFFIC)
+        trained = train(MODEL)
+    if trained["outcome"] != "passed":
+        raise PerennialError(f"the first model did not pass the gate; run: perennial history {MODEL}")
+    first = trained["version"]
+    rows = contract.source(TRAFFIC, until)
+    traffic = Traffic(contract, rows, f"{up.url}/{MODEL}/predict")
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        peers = pool.submit(without_the_loop, str(fetched(memory, first)), until)
+        weeks = asyncio.run(_year(traffic, memory, console))
+        with console.status("scoring the frozen and the calendar models …"):
+            frozen, calendar = _result(peers)
+    return _report(traffic, memory, weeks, frozen, calendar, until) | {"seconds": round(time.monotonic() - begun, 1)}
+
+
+def _result(peers: Future) -> tuple[np.ndarray, np.ndarray]:
+    return peers.result(timeout=TRAINING * 2)
+
+
+async def _year(traffic: Traffic, memory: Any, console: Console) -> list[dict[str, Any]]:
+    """Day after day; a day after a window's end its labels come in and its profiles are judged."""
+    contract, weeks = traffic.contract, []
+    days = {day: np.flatnonzero(traffic.day == day) for day in dict.fromkeys(traffic.day)}
+    ingested = TRAFFIC
+    columns = (TextColumn("{task.description:<34}"), BarColumn(), TextColumn("{task.completed}/{task.total} days"), TimeElapsedColumn())
+    with Progress(*columns, console=console) as progress:
+        bar = progress.add_task("traffic", total=len(days))
+        for day, indices in days.items():
+            window_end = contract.window_of(datetime.fromisoformat(day) - contract.label.matures)[0]
+            if window_end > ingested:
+                progress.update(bar, description=f"{day}: labels and profiles are judged")
+                week = await asyncio.to_thread(_close_window, memory, ingested, window_end)
+                ingested, weeks = window_end, [*weeks, week]
+                if week["action"] == "retrain":
+                    progress.update(bar, description=f"{day}: {week['kind']}: retraining")
+                    indices = await traffic.trickle(indices, lambda window=week["window"]: _finished(memory, window))
+            progress.update(bar, description=f"{day}: traffic")
+            await traffic.send_day(indices)
+            progress.advance(bar)
+    return weeks
+
+
+def _close_window(memory: Any, start: datetime, end: datetime) -> dict[str, Any]:
+    from flows.ingest import ingest
+    from flows.monitor import monitor
+
+    ingest(memory.name, start, end)
+    window = end - memory.contract.drift.window
+    time.sleep(1.0)  # two rounds of the replicas' profiler
+    judged = monitor(memory.name, window.isoformat())
+    verdict = judged["verdict"]
+    return {"window": window.isoformat(), "start": window.date().isoformat(), "end": end, "kind": verdict["kind"],
+            "action": judged["action"], "reasons": list(verdict["reasons"]), "distances": verdict["figures"].get("distances", {})}
+
+
+def _finished(memory: Any, window: str) -> bool:
+    return memory.ledger.state().claims[window]["state"] != "claimed"
+
+
+def without_the_loop(first: str, until: datetime) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities for all the traffic: the first model frozen, and one retrained at each month's start, no gate."""
+    contract = load(MODEL)
+    rows = contract.source(YEAR, until)
+    columns, labels, times = contract.columns_of(rows), contract.labels_of(rows), rows[contract.event_time]
+    served = (times >= TRAFFIC).to_numpy()
+    frozen = restore(contract, Path(first)).probabilities(_only(columns, served))
+    calendar = np.full((len(rows), len(contract.label.classes)), np.nan)
+    for month in pd.date_range(TRAFFIC, until, freq="MS", inclusive="left"):
+        known = (times < month - contract.label.matures).to_numpy()
+        due = ((times >= month) & (times < month + pd.offsets.MonthBegin(1))).to_numpy()
+        calendar[due] = _trained(contract, _only(columns, known), labels[known]).probabilities(_only(columns, due))
+    return frozen, calendar[served]
+
+
+def _trained(contract: Contract, columns: Any, labels: np.ndarray) -> Model:
+    return fit(contract, columns, labels, rounds_of(contract, columns, labels, threads=1)["rounds"], threads=1)
+
+
+def _only(columns: Any, chosen: np.ndarray) -> dict[str, np.ndarray]:
+    return {name: values[chosen] for name, values in columns.items()}
+
+
+def _report(traffic: Traffic, memory: Any, weeks: list, frozen: np.ndarray, calendar: np.ndarray, until: datetime) -> dict[str, Any]:
+    """The report's figures; live, frozen and calendar are compared on the records that live answered."""
+    contract, state = traffic.contract, memory.ledger.state()
+    answered = ~np.isnan(traffic.answers).any(axis=1)
+    answers = {"live": traffic.answers, "frozen": frozen, "calendar": calendar}
+    labels, times = contract.labels_of(traffic.rows), traffic.rows[contract.event_time]
+    months = times.dt.strftime("%Y-%m").to_numpy()
+
+    def compared(chosen: np.ndarray) -> dict[str, Any]:
+        found = {name: scores(contract, labels[chosen], given[chosen]) for name, given in answers.items()}
+        return {"n": int(chosen.sum())} | {
+            f"{short}_{name}": one[figure] for name, one in found.items() for short, figure in (("logloss", "log_loss"), ("auc", "auc"))}
+
+    for week in weeks:
+        end = week.pop("end")
+        week |= compared(answered & ((times >= week["window"]) & (times < end)).to_numpy())
+    events = memory.ledger.events()
+    judged = {event.data["version"]: event.data["verdict"] for event in events if event.kind == "judged"}
+    refused = [version for version, verdict in judged.items() if verdict["outcome"] != "passed"]
+    failed = sum(not worked for _, worked, _ in traffic.requests)
+    return {
+        "model": contract.name, "classes": list(contract.label.classes), "until": until.date().isoformat(),
+        "requests_sent": len(traffic.requests), "requests_failed": failed, "records_scored": int(answered.sum()),
+        "retrains_triggered": sum(week["action"] == "retrain" for week in weeks),
+        "promotions": sum(event.kind == "promoted" for event in events), "refusals": len(refused),
+        "drift_events": sum("drift" in week["kind"] or "worse" in week["kind"] for week in weeks),
+        "months": [{"month": month, **compared(answered & (months == month))} for month in dict.fromkeys(months)],
+        "total": compared(answered), "weeks": weeks, "versions": _versions(events, state, memory),
+        "refused": [{"version": version, "at": _data_end(memory, version), "reasons": list(judged[version]["reasons"])} for version in refused],
+        "calibration": _calibration(contract, labels[answered], traffic.answers[answered]), "days": _days(traffic),
+    }
+
+
+def _data_end(memory: Any, version: str) -> str:
+    from registry import models
+
+    return models.manifest(memory.store, memory.name, version)["data"]["end"][:10]
+
+
+def _versions(events: list, state: Any, memory: Any) -> list[dict[str, Any]]:
+    from registry import models
+
+    promoted = [event.data["version"] for event in events if event.kind == "promoted"]
+    manifests = {version: models.manifest(memory.store, memory.name, version) for version in promoted}
+    return [{"version": version, "number": state.versions.index(version) + 1, "promoted": max(manifest["data"]["end"][:10], "2013-03-01"),
+             "rows": manifest["rows"], "rounds": manifest["metrics"]["rounds"]} for version, manifest in manifests.items()]
+
+
+def _calibration(contract: Contract, labels: np.ndarray, probabilities: np.ndarray, bins: int = 10) -> dict[str, Any]:
+    """Expected and observed frequency of each class in ten bins of its probability; None where a bin is empty."""
+    found = {}
+    for index, name in enumerate(contract.label.classes):
+        table = pd.DataFrame({"expected": probabilities[:, index], "observed": labels == index})
+        means = table.groupby((table["expected"] * bins).astype(int).clip(upper=bins - 1))
+        table = means.agg(expected=("expected", "mean"), observed=("observed", "mean"), n=("observed", "size")).reindex(range(bins))
+        found[name] = {"n": table["n"].fillna(0).astype(int).tolist()} | {
+            column: [None if np.isnan(value) else value for value in table[column]] for column in ("expected", "observed")}
+    return found
+
+
+def _days(traffic: Traffic) -> list[dict[str, Any]]:
+    table = pd.DataFrame(traffic.requests, columns=["day", "worked", "seconds"])
+    days = table.groupby("day").agg(requests=("worked", "size"), failed=("worked", lambda worked: int((~worked).sum())),
+                                    p50_ms=("seconds", lambda s: s.median() * 1000), p99_ms=("seconds", lambda s: s.quantile(0.99) * 1000))
+    return days.reset_index().to_dict("records")
+
+
+def _summary(report: dict[str, Any]) -> Table:
+    shown = Table("month", "flights", "live", "frozen", "calendar", title="log loss on the same records (lower is better)")
+    for row in [*report["months"], {"month": "all", **report["total"]}]:
+        shown.add_row(row["month"], f"{row['n']:,}", *(f"{row[f'logloss_{name}']:.4f}" for name in ("live", "frozen", "calendar")))
+    shown.caption = (f"{report['requests_sent']:,} requests, {report['requests_failed']} failed; {report['retrains_triggered']} retrainings, "
+                     f"{report['promotions']} promotions, {report['refusals']} refusals; {report['drift_events']} windows drifted")
+    return shown

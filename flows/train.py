@@ -1,0 +1,197 @@
+"""data version → features → XGBoost → gate → registered version, released if the gate allows it."""
+
+import json
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from datetime import datetime
+from hashlib import sha256
+from importlib.metadata import version as installed
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from prefect import flow, task
+
+from contracts.contract import PerennialError, Verdict, digest_of
+from contracts.quality import gate
+from flows.artifacts import show_gate
+from flows.memory import Memory, remember
+from flows.release import release_version
+from registry import data, models
+from registry.store import Taken
+from service import profiles
+from service.model import SERVED, TWIN, Model, columns_of_records, fit, records_of_columns, restore, rounds_of
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("numpy", "pandas", "pandera", "scikit-learn", "xgboost-cpu", "whylogs", "bentoml")
+SAMPLES = 50
+LATENCY_RECORDS = 300
+
+
+@flow(name="train", flow_run_name="{model} {window}")
+def train(model: str, window: str = "by hand", reason: str = "asked by a person", release: bool = True) -> dict[str, Any]:
+    """Train a challenger on the newest data version, judge it, and release it if it passed.
+
+    `window` names the retraining that the ledger granted; a finished or unknown one is not run again.
+    """
+    if not may_run(model, window):
+        return {"outcome": "nothing to do", "window": window}
+    version = train_version(model)
+    verdict = judge_version(model, version)
+    show_gate(model, version, verdict)
+    if verdict["outcome"] == "passed" and release:
+        release_version(model, version)
+    return finish(model, window, version, verdict["outcome"])
+
+
+def may_run(model: str, window: str) -> bool:
+    """Whether the ledger holds an unfinished claim for this window; training by hand needs none."""
+    if window == "by hand":
+        return True
+    return remember(model).ledger.state().claims.get(window, {}).get("state") == "claimed"
+
+
+@task(task_run_name="fit {model}")
+def train_version(model: str) -> str:
+    return fit_version(remember(model))
+
+
+@task(task_run_name="judge {model} {version}")
+def judge_version(model: str, version: str) -> dict[str, Any]:
+    return judge(remember(model), version).as_json()
+
+
+def finish(model: str, window: str, version: str, outcome: str) -> dict[str, Any]:
+    if window != "by hand":
+        remember(model).ledger.retrain_finished(window, outcome, {"version": version})
+    return {"outcome": outcome, "version": version, "window": window}
+
+
+def judged_from(memory: Memory, source: data.DataVersion) -> datetime:
+    """The start of the newest labelled window: older rows train, newer ones judge."""
+    return datetime.fromisoformat(source.end) - memory.contract.gate.window
+
+
+def fit_version(memory: Memory) -> str:
+    """Train on the newest data version and register the result; gives the version's digest.
+
+    A version holds the recipe trained twice: the *twin* on all but the newest labelled window, for the gate to
+    judge on rows it never saw, and the model that serves, on every row, in as many rounds.
+    """
+    contract = memory.contract
+    source = data.newest(memory.store, memory.name)
+    rows = data.read(memory.store, source)
+    older = (rows[contract.event_time] < judged_from(memory, source)).to_numpy()
+    if not older.any():
+        raise PerennialError(f"{memory.name}: all {len(rows)} rows lie in the gate's window; ingest older ones first")
+    columns, labels = contract.columns_of(rows), contract.labels_of(rows)
+    past = {name: values[older] for name, values in columns.items()}
+    history = rounds_of(contract, past, labels[older])
+    twin = fit(contract, past, labels[older], history["rounds"])
+    model = fit(contract, columns, labels, history["rounds"])
+    files = model.files() | twin.files(TWIN) | {
+        "samples.json": json.dumps(_samples(model, rows[~older])).encode(),
+        "contract.json": json.dumps(contract.describe(), indent=1, sort_keys=True, ensure_ascii=False).encode(),
+    }
+    version = models.save(memory.store, memory.name, files, _manifest(memory, source, history, int(older.sum())))
+    probabilities = model.probabilities(columns)
+    keep_reference(memory, version, profiles.profile(contract, columns, probabilities, model.classes(probabilities)))
+    memory.ledger.registered(version, {"data": source.digest, "rounds": history["rounds"]})
+    return version
+
+
+def keep_reference(memory: Memory, version: str, reference: Any) -> None:
+    """Keep the training data's profile beside the version, not in it: whylogs' sketches draw random numbers."""
+    with suppress(Taken):  # trained before: the first one stays
+        memory.store.create(reference_key(memory, version), profiles.to_bytes(reference))
+
+
+def reference_key(memory: Memory, version: str) -> str:
+    return f"references/{memory.name}/{version}.bin"
+
+
+def _samples(model: Model, rows: pd.DataFrame) -> dict[str, Any]:
+    """Records as a caller would send them, and what the trainer answers: every replica must say the same."""
+    columns = model.contract.columns_of(rows.head(SAMPLES))
+    return {"records": records_of_columns(model.contract, columns), "probabilities": model.probabilities(columns).tolist()}
+
+
+def _manifest(memory: Memory, source: data.DataVersion, history: dict[str, Any], twin_rows: int) -> dict[str, Any]:
+    contract = memory.contract
+    return {
+        "model": memory.name, "contract": contract.digest, "classes": list(contract.label.classes),
+        "features": [feature.name for feature in contract.features], "data": source.as_json(),
+        "rows": source.rows, "twin_rows": twin_rows, "judged_from": judged_from(memory, source).isoformat(), "metrics": history,
+        "seed": contract.seed, "code": code_revision(), "packages": {name: installed(name) for name in PACKAGES},
+    }
+
+
+def code_revision() -> dict[str, str | None]:
+    """The digest of the code that a bento holds, and git's revision where there is one."""
+    sources = {str(path.relative_to(ROOT)): sha256(path.read_bytes()).hexdigest()
+               for room in ("contracts", "service") for path in sorted((ROOT / room).glob("*.py"))}
+    asked = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
+    return {"digest": digest_of(sources), "git": asked.stdout.strip() or None}
+
+
+def judge(memory: Memory, version: str) -> Verdict:
+    """The gate's Verdict on a version, against the champion on the newest labelled window; kept in the ledger."""
+    contract, state = memory.contract, memory.ledger.state()
+    if version == state.champion:  # a run that was killed after the promotion, or nothing new to train on
+        return Verdict.from_json(state.verdicts[version][-1]["verdict"])
+    manifest = models.manifest(memory.store, memory.name, version)
+    source = data.DataVersion.from_json(manifest["data"])
+    rows = data.read(memory.store, source, start=datetime.fromisoformat(manifest["judged_from"]))
+    columns, labels = contract.columns_of(rows), contract.labels_of(rows)
+    files = fetched(memory, version)
+    served, twin = (restore(contract, files, stem).probabilities(columns) for stem in (SERVED, TWIN))
+    verdict = gate(
+        contract, labels, twin, champion_probabilities(memory, state.champion, rows),
+        {name: rows[name].to_numpy() for name in contract.gate.slices},
+        latency_ms=latency(restore(contract, files), files), disagreement=disagreement(memory, files),
+        size_mb=sum(file.stat().st_size for file in files.iterdir()) / 2**20,
+        refit_shift=float(np.abs(served - twin).mean()))
+    memory.ledger.judged(version, verdict, state.champion, {"data": source.digest})
+    return verdict
+
+
+def champion_probabilities(memory: Memory, champion: str | None, rows: pd.DataFrame) -> np.ndarray | None:
+    """What the champion says of the judged rows; refuses rows that it was trained on, on which nobody could win."""
+    if champion is None:
+        return None
+    seen = models.manifest(memory.store, memory.name, champion)["data"]["end"]
+    if seen > rows[memory.contract.event_time].min().isoformat():
+        raise PerennialError(f"{memory.name}: the champion was trained on events up to {seen}, so nothing fresh is left "
+                             f"to judge on; ingest newer events first: perennial ingest {memory.name}")
+    return restore(memory.contract, fetched(memory, champion)).probabilities(memory.contract.columns_of(rows))
+
+
+def fetched(memory: Memory, version: str) -> Path:
+    """The version's files on this machine, their digests checked."""
+    return models.fetch(memory.store, memory.name, version, memory.run / "models")
+
+
+def latency(model: Model, files: Path) -> float:
+    """Milliseconds: 99th percentile of one record from columns to probabilities."""
+    records = json.loads((files / "samples.json").read_bytes())["records"]
+    times = []
+    for index in range(LATENCY_RECORDS):
+        columns = columns_of_records(model.contract, [records[index % len(records)]])
+        begun = time.perf_counter()
+        model.probabilities(columns)
+        times.append(time.perf_counter() - begun)
+    return float(np.percentile(times, 99) * 1000)
+
+
+def disagreement(memory: Memory, files: Path) -> float:
+    """The largest difference between the trainer's sample answers and a new process's, from the saved files."""
+    module = memory.contract.schema.__module__
+    command = [sys.executable, "-m", "service.model", module, str(files)]
+    asked = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if asked.returncode:
+        raise PerennialError(f"the saved model does not answer in a new process:\n{asked.stderr.strip()}")
+    expected = json.loads((files / "samples.json").read_bytes())["probabilities"]
+    return float(np.abs(np.asarray(json.loads(asked.stdout)) - np.asarray(expected)).max())

@@ -1,0 +1,167 @@
+"""Data versions: each ingest appends to a Delta Lake table and gets an immutable reference."""
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
+from deltalake.exceptions import DeltaError, TableNotFoundError
+
+from contracts.contract import Contract, PerennialError, digest_of
+from registry.store import Store
+
+MARK = "perennial"  # the commit's metadata that holds the reference, and the id that makes appends conflict
+KEEP = {"delta.logRetentionDuration": "interval 36500 days", "delta.enableExpiredLogCleanup": "false"}
+TRIES = 20
+
+
+class NoData(PerennialError):
+    """Nothing was ingested yet, or nothing of that name."""
+
+
+@dataclass(frozen=True)
+class DataVersion:
+    """One state of a model's table: `start` and `end` are its newest batch's window, `rows` all that it holds."""
+
+    table: str
+    version: int
+    start: str
+    end: str
+    rows: int
+    event_time: str
+    batch: str
+    digest: str
+    contract: str
+    at: str
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, stored: dict[str, Any]) -> "DataVersion":
+        return cls(**stored)
+
+
+def append(store: Store, contract: Contract, frame: pd.DataFrame, start: datetime, end: datetime) -> DataVersion:
+    """Append the rows of [start, end); the same batch again gives the first reference and adds nothing.
+
+    Of a batch that overlaps older ones, rows whose key is there already are left out.
+    """
+    if frame.empty:
+        raise NoData(f"{contract.name}: no row in [{start}, {end}) to ingest; name a window that has some")
+    table, batch = f"data/{contract.name}", content_digest(frame)
+    for _ in range(TRIES):
+        known = versions(store, contract.name)
+        for one in known:
+            if (one.batch, one.start, one.end) == (batch, start.isoformat(), end.isoformat()):
+                return one
+        rows = _new_rows(store, contract, frame, known, start, end)
+        last = known[-1] if known else None
+        reference = DataVersion(
+            table, last.version + 1 if last else 0, start.isoformat(), end.isoformat(),
+            len(rows) + (last.rows if last else 0), contract.event_time, batch,
+            digest_of([last.digest if last else "", batch, start.isoformat(), end.isoformat()]), contract.digest,
+            datetime.now(UTC).isoformat(timespec="seconds"))
+        try:
+            _commit(store, table, rows, reference, last)
+        except DeltaError:
+            if len(versions(store, contract.name)) == len(known):
+                raise
+            continue  # another writer came first
+        return reference
+    raise PerennialError(f"{contract.name}: {TRIES} other writers came first; ingest [{start}, {end}) again")
+
+
+def _commit(store: Store, table: str, rows: pd.DataFrame, reference: DataVersion, last: DataVersion | None) -> None:
+    properties = CommitProperties(
+        custom_metadata={MARK: json.dumps(asdict(reference))}, app_transactions=[Transaction(MARK, reference.version)])
+    target = DeltaTable(_uri(store, table), last.version, _options(store)) if last else _uri(store, table)
+    write_deltalake(
+        target, pa.Table.from_pandas(rows, preserve_index=False), mode="append" if last else "error",
+        configuration=None if last else KEEP, commit_properties=properties, storage_options=_options(store))
+
+
+def _new_rows(
+    store: Store, contract: Contract, frame: pd.DataFrame, known: list[DataVersion], start: datetime, end: datetime,
+) -> pd.DataFrame:
+    overlaps = any(one.start < end.isoformat() and start.isoformat() < one.end for one in known)
+    if not contract.key or not overlaps:
+        return frame
+    there = read(store, known[-1], start, end)[list(contract.key)].drop_duplicates()
+    found = frame.merge(there, on=list(contract.key), how="left", indicator="was")["was"] == "both"
+    return frame[~found.to_numpy()]
+
+
+def content_digest(frame: pd.DataFrame) -> str:
+    """sha256 of a frame's columns, types and values, in order."""
+    sha = hashlib.sha256(json.dumps([(name, str(kind)) for name, kind in frame.dtypes.items()]).encode())
+    sha.update(np.ascontiguousarray(pd.util.hash_pandas_object(frame, index=False).to_numpy()))
+    return sha.hexdigest()
+
+
+def versions(store: Store, model: str) -> list[DataVersion]:
+    """Every version of a model's data, oldest first."""
+    try:
+        history = DeltaTable(_uri(store, f"data/{model}"), storage_options=_options(store)).history()
+    except TableNotFoundError:
+        return []
+    return [DataVersion(**json.loads(commit[MARK])) for commit in reversed(history) if MARK in commit]
+
+
+def newest(store: Store, model: str) -> DataVersion:
+    """The newest version; raises NoData."""
+    known = versions(store, model)
+    if not known:
+        raise NoData(f"{model}: nothing ingested in {store.address}; run: perennial ingest {model} --start … --end …")
+    return known[-1]
+
+
+def read(store: Store, version: DataVersion, start: datetime | None = None, end: datetime | None = None) -> pd.DataFrame:
+    """The rows of exactly this version, or those of [start, end), in the order of their event time."""
+    table = DeltaTable(_uri(store, version.table), version.version, _options(store))
+    limits = [] if start is None else [(version.event_time, ">=", start)]
+    limits += [] if end is None else [(version.event_time, "<", end)]
+    frame = table.to_pyarrow_table(filters=limits or None).to_pandas()
+    return frame.sort_values(version.event_time, kind="stable", ignore_index=True)
+
+
+def set_aside(store: Store, contract: Contract, bad: pd.DataFrame, start: datetime, end: datetime) -> None:
+    """Keep the rows that broke a rule, with their `reasons`; the same ones again are kept once."""
+    table, batch = f"data/{contract.name}.bad", content_digest(bad)
+    try:
+        known = DeltaTable(_uri(store, table), storage_options=_options(store)).history()
+    except TableNotFoundError:
+        known = []
+    if any(commit.get(MARK) == batch for commit in known):
+        return
+    rows = bad.assign(batch_start=start, batch_end=end)
+    write_deltalake(_uri(store, table), pa.Table.from_pandas(rows, preserve_index=False), mode="append",
+                    configuration=None if known else KEEP, storage_options=_options(store),
+                    commit_properties=CommitProperties(custom_metadata={MARK: batch}))
+
+
+def bad_rows(store: Store, model: str) -> pd.DataFrame:
+    """All rows that were set aside, with reasons and the window of their batch."""
+    try:
+        return DeltaTable(_uri(store, f"data/{model}.bad"), storage_options=_options(store)).to_pandas()
+    except TableNotFoundError:
+        return pd.DataFrame()
+
+
+def _uri(store: Store, table: str) -> str:
+    return f"{store.address}/{table}"
+
+
+def _options(store: Store) -> dict[str, str] | None:
+    """delta-rs reads keys and region from the environment as boto3 does; the rest it must be told."""
+    if not store.address.startswith("s3://"):
+        return None
+    endpoint = os.environ.get("AWS_ENDPOINT_URL", "")
+    options = {"aws_conditional_put": "etag", "aws_allow_http": str(endpoint.startswith("http://")).lower()}
+    return options | ({"aws_endpoint_url": endpoint} if endpoint else {})

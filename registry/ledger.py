@@ -1,0 +1,291 @@
+"""Append-only, hash-chained events of one model; everything else is derived from them."""
+
+import getpass
+import json
+import os
+import socket
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from contracts.contract import Drift, PerennialError, Verdict, canonical, digest_of
+from registry.store import Store, Taken
+
+FORMAT = 1  # of a stored event: raise it with a change that an older reader can't follow, and keep reading the older
+TRIES = 100  # a writer that loses this many races in a row gives up
+STALE = timedelta(hours=6)  # after which an unfinished retraining counts as abandoned
+DERIVED = ("champion", "previous")
+
+
+class BrokenChain(PerennialError):
+    """An event was changed, removed or put in from outside."""
+
+    exit_code = 1
+
+
+class NotAllowed(PerennialError):
+    """No Verdict allows this promotion."""
+
+    exit_code = 1
+
+
+class PromotionLost(PerennialError):
+    """Another version was promoted first."""
+
+    exit_code = 1
+
+
+class NothingToRollBackTo(PerennialError):
+    """There is no earlier champion."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened: `at` in UTC, `prev` the digest of the event before."""
+
+    seq: int
+    prev: str
+    at: str
+    by: str
+    kind: str
+    data: dict[str, Any]
+
+    @property
+    def digest(self) -> str:
+        return digest_of(asdict(self))
+
+
+@dataclass
+class State:
+    """What the events add up to."""
+
+    versions: list[str] = field(default_factory=list)  # in order of registration: a version's number is its place
+    champion: str | None = None
+    stack: list[str] = field(default_factory=list)  # champions, the present one last; a rollback goes back along it
+    aliases: dict[str, str] = field(default_factory=dict)
+    tags: dict[str, dict[str, str]] = field(default_factory=dict)
+    notes: dict[str, list[str]] = field(default_factory=dict)
+    verdicts: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    windows: dict[str, dict[str, Any]] = field(default_factory=dict)
+    claims: dict[str, dict[str, Any]] = field(default_factory=dict)
+    promoted: dict[str, Event] = field(default_factory=dict)
+    recorded: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+
+    @property
+    def previous(self) -> str | None:
+        return self.stack[-2] if len(self.stack) > 1 else None
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Whether a retraining may run, and if not, why."""
+
+    granted: bool
+    reason: str
+
+
+def fold(state: State, event: Event) -> State:
+    """The state after one more event."""
+    data, version = event.data, event.data.get("version", "")
+    match event.kind:
+        case "registered":
+            state.versions.append(version)
+        case "judged":
+            state.verdicts.setdefault(version, []).append(data)
+        case "promoted":
+            state.champion, state.promoted[version] = version, event
+            state.stack.append(version)
+        case "rolled_back":
+            state.champion = data["to"]
+            while state.stack and state.stack[-1] != data["to"]:
+                state.stack.pop()
+            state.stack = state.stack or [data["to"]]
+        case "aliased":
+            state.aliases[data["name"]] = version
+        case "tagged":
+            state.tags.setdefault(version, {})[data["key"]] = data["value"]
+        case "noted":
+            state.notes.setdefault(version, []).append(data["text"])
+        case "window_judged":
+            state.windows[data["key"]] = data
+        case "retrain_claimed":
+            state.claims[data["key"]] = data | {"state": "claimed", "at": event.at}
+        case "retrain_refused":
+            state.claims[data["key"]] = data | {"state": "refused", "at": event.at}
+        case "retrain_finished":
+            state.claims[data["key"]] = state.claims.get(data["key"], {}) | data | {"state": "finished"}
+        case _:
+            state.recorded.setdefault(event.kind, []).append(data)
+    return state
+
+
+Decision = Callable[[State], tuple[str, dict[str, Any]] | None]
+
+
+class Ledger:
+    """The events of one model in a store; every writer may race every other."""
+
+    def __init__(self, store: Store, model: str):
+        self.store, self.model = store, model
+        self._known: list[Event] = []
+
+    def events(self) -> list[Event]:
+        """All events, their chain verified; raises BrokenChain."""
+        keys = self.store.list(f"ledger/{self.model}/")
+        for seq, key in enumerate(keys[len(self._known):], start=len(self._known)):
+            if key != self._key(seq):
+                raise BrokenChain(f"{self.model}: event {seq} is missing from {self.store.address}; restore it from a backup")
+            self._known.append(self._read(seq))
+        return list(self._known)
+
+    def _read(self, seq: int) -> Event:
+        stored = json.loads(self.store.get(self._key(seq)))
+        if stored.pop("format") != FORMAT:
+            raise BrokenChain(f"{self.model}: event {seq} has another format than {FORMAT}; upgrade perennial")
+        digest, event = stored.pop("digest"), Event(**stored)
+        if event.seq != seq or event.prev != self._head(seq) or event.digest != digest:
+            raise BrokenChain(f"{self.model}: event {seq} is not the one that was appended; restore it from a backup")
+        return event
+
+    def _head(self, seq: int) -> str:
+        return self._known[seq - 1].digest if seq else ""
+
+    def _key(self, seq: int) -> str:
+        return f"ledger/{self.model}/{seq:08d}.json"
+
+    def state(self, at: str | None = None) -> State:
+        """What holds now, or held at a time (ISO-8601, UTC unless it says otherwise)."""
+        state, until = State(), _utc(at) if at else None
+        for event in self.events():
+            if until and datetime.fromisoformat(event.at) > until:
+                break
+            state = fold(state, event)
+        return state
+
+    def decide(self, decision: Decision) -> Event | None:
+        """Append what a pure decision makes of the state; asked again whenever another writer came first."""
+        for _ in range(TRIES):
+            wanted = decision(self.state())
+            if wanted is None:
+                return None
+            seq = len(self._known)
+            event = Event(seq, self._head(seq), datetime.now(UTC).isoformat(timespec="microseconds"), _who(), *_plain(wanted))
+            try:
+                self.store.create(self._key(seq), canonical({"format": FORMAT, "digest": event.digest, **asdict(event)}))
+            except Taken:
+                continue
+            return event
+        raise PromotionLost(f"{self.model}: {TRIES} other writers came first; try again")
+
+    def record(self, kind: str, data: dict[str, Any], once: tuple[str, ...] = ()) -> Event | None:
+        """Append an event; where `once` names fields, not a second one with equal values in them."""
+        def decision(state: State):
+            same = (all(old.get(name) == data.get(name) for name in once) for old in state.recorded.get(kind, ()))
+            return None if once and any(same) else (kind, data)
+        return self.decide(decision)
+
+    def registered(self, version: str, data: dict[str, Any]) -> Event | None:
+        return self.decide(lambda state: None if version in state.versions else ("registered", {"version": version, **data}))
+
+    def judged(self, version: str, verdict: Verdict, against: str | None, data: dict[str, Any]) -> Event | None:
+        """Keep a gate's Verdict; not twice the same outcome against the same champion."""
+        def decision(state: State):
+            last = (state.verdicts.get(version) or [None])[-1]
+            if last and (last["against"], last["verdict"]["outcome"]) == (against, verdict.outcome):
+                return None
+            return "judged", {"version": version, "against": against, "verdict": verdict.as_json(), **data}
+        return self.decide(decision)
+
+    def promote(self, version: str, *, expect: str | None) -> Event | None:
+        """Make a version champion in place of `expect`; raises NotAllowed or PromotionLost."""
+        def decision(state: State):
+            if state.champion == version:
+                return None
+            if state.champion != expect:
+                winner = state.promoted[state.champion]
+                raise PromotionLost(
+                    f"{self.model}: {version[:12]} was not promoted: {state.champion[:12]} was, by {winner.by} at "
+                    f"{winner.at}; judge it against that one: perennial train {self.model}")
+            last = (state.verdicts.get(version) or [{"verdict": {"outcome": "missing"}, "against": expect}])[-1]
+            if last["verdict"]["outcome"] != "passed" or last["against"] != expect:
+                raise NotAllowed(f"{self.model}: the gate's verdict on {version[:12]} against {(expect or 'no champion')[:12]} "
+                                 f"is {last['verdict']['outcome']}; run: perennial train {self.model}")
+            return "promoted", {"version": version, "before": expect}
+        return self.decide(decision)
+
+    def roll_back(self, reason: str, to: str | None = None) -> Event | None:
+        """Make an earlier champion champion again; a second rollback goes further back."""
+        def decision(state: State):
+            target = to or state.previous
+            if target is None or (target not in state.promoted):
+                raise NothingToRollBackTo(f"{self.model}: {(to or 'no version')[:12]} was never champion before; "
+                                          f"see: perennial history {self.model}")
+            if target == state.champion:
+                return None
+            return "rolled_back", {"from": state.champion, "to": target, "reason": reason}
+        return self.decide(decision)
+
+    def alias(self, name: str, version: str) -> Event | None:
+        if name in DERIVED:
+            raise PerennialError(f"alias {name!r} follows from promotions; choose another name")
+        return self.decide(lambda state: None if state.aliases.get(name) == version else ("aliased", {"name": name, "version": version}))
+
+    def tag(self, version: str, key: str, value: str) -> Event | None:
+        return self.decide(lambda state: None if state.tags.get(version, {}).get(key) == value
+                           else ("tagged", {"version": version, "key": key, "value": value}))
+
+    def note(self, version: str, text: str) -> Event | None:
+        return self.decide(lambda state: ("noted", {"version": version, "text": text}))
+
+    def window_judged(self, key: str, verdict: Verdict, data: dict[str, Any]) -> Event | None:
+        return self.decide(lambda state: None if key in state.windows
+                           else ("window_judged", {"key": key, "verdict": verdict.as_json(), **data}))
+
+    def claim_retraining(self, key: str, *, now: datetime, reason: str, drift: Drift) -> Claim:
+        """Ask for a retraining of one cause; `now` is event time, so that a replayed year decides as it would have.
+
+        Asked again: the same answer while it runs, "already done" once it has.
+        """
+        def decision(state: State):
+            if key in state.claims:
+                return None
+            why = self._against(state, now, drift)
+            facts = {"key": key, "now": now.isoformat(), "reason": reason}
+            return ("retrain_refused", facts | {"why": why}) if why else ("retrain_claimed", facts)
+        self.decide(decision)
+        claim = self.state().claims[key]
+        said = {"claimed": "granted", "finished": "already done"}.get(claim["state"]) or claim["why"]
+        return Claim(claim["state"] == "claimed", said)
+
+    def _against(self, state: State, now: datetime, drift: Drift) -> str:
+        """Why no retraining may start now; empty if it may."""
+        granted = [claim for claim in state.claims.values() if claim["state"] != "refused"]
+        for claim in granted:
+            fresh = datetime.now(UTC) - datetime.fromisoformat(claim["at"]) < STALE
+            if claim["state"] == "claimed" and fresh:
+                return f"the retraining of {claim['key']} is in flight"
+        times = [datetime.fromisoformat(claim["now"]) for claim in granted]
+        if times and now < max(times) + drift.cooldown:
+            return f"cooldown until {max(times) + drift.cooldown}"
+        if sum(now - timedelta(days=7) < time <= now for time in times) >= drift.weekly_budget:
+            return f"the weekly budget of {drift.weekly_budget} is spent"
+        return ""
+
+    def retrain_finished(self, key: str, outcome: str, data: dict[str, Any]) -> Event | None:
+        return self.decide(lambda state: None if state.claims.get(key, {}).get("state") == "finished"
+                           else ("retrain_finished", {"key": key, "outcome": outcome, **data}))
+
+
+def _plain(wanted: tuple[str, dict[str, Any]]) -> tuple[str, dict[str, Any]]:
+    kind, data = wanted
+    return kind, json.loads(canonical(data))
+
+
+def _who() -> str:
+    return os.environ.get("PERENNIAL_USER") or f"{getpass.getuser()}@{socket.gethostname()}"
+
+
+def _utc(at: str) -> datetime:
+    time = datetime.fromisoformat(at)
+    return time if time.tzinfo else time.replace(tzinfo=UTC)

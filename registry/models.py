@@ -1,0 +1,109 @@
+"""Model versions: files, manifest, lineage."""
+
+import json
+import os
+import tempfile
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from contracts.contract import PerennialError, canonical, digest_of
+from registry.ledger import Ledger
+from registry.store import NotThere, Store, Taken
+
+FORMAT = 1  # of a manifest: raise it with a change that an older reader can't follow, and keep reading the older
+SHORTEST = 6  # characters of a digest that name a version
+
+
+class NoSuchVersion(PerennialError):
+    """No version of that name."""
+
+
+class NoChampion(PerennialError):
+    """Nothing was promoted yet."""
+
+
+class Corrupt(PerennialError):
+    """What is stored is not what was saved."""
+
+    exit_code = 1
+
+
+def save(store: Store, model: str, files: dict[str, bytes], manifest: dict[str, Any]) -> str:
+    """Keep a version's files and, last, its manifest; gives the version, which is the manifest's digest.
+
+    The same files and manifest are the same version, however often they are saved.
+    """
+    manifest = manifest | {"format": FORMAT, "files": {name: sha256(files[name]).hexdigest() for name in sorted(files)}}
+    version = digest_of(manifest)
+    for name, content in [*files.items(), ("manifest.json", canonical(manifest))]:
+        _keep(store, f"models/{model}/{version}/{name}", content)
+    return version
+
+
+def _keep(store: Store, key: str, content: bytes) -> None:
+    try:
+        store.create(key, content)
+    except Taken:
+        if store.get(key) != content:
+            raise Corrupt(f"{key} in {store.address} holds other bytes than its version's; remove it and save again") from None
+
+
+def manifest(store: Store, model: str, version: str) -> dict[str, Any]:
+    """What a version was made of; its digest checked."""
+    try:
+        content = store.get(f"models/{model}/{version}/manifest.json")
+    except NotThere:
+        raise NoSuchVersion(f"{model}: no version {version[:12]} in {store.address}; see: perennial history {model}") from None
+    if sha256(content).hexdigest() != version:
+        raise Corrupt(f"{model}: the manifest of {version[:12]} was changed in {store.address}; restore it from a backup")
+    return json.loads(content)
+
+
+def fetch(store: Store, model: str, version: str, folder: Path) -> Path:
+    """The version's files in folder/<version>, each digest checked; taken from there when they are there already."""
+    place, facts = folder / version, manifest(store, model, version)
+    if place.is_dir():
+        return place
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as beside:
+        whole = Path(beside) / version
+        whole.mkdir()
+        for name, digest in facts["files"].items():
+            content = store.get(f"models/{model}/{version}/{name}")
+            if sha256(content).hexdigest() != digest:
+                raise Corrupt(f"{model}: {name} of {version[:12]} was changed in {store.address}; restore it from a backup")
+            (whole / name).write_bytes(content)
+        (whole / "manifest.json").write_bytes(canonical(facts))
+        try:
+            os.rename(whole, place)
+        except OSError:
+            if not place.is_dir():  # else another process fetched the same bytes first
+                raise
+    return place
+
+
+def resolve(ledger: Ledger, ref: str) -> str:
+    """The version that champion, previous, an alias, a number or the start of a digest names."""
+    state = ledger.state()
+    if ref in ("champion", "previous"):
+        found = state.champion if ref == "champion" else state.previous
+        if found is None:
+            raise NoChampion(f"{ledger.model}: no {ref} in {ledger.store.address}; run: perennial train {ledger.model}")
+        return found
+    if ref in state.aliases:
+        return state.aliases[ref]
+    if ref.isdigit() and 1 <= int(ref) <= len(state.versions):
+        return state.versions[int(ref) - 1]
+    found = [version for version in state.versions if len(ref) >= SHORTEST and version.startswith(ref)]
+    if len(found) == 1:
+        return found[0]
+    known = ", ".join([*state.aliases, *(f"{n} ({version[:12]})" for n, version in enumerate(state.versions, start=1))])
+    raise NoSuchVersion(f"{ledger.model}: {len(found) or 'no'} versions match {ref!r}; there are: champion, previous, {known}")
+
+
+def lineage(store: Store, ledger: Ledger, version: str) -> dict[str, Any]:
+    """Where a version came from and what became of it: its manifest, and the ledger's events that name it."""
+    events = [{"at": event.at, "kind": event.kind, **event.data} for event in ledger.events()
+              if version in (event.data.get("version"), event.data.get("to"), event.data.get("from"))]
+    return {"version": version, "manifest": manifest(store, ledger.model, version), "events": events}

@@ -1,0 +1,195 @@
+"""The BentoML API of one model version."""
+
+import asyncio
+import gc
+import json
+import logging
+import os
+from collections.abc import Awaitable, Callable
+from itertools import count
+from pathlib import Path
+from typing import Annotated, Any
+from uuid import uuid4
+
+import bentoml
+import msgspec
+import numpy as np
+from annotated_types import Len
+from pydantic import BaseModel, Field
+
+from contracts.contract import load
+from service.model import Model, restore
+from service.profiles import Profiler
+from service.request import MOST_RECORDS, Requests
+
+LARGEST_BODY = 32 * 2**20  # bytes; 10,000 records of a wide contract stay well below
+TIMEOUT = 5  # seconds; BentoML arms a timer a request and never cancels it, so a long one piles up garbage
+
+log = logging.getLogger("perennial.service")
+Reply = tuple[int, bytes]
+
+
+class Prediction(BaseModel):
+    id: str
+    class_: str = Field(alias="class")
+    probabilities: dict[str, float]
+
+
+class Answers(BaseModel):
+    version: str
+    predictions: list[Prediction]
+
+
+class Api:
+    """Parses, scores and answers; what arrives in one turn of the event loop is scored together."""
+
+    def __init__(self, model: Model, manifest: dict[str, Any]):
+        self.model, self.manifest, self.version = model, manifest, manifest["version"]
+        self.names = model.contract.label.classes
+        self.requests = Requests(model.contract)
+        self.encode = msgspec.json.Encoder().encode
+        self.waiting: list[tuple[list[Any], asyncio.Future]] = []
+        self.profiler: Profiler | None = None
+
+    def open(self) -> None:
+        """Start what only a worker process needs: counters, profiles, a frozen heap."""
+        self.predicted = bentoml.metrics.Counter("perennial_predictions_total", "records by named class", ["class_name"])
+        self.refused = bentoml.metrics.Counter("perennial_bad_inputs_total", "faults in requests by field", ["field"])
+        self.prefix, self.numbers = uuid4().hex, count()
+        if folder := os.environ.get("PERENNIAL_PROFILES"):
+            seconds = float(os.environ.get("PERENNIAL_PROFILE_SECONDS", 5))
+            self.profiler = Profiler(self.model.contract, self.version, Path(folder), seconds)
+        else:
+            log.warning("traffic is not profiled: PERENNIAL_PROFILES names no folder")
+        gc.collect()
+        gc.freeze()  # what is loaded now lives as long as the process: collections need not walk it
+        gc.set_threshold(10_000, 50, 1_000)  # a full collection walks every request of the last TIMEOUT seconds
+
+    def close(self) -> None:
+        if self.profiler:
+            self.profiler.close()
+
+    async def predict(self, body: bytes) -> Reply:
+        try:
+            records = self.requests.parse(body)
+        except (msgspec.DecodeError, UnicodeDecodeError):  # a ValidationError is a DecodeError
+            return self._bad(body)
+        answer = asyncio.get_running_loop().create_future()
+        if not self.waiting:
+            asyncio.get_running_loop().call_soon(self._score_waiting)
+        self.waiting.append((records, answer))
+        return 200, await answer
+
+    def _bad(self, body: bytes) -> Reply:
+        faults = self.requests.faults(body)
+        for fault in faults:
+            self.refused.labels(fault["field"] or "").inc()
+        if self.profiler:
+            self.profiler.bad(len({fault["record"] for fault in faults}))
+        return 400, self.encode({"errors": faults})
+
+    def _score_waiting(self) -> None:
+        batch, self.waiting = self.waiting, []
+        try:
+            answers = self._score([record for records, _ in batch for record in records])
+        except Exception as error:
+            for _, answer in batch:
+                answer.done() or answer.set_exception(error)
+            return
+        start = 0
+        for records, answer in batch:
+            mine = answers[start:start + len(records)]
+            start += len(records)
+            answer.done() or answer.set_result(self.encode({"version": self.version, "predictions": mine}))
+
+    def _score(self, records: list[Any]) -> list[dict[str, Any]]:
+        columns = self.requests.columns(records)
+        probabilities = self.model.probabilities(columns)
+        classes = self.model.classes(probabilities)
+        if self.profiler:
+            self.profiler.add(columns, probabilities, classes)
+        for index, times in enumerate(np.bincount(classes, minlength=len(self.names)).tolist()):
+            if times:
+                self.predicted.labels(self.names[index]).inc(times)
+        return [
+            {"id": f"{self.prefix}-{number:x}", "class": self.names[index], "probabilities": dict(zip(self.names, row))}
+            for number, index, row in zip(self.numbers, classes.tolist(), probabilities.tolist())
+        ]
+
+    async def describe(self, _: bytes) -> Reply:
+        return 200, self.encode(self.manifest)
+
+
+class Front:
+    """Answers POST /predict and GET /model inside BentoML's metrics and time-out, before its slower layers."""
+
+    def __init__(self, app: Any, api: Api):
+        self.app = app
+        self.routes: dict[tuple[str, str], Callable[[bytes], Awaitable[Reply]]] = {
+            ("POST", "/predict"): api.predict, ("GET", "/model"): api.describe}
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        handler = self.routes.get((scope.get("method"), scope["path"])) if scope["type"] == "http" else None
+        if handler is None:
+            return await self.app(scope, receive, send)
+        try:
+            body = await _body(receive)
+            if body is None:
+                status, answer = 413, b'{"errors": [{"rule": "the body is larger than %d bytes"}]}' % LARGEST_BODY
+            else:
+                status, answer = await handler(body)
+        except _Gone:
+            return
+        except Exception:  # BentoML's time-out layer would leave the caller hanging
+            log.exception("%s %s failed", scope["method"], scope["path"])
+            status, answer = 500, b'{"errors": [{"rule": "internal error; see the log of the replica"}]}'
+        headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(answer))]
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": answer})
+
+
+class _Gone(Exception):
+    """The caller hung up before its request was whole."""
+
+
+async def _body(receive: Any) -> bytes | None:
+    """The whole body, or None once it is larger than allowed."""
+    parts, size = [], 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise _Gone
+        part = message.get("body", b"")
+        size += len(part)
+        if size <= LARGEST_BODY:
+            parts.append(part)
+        if not message.get("more_body"):
+            return b"".join(parts) if size <= LARGEST_BODY else None
+
+
+def predictor(folder: Path) -> Any:
+    """The BentoML service of the model version whose files lie in `folder`."""
+    manifest = json.loads((folder / "manifest.json").read_bytes())
+    contract = load(manifest["model"])
+    api = Api(restore(contract, folder), manifest)
+    Record = api.requests.documented()
+
+    @bentoml.service(
+        name=contract.name, workers=1, traffic={"timeout": TIMEOUT}, logging={"access": {"enabled": False}})
+    class Predictor:
+        __doc__ = f"{contract.name}: one of {', '.join(contract.label.classes)}."
+
+        def __init__(self) -> None:
+            api.open()
+
+        @bentoml.api
+        async def predict(self, records: Annotated[list[Record], Len(1, MOST_RECORDS)]) -> Answers:
+            """Each record's class by name, every class's probability and a prediction id."""
+            raise NotImplementedError("declared for the OpenAPI; `Front` answers this path")
+
+        @bentoml.on_shutdown
+        def close(self) -> None:
+            api.close()
+
+    Predictor.add_asgi_middleware(Front, api=api)
+    return Predictor

@@ -1,0 +1,163 @@
+"""Preprocessing and XGBoost as one fitted object, saved as data and never as code."""
+
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xgboost
+
+from contracts.contract import Columns, Contract, PerennialError, load
+
+FORMAT = 1  # of a saved state: raise it with a change that an older `restore` can't read, and keep reading the older
+UNKNOWN = 0  # the category code of every value that training did not see often enough
+SERVED = "model"  # the stem of the files that serve; "twin" is the same recipe on older rows, for the gate
+TWIN = "twin"
+RARE = 20  # rows below which a category counts as unknown, so that "unknown" is learnt from something
+
+
+@dataclass(frozen=True)
+class Model:
+    """A fitted model: category vocabularies and a booster, under one contract."""
+
+    contract: Contract
+    vocabularies: Mapping[str, tuple[str, ...]]
+    booster: xgboost.Booster
+
+    @cached_property
+    def _codes(self) -> dict[str, dict[Any, float]]:
+        return _as_codes(self.vocabularies)
+
+    def matrix(self, columns: Columns) -> np.ndarray:
+        """The features of n records, float32 (n, features): the same code for one record and a million."""
+        return _matrix(self.contract, self._codes, columns)
+
+    def probabilities(self, columns: Columns) -> np.ndarray:
+        """Each class's probability, float32 (n, classes)."""
+        return self.booster.inplace_predict(self.matrix(columns))
+
+    def classes(self, probabilities: np.ndarray) -> np.ndarray:
+        """The index of the class that is named, int64 (n,)."""
+        return (probabilities * self.contract.weights).argmax(axis=1)
+
+    def files(self, stem: str = SERVED) -> dict[str, bytes]:
+        """The model as named bytes: JSON for what preprocessing learnt, UBJSON for the booster."""
+        state = {"format": FORMAT, "contract": self.contract.digest,
+                 "vocabularies": {name: list(values) for name, values in self.vocabularies.items()}}
+        return {
+            f"{stem}.json": json.dumps(state, sort_keys=True, indent=1).encode(),
+            f"{stem}.ubj": bytes(self.booster.save_raw("ubj")),
+        }
+
+
+def restore(contract: Contract, folder: Path, stem: str = SERVED, threads: int = 1) -> Model:
+    """Load what `Model.files` gave; refuses another contract's model and a newer format."""
+    state = json.loads((folder / f"{stem}.json").read_bytes())
+    if state["format"] != FORMAT:
+        raise PerennialError(f"{folder} has model format {state['format']}, this code reads {FORMAT}; upgrade perennial")
+    if state["contract"] != contract.digest:
+        raise PerennialError(
+            f"{folder} was trained under contract {state['contract'][:12]}, the one here is {contract.digest[:12]}; "
+            f"train again: perennial train {contract.name}")
+    booster = xgboost.Booster({"nthread": threads}, model_file=bytearray((folder / f"{stem}.ubj").read_bytes()))
+    return Model(contract, {name: tuple(values) for name, values in state["vocabularies"].items()}, booster)
+
+
+def rounds_of(contract: Contract, columns: Columns, labels: np.ndarray, threads: int = 0) -> dict[str, Any]:
+    """How many boosting rounds to train: early stopping on the newest `stop_share` of rows in event-time order."""
+    cut = len(labels) - max(1, int(len(labels) * contract.stop_share))
+    codes = _as_codes(_vocabularies(contract, {name: values[:cut] for name, values in columns.items()}))
+    matrix = _matrix(contract, codes, columns)
+    probe = xgboost.train(
+        _params(contract, threads), _dmatrix(contract, matrix[:cut], labels[:cut]), contract.rounds,
+        evals=[(_dmatrix(contract, matrix[cut:], labels[cut:]), "newest")],
+        early_stopping_rounds=contract.patience, verbose_eval=False)
+    return {"rounds": probe.best_iteration + 1, "stop_log_loss": float(probe.best_score), "stop_rows": len(labels) - cut}
+
+
+def fit(contract: Contract, columns: Columns, labels: np.ndarray, rounds: int, threads: int = 0) -> Model:
+    """Train on every row; the same rows, rounds and contract give the same bytes, whatever the threads."""
+    vocabularies = _vocabularies(contract, columns)
+    matrix = _matrix(contract, _as_codes(vocabularies), columns)
+    booster = xgboost.train(_params(contract, threads), _dmatrix(contract, matrix, labels), rounds)
+    return Model(contract, vocabularies, booster)
+
+
+def _params(contract: Contract, threads: int) -> dict[str, Any]:
+    return {"tree_method": "hist", "objective": "multi:softprob", "num_class": len(contract.label.classes),
+            "seed": contract.seed, "nthread": threads, **contract.xgboost}
+
+
+def _vocabularies(contract: Contract, columns: Columns) -> dict[str, tuple[str, ...]]:
+    found = {}
+    for feature in contract.features:
+        if feature.kind == "category":
+            values = feature.values(columns)
+            names, counts = np.unique(values[values != None].astype(str), return_counts=True)  # noqa: E711, elementwise
+            found[feature.name] = tuple(names[counts >= RARE].tolist())
+    return found
+
+
+def _as_codes(vocabularies: Mapping[str, tuple[str, ...]]) -> dict[str, dict[Any, float]]:
+    return {
+        name: {None: np.nan, **{value: code for code, value in enumerate(values, start=UNKNOWN + 1)}}
+        for name, values in vocabularies.items()
+    }
+
+
+def _matrix(contract: Contract, codes: Mapping[str, Mapping[Any, float]], columns: Columns) -> np.ndarray:
+    rows = len(columns[contract.event_time])
+    matrix = np.empty((rows, len(contract.features)), dtype=np.float32)
+    for position, feature in enumerate(contract.features):
+        values = feature.values(columns)
+        if feature.kind == "category":
+            code = codes[feature.name].get
+            values = [code(value, UNKNOWN) for value in values]
+        matrix[:, position] = values
+    return matrix
+
+
+def _dmatrix(contract: Contract, matrix: np.ndarray, labels: np.ndarray) -> xgboost.DMatrix:
+    kinds = ["c" if feature.kind == "category" else "q" for feature in contract.features]
+    return xgboost.DMatrix(matrix, labels, feature_types=kinds, enable_categorical=True)
+
+
+def columns_of_records(contract: Contract, records: list[Mapping[str, Any]]) -> Columns:
+    """JSON records (times as ISO-8601 text, absent or null: missing) as columns."""
+    types = {str: object, int: np.float64, float: np.float64, bool: np.float64}
+    return {
+        name: np.array([record.get(name) for record in records], types.get(contract.python_type(name), "datetime64[s]"))
+        for name in contract.request_columns
+    }
+
+
+def records_of_columns(contract: Contract, columns: Columns) -> list[dict[str, Any]]:
+    """The inverse of `columns_of_records`; what a caller would send."""
+    def plain(name: str, value: Any) -> Any:
+        if contract.python_type(name) in (int, bool):
+            return None if np.isnan(value) else contract.python_type(name)(value)
+        if isinstance(value, np.datetime64):
+            return str(value)
+        return None if value is None or value != value else value
+
+    names = contract.request_columns
+    return [
+        {name: plain(name, value) for name, value in zip(names, row)}
+        for row in zip(*(columns[name].tolist() if columns[name].dtype.kind == "f" else columns[name] for name in names))
+    ]
+
+
+def main() -> None:
+    """Answer a version's own sample records from its saved files: `python -m service.model CONTRACT FOLDER`."""
+    contract, folder = load(sys.argv[1]), Path(sys.argv[2])
+    samples = json.loads((folder / "samples.json").read_bytes())
+    columns = columns_of_records(contract, samples["records"])
+    json.dump(restore(contract, folder).probabilities(columns).tolist(), sys.stdout)
+
+
+if __name__ == "__main__":
+    main()

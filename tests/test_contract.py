@@ -1,0 +1,110 @@
+"""One file per model states it all; what is derived from it, and what it refuses."""
+
+from dataclasses import replace
+from datetime import datetime, timedelta
+
+import numpy as np
+import pytest
+
+from contracts.contract import ContractError, Verdict, diff, digest_of, load, number
+from contracts.flights import contract as flights
+from tests.pumps import contract as pumps
+
+AFTER = ["dep_time", "dep_delay", "arr_time", "arr_delay", "air_time"]
+
+
+def changed(description, path, value):
+    """A copy of a description with the value at a dotted path replaced."""
+    head, _, rest = path.partition(".")
+    inner = changed(description[head], rest, value) if rest else value
+    return {**description, head: inner}
+
+
+def test_no_feature_of_flights_is_known_only_after_departure():
+    needed = {name for feature in flights.features for name in feature.needs}
+    assert needed.isdisjoint(AFTER)
+    assert set(AFTER) == {name for name, spec in flights.columns.items() if spec.metadata["known"] == "after"}
+
+
+@pytest.mark.parametrize("leak", AFTER)
+def test_a_feature_known_only_after_the_event_is_refused_by_name(leak):
+    with pytest.raises(ContractError, match=f"'{leak}', known only after the event"):
+        replace(flights, features=(*flights.features, number(leak)))
+
+
+def test_a_feature_of_a_column_that_the_schema_lacks_is_refused():
+    with pytest.raises(ContractError, match="'shoe_size', which the schema lacks"):
+        replace(flights, features=(*flights.features, number("shoe_size")))
+
+
+def test_a_recall_limit_of_an_unknown_class_is_refused():
+    with pytest.raises(ContractError, match="early"):
+        replace(flights, gate=replace(flights.gate, recall={"early": 0.1}))
+
+
+def test_a_cooldown_may_not_be_shorter_than_the_gates_window():
+    week = timedelta(days=7)
+    replace(flights, drift=replace(flights.drift, cooldown=week))
+    with pytest.raises(ContractError, match="shorter than the gate's window"):
+        replace(flights, drift=replace(flights.drift, cooldown=week - timedelta(hours=1)))
+
+
+def test_callers_send_the_event_time_and_what_features_read():
+    assert pumps.request_columns == ("measured_at", "vibration", "heat", "starts")
+    assert "flight" not in flights.request_columns
+
+
+def test_windows_are_half_open_and_weeks_start_on_monday():
+    start, end = flights.window_of(datetime(2013, 3, 4))
+    assert (start, end) == (datetime(2013, 3, 4), datetime(2013, 3, 11))
+    assert flights.window_of(end)[0] == end
+    assert flights.window_of(end - timedelta(microseconds=1))[0] == start
+
+
+def test_the_label_is_on_time_up_to_15_minutes_late_up_to_60_and_disrupted_beyond_or_without_arrival():
+    codes = flights.label.of(np.array([-5.0, 15.0, 15.5, 60.0, 61.0, np.nan]))
+    assert [flights.label.classes[code] for code in codes] == [
+        "on_time", "on_time", "late", "late", "disrupted", "disrupted"]
+
+
+def test_equal_contracts_have_equal_digests_and_code_is_part_of_it():
+    assert flights.digest == load("flights").digest == digest_of(flights.describe())
+    assert replace(flights, seed=1).digest != flights.digest
+    assert "arr_delay <= 60" in flights.describe()["label"]["of"]
+
+
+def test_an_unknown_model_names_the_known_ones():
+    with pytest.raises(ContractError, match="known: flights"):
+        load("trains")
+
+
+def test_a_verdict_survives_json():
+    verdict = Verdict("gate", "failed", ("too slow",), {"latency_ms": 3.0}, "x")
+    assert Verdict.from_json(verdict.as_json()) == verdict
+
+
+@pytest.mark.parametrize(("path", "value", "breaks"), [
+    ("columns.temp.unit", "°C", True),
+    ("columns.temp.nullable", False, True),
+    ("columns.temp.type", "int", True),
+    ("columns.temp.rules.less_than_or_equal_to.max_value", 100, True),
+    ("columns.temp.rules.less_than_or_equal_to.max_value", 200, False),
+    ("columns.temp.rules.less_than_or_equal_to", None, False),
+    ("columns.origin.rules.isin.allowed_values", ["JFK"], True),
+    ("columns.origin.rules.isin.allowed_values", ["EWR", "JFK", "LGA", "HPN"], False),
+    ("columns.temp.description", "how warm it is", False),
+    ("columns.arr_delay.unit", "hour", False),  # callers never send it
+    ("label.classes", ["on_time", "late"], True),
+    ("request", [*flights.request_columns, "flight"], True),
+    ("request", list(flights.request_columns[:-1]), False),
+    ("gate.auc", 0.7, False),
+    ("seed", 7, False),
+])
+def test_a_diff_says_what_breaks_callers(path, value, breaks):
+    changes = diff(flights.describe(), changed(flights.describe(), path, value))
+    assert [change.path for change in changes] == [path] or path.endswith("to")
+    assert bool(changes[0].breaks) == breaks
+
+
+def test_equal_contracts_differ_in_nothing():
+    assert diff(flights.describe(), load("flights").describe()) == []

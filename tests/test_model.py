@@ -1,0 +1,101 @@
+"""Preprocessing and booster are one object; the same bytes from the same rows; loading runs no code."""
+
+import json
+from datetime import datetime
+
+import numpy as np
+import pytest
+
+from contracts.contract import PerennialError
+from contracts.flights import contract as flights
+from service.model import SERVED, columns_of_records, fit, records_of_columns, restore, rounds_of
+from tests.pumps import contract as pumps
+
+
+@pytest.fixture(scope="module")
+def january():
+    rows = flights.source(datetime(2013, 1, 1), datetime(2013, 1, 22))
+    return flights.columns_of(rows), flights.labels_of(rows)
+
+
+@pytest.fixture(scope="module")
+def model(january):
+    return fit(flights, *january, rounds=12)
+
+
+def saved(model, folder):
+    for name, content in model.files().items():
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def some(columns, chosen):
+    return {name: values[chosen] for name, values in columns.items()}
+
+
+def test_the_same_rows_give_the_same_bytes_on_one_thread_or_two(january, model):
+    assert fit(flights, *january, rounds=12, threads=1).files() == model.files()
+    assert fit(flights, *january, rounds=12, threads=2).files() == model.files()
+
+
+def test_the_newest_rows_say_when_to_stop(january):
+    found = rounds_of(flights, *january)
+    assert 1 <= found["rounds"] <= flights.rounds and found["stop_rows"] == int(len(january[1]) * flights.stop_share)
+    columns, labels = january
+    shuffled = np.random.default_rng(0).permutation(len(labels))
+    assert rounds_of(flights, some(columns, shuffled), labels[shuffled]) != found
+
+
+def test_saved_and_restored_it_answers_the_same_to_the_last_bit(january, model, tmp_path):
+    again = restore(flights, saved(model, tmp_path))
+    assert np.array_equal(again.probabilities(january[0]), model.probabilities(january[0]))
+    assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".ubj"}
+
+
+def test_one_record_and_many_go_through_the_same_code(january, model):
+    columns = some(january[0], slice(0, 40))
+    together = model.probabilities(columns)
+    alone = np.vstack([model.probabilities(some(columns, slice(i, i + 1))) for i in range(40)])
+    assert np.array_equal(together, alone) and together.dtype == np.float32
+
+
+def test_records_survive_json(january, model):
+    columns = some(january[0], slice(0, 300))
+    records = json.loads(json.dumps(records_of_columns(flights, columns), allow_nan=False))
+    back = columns_of_records(flights, records)
+    assert np.array_equal(model.matrix(back), model.matrix(columns), equal_nan=True)
+    assert any(record["wind_gust"] is None for record in records)
+
+
+def test_unknown_and_missing_categories_are_told_apart_and_predicted(january, model):
+    columns = some(january[0], slice(0, 3)) | {"carrier": np.array(["UA", "ZZ", None], dtype=object)}
+    codes = model.matrix(columns)[:, [feature.name for feature in flights.features].index("carrier")]
+    assert codes[0] > 0 and codes[1] == 0 and np.isnan(codes[2])
+    assert np.allclose(model.probabilities(columns).sum(axis=1), 1, atol=1e-6)
+
+
+def test_rare_categories_teach_the_model_what_unknown_means(january, model):
+    columns, _ = january
+    names, counts = np.unique(columns["dest"].astype(str), return_counts=True)
+    assert set(model.vocabularies["dest"]) == set(names[counts >= 20]) != set(names)
+
+
+def test_the_weights_decide_which_class_is_named(model):
+    probabilities = np.array([[0.6, 0.3, 0.1], [0.8, 0.1, 0.1]])
+    assert [flights.label.classes[k] for k in model.classes(probabilities)] == ["late", "on_time"]
+
+
+def test_another_contracts_model_and_a_newer_format_are_refused(model, tmp_path):
+    with pytest.raises(PerennialError, match="perennial train pumps"):
+        restore(pumps, saved(model, tmp_path))
+    state = json.loads((tmp_path / f"{SERVED}.json").read_bytes())
+    (tmp_path / f"{SERVED}.json").write_text(json.dumps(state | {"format": 2}))
+    with pytest.raises(PerennialError, match="upgrade perennial"):
+        restore(flights, tmp_path)
+
+
+def test_more_snow_does_not_make_a_flight_more_punctual(january, model):
+    columns = some(january[0], slice(0, 500))
+    clear = columns | {"precip": np.zeros(500), "visib": np.full(500, 10.0)}
+    storm = columns | {"precip": np.full(500, 0.4), "visib": np.full(500, 0.5)}
+    assert model.probabilities(storm)[:, 0].mean() < model.probabilities(clear)[:, 0].mean()

@@ -1,0 +1,382 @@
+"""Profiles of the traffic: exact counts, windows of event time, whole files, and what a crash can cost."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pandera.pandas as pa
+import pytest
+
+from contracts.contract import Contract, Drift, Gate, Label, PerennialError, column, number
+from contracts.drift import distance, drift
+from contracts.flights import contract as flights
+from contracts.flights import source
+from service import profiles
+from service.profiles import MISSING, OTHER, Profiler, by_window, collect, compare, merge, profile, windows
+
+DAY = datetime(2024, 5, 6)
+
+
+class Doors(pa.DataFrameModel):
+    seen: pd.Timestamp = column(description="time")
+    force: float = column(description="pull", unit="N", nullable=True)
+    opened: int = column(description="times opened")
+    locked: bool = column(description="locked at night")
+    broke: bool = column(description="broke within a day", known="after")
+
+
+doors = Contract(
+    name="doors", schema=Doors, event_time="seen",
+    label=Label(classes=("holds", "breaks"), needs=("broke",), of=lambda broke: broke, matures=timedelta(days=1)),
+    features=(
+        number("force"), number("opened"), number("locked"),
+        number("often", "opened", compute=lambda opened: np.nan_to_num(opened).astype(np.int64)),
+        number("pulled", "force", compute=lambda force: force > 5),
+    ),
+    xgboost={}, gate=Gate(window=timedelta(days=1), log_loss=1, auc=0.5, calibration_error=1, recall={}),
+    drift=Drift(window=timedelta(days=1), min_rows=50))
+
+
+def traffic(n: int = 1_000, start: datetime = DAY, days: float = 1.0, seed: int = 0, shift: float = 0.0):
+    """Columns, probabilities and classes of `n` made-up doors."""
+    rng = np.random.default_rng(seed)
+    force = rng.normal(5 + shift, 1, n)
+    force[rng.random(n) < 0.1] = np.nan
+    columns = {
+        "seen": np.datetime64(start, "s") + rng.integers(0, int(days * 86_400), n).astype("timedelta64[s]"),
+        "force": force, "opened": rng.integers(0, 50, n).astype(float), "locked": rng.integers(0, 2, n).astype(float),
+    }
+    breaks = rng.random(n).astype(np.float32)
+    probabilities = np.stack([1 - breaks, breaks], axis=1)
+    return columns, probabilities, probabilities.argmax(axis=1)
+
+
+def take(rows, chosen):
+    columns, probabilities, classes = rows
+    return {name: values[chosen] for name, values in columns.items()}, probabilities[chosen], classes[chosen]
+
+
+def counts(view, name):
+    found = view.get_column(name).get_metric("counts")
+    return found.n.value, found.null.value
+
+
+def quantile(view, name, q):
+    return view.get_column(name).get_metric("distribution").get_quantile(q)
+
+
+def named(view, name):
+    return {item.value: item.est for item in view.get_column(name).get_metric("frequent_items").strings}
+
+
+def until(true, seconds=10.0):
+    ends = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < ends, "waited too long"
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def year():
+    """Flights of January and February, and of a week in July."""
+    return [flights.columns_of(source(start, end)) for start, end in (
+        (datetime(2013, 1, 1), datetime(2013, 3, 1)), (datetime(2013, 7, 8), datetime(2013, 7, 15)))]
+
+
+def test_numbers_of_every_type_and_missing_values():
+    columns, probabilities, classes = traffic(2_000)
+    view = profile(doors, columns, probabilities, classes)
+    assert set(view.get_columns()) == {
+        "force", "opened", "locked", "often", "pulled", "prediction", "probability.holds", "probability.breaks"}
+    assert counts(view, "force") == (2_000, np.isnan(columns["force"]).sum())
+    assert counts(view, "often") == counts(view, "pulled") == counts(view, "opened") == (2_000, 0)
+    pulled = view.get_column("pulled").get_metric("distribution")
+    assert pulled.avg == pytest.approx(np.mean(columns["force"] > 5))
+    assert view.get_column("force").get_metric("distribution").avg == pytest.approx(np.nanmean(columns["force"]))
+    assert named(view, "prediction") == {"holds": (classes == 0).sum(), "breaks": (classes == 1).sum()}
+    assert quantile(view, "probability.breaks", 0.5) == pytest.approx(0.5, abs=0.05)
+    assert profiles.rows(view) == 2_000 and profiles.bad_inputs(view) == 0
+
+
+def test_columns_that_are_wholly_missing():
+    columns = traffic(10)[0] | {"force": np.full(10, np.nan)}
+    view = profiles.from_bytes(profiles.to_bytes(profile(doors, columns, None, None)))
+    assert counts(view, "force") == (10, 10)
+    assert set(view.get_columns()) == {feature.name for feature in doors.features}
+    assert compare(doors, view, view)["force"].current_nulls == 1
+
+
+def test_text_with_missing_values(year):
+    few = {name: values[:500].copy() for name, values in year[0].items()}
+    few["carrier"][:7] = None
+    few["dest"][0] = "x" * 5_000
+    view = profile(flights, few, None, None)
+    assert counts(view, "carrier") == (500, 7)
+    assert sum(named(view, "carrier").values()) == 493
+    assert named(view, "carrier")["UA"] == (few["carrier"] == "UA").sum()
+    assert max(map(len, named(view, "dest"))) <= 128
+    assert "departs" not in view.get_columns()
+
+
+def test_merged_replicas_equal_one_profile_of_all(year):
+    columns = year[0]
+    n, every = len(columns["carrier"]), np.arange(len(columns["carrier"])) % 3
+    probabilities = np.random.default_rng(0).dirichlet([4, 2, 1], n)
+    rows = (columns, probabilities, probabilities.argmax(axis=1))
+    whole = profile(flights, *rows)
+    parts = merge([profiles.to_bytes(profile(flights, *take(rows, every == part))) for part in range(3)])
+    assert profiles.rows(parts) == profiles.rows(whole) == n
+    assert set(parts.get_columns()) == set(whole.get_columns())
+    for name in whole.get_columns():
+        assert counts(parts, name) == counts(whole, name)
+    for name in ("carrier", "dest", "prediction"):
+        assert named(parts, name) == named(whole, name)
+    for name in ("temp", "distance", "probability.late"):
+        values = probabilities[:, 1] if name == "probability.late" else columns[name][~np.isnan(columns[name])]
+        for q in (0.1, 0.5, 0.9):
+            found = quantile(parts, name, q)
+            assert np.mean(values < found) - 0.015 <= q <= np.mean(values <= found) + 0.015
+    assert max(distance(one.reference, one.current) for one in compare(flights, whole, parts).values()) < 0.01
+
+
+def test_windows_agree_with_the_contract():
+    for contract in (doors, flights):
+        seconds = np.random.default_rng(1).integers(-40 * 86_400, 40 * 86_400, 500)
+        times = np.datetime64(DAY, "s") + seconds.astype("timedelta64[s]")
+        times[:3] = [np.datetime64(t) for t in (DAY, DAY - timedelta(seconds=1), datetime(1969, 12, 31))]
+        seen = np.zeros(len(times), int)
+        for start, end, here in by_window(contract, times):
+            assert all(contract.window_of(moment.item()) == (start, end) for moment in times[here])
+            seen += here
+        assert (seen == 1).all()
+
+
+def test_rows_go_to_the_window_of_their_event_time(tmp_path):
+    on_time, late = traffic(300, DAY + timedelta(days=1)), traffic(40, DAY - timedelta(days=20), seed=1)
+    profiler = Profiler(doors, "v1", tmp_path, seconds=0.02)
+    profiler.add(*traffic(200, DAY))
+    profiler.add(*on_time)
+    until(lambda: len(windows(tmp_path, "doors", "v1")) == 2)
+    profiler.add(*late)
+    profiler.bad(3)
+    profiler.close()
+    starts = windows(tmp_path, "doors", "v1")
+    assert starts == [DAY - timedelta(days=20), DAY, DAY + timedelta(days=1)]
+    views = [collect(tmp_path, "doors", "v1", start) for start in starts]
+    assert [profiles.rows(view) for view in views] == [40, 200, 300]
+    assert [profiles.bad_inputs(view) for view in views] == [3, 0, 0]  # the window that grew last
+    assert counts(views[0], "force") == (40, np.isnan(late[0]["force"]).sum())
+    facts = views[2].metadata
+    assert (facts["model"], facts["version"]) == ("doors", "v1")
+    assert (facts["start"], facts["end"]) == ("2024-05-07T00:00:00", "2024-05-08T00:00:00")
+    assert windows(tmp_path, "doors", "v2") == [] and collect(tmp_path, "doors", "v1", datetime(2000, 1, 1)) is None
+
+
+def test_close_flushes_and_replicas_merge(tmp_path):
+    replicas = [Profiler(doors, "v1", tmp_path, seconds=1_000) for _ in range(2)]
+    for seed, replica in enumerate(replicas):
+        for part in range(5):
+            replica.add(*take(traffic(100, seed=seed), slice(part * 20, part * 20 + 20)))
+    assert windows(tmp_path, "doors", "v1") == []
+    for replica in replicas:
+        replica.close()
+        replica.close()
+    assert len(list(tmp_path.rglob("*.bin"))) == 2
+    assert profiles.rows(collect(tmp_path, "doors", "v1", DAY)) == 200
+
+
+def test_enough_rows_are_written_before_their_time(tmp_path):
+    profiler = Profiler(doors, "v1", tmp_path, seconds=1_000, rows=100)
+    profiler.add(*traffic(99))
+    time.sleep(0.2)
+    assert windows(tmp_path, "doors", "v1") == []
+    profiler.add(*traffic(1))
+    until(lambda: windows(tmp_path, "doors", "v1") == [DAY])
+    assert profiles.rows(collect(tmp_path, "doors", "v1", DAY)) == 100
+    profiler.close()
+
+
+def test_bad_inputs_before_any_row_wait_for_a_window(tmp_path):
+    profiler = Profiler(doors, "v1", tmp_path, seconds=0.01)
+    profiler.bad(5)
+    time.sleep(0.1)
+    profiler.add(*traffic(10))
+    until(lambda: windows(tmp_path, "doors", "v1") == [DAY])
+    profiler.bad(2)  # with no row beside it
+    profiler.close()
+    assert profiles.bad_inputs(collect(tmp_path, "doors", "v1", DAY)) == 7
+
+
+def test_an_evicted_window_goes_on_in_another_file(tmp_path):
+    profiler = Profiler(doors, "v1", tmp_path, seconds=0.01, windows=2)
+    for day in (0, 1, 2, 0):
+        profiler.add(*traffic(50, DAY + timedelta(days=day), seed=day))
+        until(lambda: not profiler._waiting and all(part.saved for part in list(profiler._parts.values())))
+        assert len(profiler._parts) <= 2
+    profiler.close()
+    assert len(list(tmp_path.rglob(f"{DAY:%Y-%m-%dT%H%M}/*.bin"))) == 2
+    assert len(list(tmp_path.rglob("*.bin"))) == 4
+    assert profiles.rows(collect(tmp_path, "doors", "v1", DAY)) == 100
+
+
+def test_a_reader_never_sees_part_of_a_file(tmp_path):
+    profiler = Profiler(doors, "v1", tmp_path, seconds=0.001)
+    ends, seen, sent = time.monotonic() + 1.5, [], 0
+    while time.monotonic() < ends:
+        profiler.add(*traffic(50, seed=sent))
+        sent += 50
+        for _ in range(5):
+            view = collect(tmp_path, "doors", "v1", DAY)
+            if view:
+                assert counts(view, "opened") == (profiles.rows(view), 0)
+                seen.append(profiles.rows(view))
+    profiler.close()
+    assert len(set(seen)) > 10 and seen == sorted(seen)
+    assert profiles.rows(collect(tmp_path, "doors", "v1", DAY)) == sent
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_a_failure_to_write_is_logged_and_the_rows_are_kept(tmp_path, caplog):
+    obstacle = tmp_path / "doors"
+    obstacle.write_text("not a folder")
+    profiler = Profiler(doors, "v1", tmp_path, seconds=0.01)
+    profiler.add(*traffic(30))
+    until(lambda: "kept for the next try" in caplog.text)
+    profiler.add(*traffic(20))
+    obstacle.unlink()
+    until(lambda: windows(tmp_path, "doors", "v1") == [DAY])
+    profiler.close()
+    assert profiles.rows(collect(tmp_path, "doors", "v1", DAY)) == 50
+
+
+def test_what_must_be_given_up_is_logged(tmp_path, caplog):
+    (tmp_path / "doors").write_text("not a folder")
+    profiler = Profiler(doors, "v1", tmp_path, seconds=1_000, windows=1)
+    profiler.add(*traffic(60, days=2))
+    profiler.close()
+    assert "rows are lost to the profile" in caplog.text
+
+
+def test_a_backlog_is_bounded_and_logged(tmp_path, caplog):
+    profiler = Profiler(doors, "v1", tmp_path, seconds=1_000, rows=10)
+    with profiler._lock:
+        profiler._waiting = 400  # as if the disk hung
+    profiler.add(*traffic(7))
+    profiler.close()
+    assert "7 rows were not profiled" in caplog.text
+
+
+def test_a_fault_in_profiling_is_logged_and_the_next_rows_are_profiled(tmp_path, caplog):
+    columns, probabilities, classes = traffic(10)
+    profiler = Profiler(doors, "v1", tmp_path, seconds=0.01)
+    profiler.add(columns | {"force": np.array(["?"] * 10, object)}, probabilities, classes)
+    until(lambda: "traffic was not profiled" in caplog.text)
+    profiler.add(columns, probabilities, classes)
+    profiler.close()
+    assert profiles.rows(collect(tmp_path, "doors", "v1", DAY)) == 10
+
+
+CHILD = """
+import sys, time
+from pathlib import Path
+from service.profiles import Profiler, windows
+from tests.test_profiles import doors, traffic
+folder = Path(sys.argv[1])
+often, full = Profiler(doors, "often", folder, seconds=0.2), Profiler(doors, "full", folder, seconds=1_000, rows=500)
+often.add(*traffic(700))
+for seed in range(12):
+    full.add(*traffic(100, seed=seed))
+while not (windows(folder, "doors", "often") and windows(folder, "doors", "full")):
+    time.sleep(0.01)
+time.sleep(0.5)
+often.add(*traffic(300))
+print("go", flush=True)
+time.sleep(60)
+"""
+
+
+def test_kill_9_loses_no_more_than_the_buffer(tmp_path):
+    child = subprocess.Popen(
+        [sys.executable, "-c", CHILD, str(tmp_path)], stdout=subprocess.PIPE, cwd=Path(__file__).parent.parent,
+        env=os.environ | {"PYTHONPATH": "."})
+    try:
+        assert child.stdout.readline() == b"go\n"
+    finally:
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+        child.stdout.close()
+    assert profiles.rows(collect(tmp_path, "doors", "often", DAY)) in (700, 1_000)
+    assert 1_200 - 500 < profiles.rows(collect(tmp_path, "doors", "full", DAY)) <= 1_200
+
+
+def test_identical_rows_are_near_and_shifted_rows_are_far():
+    reference, same = profile(doors, *traffic(20_000)), profile(doors, *traffic(20_000, seed=1))
+    near = compare(doors, reference, same)
+    assert max(distance(one.reference, one.current) for one in near.values()) < 0.01
+    far = compare(doors, reference, profile(doors, *traffic(2_000, seed=2, shift=1.0)))
+    assert distance(far["force"].reference, far["force"].current) > 0.5
+    assert distance(far["opened"].reference, far["opened"].current) < 0.05
+    assert drift(far, doors.drift, rows=2_000, scores=None).kind == "input drift"
+    for one in near.values():
+        assert len(one.bins) == len(one.reference) == len(one.current) and one.n == 20_000
+        assert one.reference.sum() == pytest.approx(1) and one.current.sum() == pytest.approx(1)
+    assert near["force"].reference_nulls == pytest.approx(0.1, abs=0.01)
+
+
+def test_a_value_that_is_common_is_a_bin_of_its_own():
+    columns = traffic(1_000)[0]
+    always = profile(doors, columns | {"force": np.full(1_000, 10.0)}, None, None)
+    lower = profile(doors, columns | {"force": np.where(np.arange(1_000) % 2, 10.0, 9.0)}, None, None)
+    one = compare(doors, always, lower)["force"]
+    assert one.bins == ("(-inf, 10)", "[10, 10]", "(10, inf)", MISSING)
+    assert one.reference.tolist() == [0, 1, 0, 0] and one.current.tolist() == [0.5, 0.5, 0, 0]
+
+
+def test_a_new_category_falls_to_other(year):
+    columns = year[0]
+    reference = profile(flights, columns, None, None)
+    new = dict(columns) | {"carrier": np.where(np.arange(len(columns["carrier"])) % 2, "ZZ", columns["carrier"])}
+    one = compare(flights, reference, profile(flights, new, None, None))["carrier"]
+    assert "ZZ" not in one.bins and "UA" in one.bins
+    other = one.bins.index(OTHER)
+    assert one.reference[other] < 0.02 and one.current[other] == pytest.approx(0.5, abs=0.02)
+    assert distance(one.reference, one.current) > 0.25
+
+
+def test_july_is_not_january(year):
+    january, july = (profile(flights, columns, None, None) for columns in year)
+    compared = compare(flights, january, july)
+    verdict = drift(compared, flights.drift, rows=profiles.rows(july), scores=None)
+    assert verdict.kind == "input drift"
+    assert any(reason.startswith("temp: ") for reason in verdict.reasons)
+    assert verdict.figures["distances"]["origin"] < 0.05
+
+
+def test_what_was_never_missing_and_now_is_breaks_the_contract(year):
+    reference = profile(flights, year[0], None, None)
+    assert compare(flights, reference, reference)["distance"].reference_nulls == 0
+    few = {name: values[:1_000].copy() for name, values in year[0].items()}
+    few["distance"][:600] = np.nan
+    few["carrier"][:] = None
+    verdict = drift(
+        compare(flights, reference, profile(flights, few, None, None)), flights.drift, rows=1_000, scores=None)
+    assert verdict.kind == "broken contract"
+    assert [reason.split(":")[0] for reason in verdict.reasons[:2]] == ["carrier", "distance"]
+
+
+def test_columns_that_one_profile_lacks():
+    rows = traffic(500)
+    whole, bare = profile(doors, *rows), profile(doors, rows[0], None, None)
+    assert "prediction" in compare(doors, whole, whole) and "prediction" not in compare(doors, whole, bare)
+    del bare._columns["force"]
+    lost = compare(doors, whole, bare)["force"]
+    assert (lost.n, lost.current_nulls) == (0, 1.0)
+    assert drift({"force": lost}, doors.drift, rows=500, scores=None).kind == "broken contract"
+    with pytest.raises(PerennialError, match=r"lacks \['force'\]; run: perennial train doors"):
+        compare(doors, bare, whole)
