@@ -10,6 +10,7 @@ from contracts.contract import Contract, Drift, Verdict
 
 PREDICTION = "prediction"  # the named class, in a profile
 PROBABILITY = "probability."  # a class's probability, in a profile: this and the class's name
+RETRAINABLE = ("worse on labels", "input drift", "prediction drift")  # the other kinds teach nothing good
 FLOOR = 1e-3  # the least share of a bin, so that an empty one doesn't make the distance infinite
 CHANCE = 1e-3  # a feature counts as gone when its rows would all be missing by chance more rarely than this
 
@@ -40,7 +41,7 @@ class Scores:
     rows: int
     log_loss: float
     gap: float
-    shares: dict[str, float]
+    observed: dict[str, float]
     expected: dict[str, float]
 
 
@@ -86,7 +87,7 @@ def drift(compared: Mapping[str, Compared], policy: Drift, *, rows: int, scores:
 
 def wants_retraining(verdict: Verdict, policy: Drift) -> bool:
     """The world has moved in a way that the contract answers with a retraining."""
-    return verdict.kind in policy.retrain_on
+    return verdict.kind in RETRAINABLE and verdict.kind in policy.retrain_on
 
 
 def pages(verdict: Verdict) -> bool:
@@ -121,9 +122,8 @@ def _gone(one: Compared) -> bool:
 def _worse(scores: Scores | None, policy: Drift) -> list[str]:
     if scores is None or scores.rows < max(policy.min_rows, 1) or scores.gap <= policy.label_gap:
         return []  # a gap that is not a number gets no pass here
-    shifts = ", ".join(f"{name} {scores.expected[name]:.1%} → {share:.1%}" for name, share in scores.shares.items())
-    return [f"{scores.rows} matured labels: classes came true otherwise than expected ({shifts}), "
-            f"divergence {scores.gap:.4f}, limit {policy.label_gap:g}"]
+    shifts = ", ".join(f"{name} {share:.1%} for {scores.expected[name]:.1%}" for name, share in scores.observed.items())
+    return [f"labels: {shifts} expected, on {scores.rows} rows: gap {scores.gap:.4f}, limit {policy.label_gap:g}"]
 
 
 def _far(names: Iterable[str], distances: Mapping[str, float], policy: Drift) -> list[str]:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import yaml
 
 from contracts.contract import PerennialError
@@ -116,9 +117,12 @@ def _route(model: str, urls: list[str]) -> dict[str, Any]:
 def _taken(run: Path, model: str) -> list[str]:
     """The urls that the balancer itself says it sends a model's requests to, sorted."""
     balancer = _recorded(run)
-    if balancer is None or not balancer.alive:
+    if balancer is None:
         return []
-    reply = get(f"{balancer.api}/api/http/services/{model}@file")
+    try:
+        reply = get(f"{balancer.api}/api/http/services/{model}@file")
+    except httpx.TransportError:
+        return []
     return _urls(reply.json()) if reply.status_code == 200 else []
 
 

@@ -25,17 +25,21 @@ def fresh(home: Path) -> Path:
     return home
 
 
-def up(home: Path, profile_seconds: float = 5.0) -> Addresses:
-    """Start server, worker and balancer in `home`; this process and all it starts then use them."""
-    run, port = home / "run", orchestrator.free_port()
-    known = orchestrator.environment(home, port)
-    os.environ |= known | {"PERENNIAL_STORE": str(home / "store"), "PERENNIAL_RUN": str(run),
-                           "PERENNIAL_PROFILE_SECONDS": str(profile_seconds)}
-    orchestrator.start_server(run, known, port)
+def environment(home: Path, profile_seconds: float = 5.0) -> dict[str, str]:
+    """The addresses that every process of the stack in `home` must know; the Prefect server's port is chosen here."""
+    return orchestrator.environment(home, orchestrator.free_port()) | {
+        "PERENNIAL_STORE": str(home / "store"), "PERENNIAL_RUN": str(home / "run"),
+        "PERENNIAL_PROFILE_SECONDS": str(profile_seconds)}
+
+
+def up(home: Path) -> Addresses:
+    """Start server, worker and balancer in `home`, under the `environment` that the caller has set."""
+    run, api = home / "run", os.environ["PREFECT_API_URL"]
+    orchestrator.start_server(run, api)
     front = balancer.start(run)
-    orchestrator.deploy(known)
-    orchestrator.start_worker(run, known)
-    return Addresses(f"http://127.0.0.1:{port}", front.url, front.api)
+    orchestrator.deploy()
+    orchestrator.start_worker(run)
+    return Addresses(api.removesuffix("/api"), front.url, front.api)
 
 
 def down(home: Path) -> None:

@@ -182,7 +182,7 @@ def deploy() -> None:
     """Register the deployments of prefect.yaml with the server at PREFECT_API_URL."""
     from deployments.orchestrator import deploy as register
 
-    register({})
+    register()
     console.print("deployed: perennial's flows, their schedule and the automation")
 
 

@@ -89,7 +89,8 @@ def replay(until: datetime, keep: bool, folder: Path, console: Console) -> dict[
     up = None
     try:
         with console.status("starting the Prefect server, its worker and the load balancer …"):
-            up = stack.up(home, profile_seconds=0.5)
+            os.environ |= stack.environment(home, profile_seconds=0.5)
+            up = stack.up(home)
         _say_where(console, up)
         report = _run(until, up, begun, console)
         from flows.report import write

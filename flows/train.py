@@ -99,7 +99,7 @@ def fit_version(memory: Memory) -> str:
     version = models.save(memory.store, memory.name, files, _manifest(memory, source, history, int(older.sum())))
     probabilities = model.probabilities(columns)
     keep_reference(memory, version, profiles.profile(contract, columns, probabilities, model.classes(probabilities)))
-    memory.ledger.registered(version, {"data": source.digest, "rounds": history["rounds"]})
+    memory.ledger.registered(version, {"data": source.digest, "rounds": history["rounds"], "git": git_revision()})
     return version
 
 
@@ -125,16 +125,19 @@ def _manifest(memory: Memory, source: data.DataVersion, history: dict[str, Any],
         "model": memory.name, "contract": contract.digest, "classes": list(contract.label.classes),
         "features": [feature.name for feature in contract.features], "data": source.as_json(),
         "rows": source.rows, "twin_rows": twin_rows, "judged_from": judged_from(memory, source).isoformat(), "metrics": history,
-        "seed": contract.seed, "code": code_revision(), "packages": {name: installed(name) for name in PACKAGES},
+        "seed": contract.seed, "code": code_digest(), "packages": {name: installed(name) for name in PACKAGES},
     }
 
 
-def code_revision() -> dict[str, str | None]:
-    """The digest of the code that a bento holds, and git's revision where there is one."""
-    sources = {str(path.relative_to(ROOT)): sha256(path.read_bytes()).hexdigest()
-               for room in ("contracts", "service") for path in sorted((ROOT / room).glob("*.py"))}
+def code_digest() -> str:
+    """The digest of the code that a bento holds."""
+    sources = [path for room in ("contracts", "service") for path in sorted((ROOT / room).glob("*.py"))]
+    return digest_of({str(path.relative_to(ROOT)): sha256(path.read_bytes()).hexdigest() for path in sources})
+
+
+def git_revision() -> str | None:
     asked = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
-    return {"digest": digest_of(sources), "git": asked.stdout.strip() or None}
+    return asked.stdout.strip() if asked.returncode == 0 else None
 
 
 def judge(memory: Memory, version: str) -> Verdict:

@@ -20,7 +20,7 @@ from pydantic import BaseModel, Field
 from contracts.contract import load
 from service.model import Model, restore
 from service.profiles import Profiler
-from service.request import MOST_RECORDS, Requests
+from service.request import BAD_BODY, MOST_RECORDS, Requests
 
 LARGEST_BODY = 32 * 2**20  # bytes; 10,000 records of a wide contract stay well below
 TIMEOUT = 5  # seconds; BentoML arms a timer a request and never cancels it, so a long one piles up garbage
@@ -72,7 +72,7 @@ class Api:
     async def predict(self, body: bytes) -> Reply:
         try:
             records = self.requests.parse(body)
-        except (msgspec.DecodeError, UnicodeDecodeError):  # a ValidationError is a DecodeError
+        except BAD_BODY:
             return self._bad(body)
         answer = asyncio.get_running_loop().create_future()
         if not self.waiting:

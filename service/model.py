@@ -1,6 +1,7 @@
 """Preprocessing and XGBoost as one fitted object, saved as data and never as code."""
 
 import json
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,9 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import xgboost
 
 from contracts.contract import Columns, Contract, PerennialError, load
+
+# Read once, when OpenMP is loaded: threads that spin while they wait make training on a shared machine ten times slower.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import xgboost  # noqa: E402
 
 FORMAT = 1  # of a saved state: raise it with a change that an older `restore` can't read, and keep reading the older
 UNKNOWN = 0  # the category code of every value that training did not see often enough

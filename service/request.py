@@ -12,6 +12,7 @@ import pydantic
 from contracts.contract import Columns, Contract
 
 MOST_RECORDS = 10_000
+BAD_BODY = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)  # a ValidationError is a DecodeError
 
 BOUNDS = {"greater_than_or_equal_to": "ge", "greater_than": "gt", "less_than_or_equal_to": "le", "less_than": "lt"}
 HOLDS = {"ge": ge, "gt": gt, "le": le, "lt": lt}
@@ -63,7 +64,7 @@ class Requests:
         return bound | None if self.contract.columns[name].nullable else bound
 
     def parse(self, body: bytes) -> list[Any]:
-        """The records of a body; raises msgspec.ValidationError or DecodeError, then ask `faults`."""
+        """The records of a body; raises one of BAD_BODY, then ask `faults`."""
         records = self.decoder.decode(body).records
         for name in self.spans:
             for record in records:
@@ -87,7 +88,7 @@ class Requests:
         try:
             request = msgspec.json.decode(body)
             records = request["records"]
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except BAD_BODY as error:
             return [_fault(None, None, f"the body is not JSON: {error}")]
         except (TypeError, KeyError):
             return [_fault(None, "records", 'the body must be {"records": [...]}')]

@@ -1,0 +1,80 @@
+"""What the tests stand on: a fresh store, one whole stack for all flows, versions trained once."""
+
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+
+from deployments import balancer, replicas, stack
+from flows.ingest import take_in
+from flows.memory import Memory, remember
+from flows.release import build_bento
+from flows.train import fit_version, judge
+
+PUMPS = "tests.pumps"
+
+
+@pytest.fixture
+def addresses(tmp_path, monkeypatch) -> Path:
+    """A store and a run folder of this test's own."""
+    monkeypatch.setenv("PERENNIAL_STORE", str(tmp_path / "store"))
+    monkeypatch.setenv("PERENNIAL_RUN", str(tmp_path / "run"))
+    yield tmp_path
+    balancer.stop_all(tmp_path / "run")
+
+
+@pytest.fixture
+def pumps(addresses) -> Memory:
+    """Six weeks of the pumps' readings, ingested."""
+    memory = remember(PUMPS)
+    take_in(memory, datetime(2024, 1, 1), datetime(2024, 2, 12))
+    return memory
+
+
+@pytest.fixture(scope="session")
+def flights_home(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("flights")
+
+
+@pytest.fixture(scope="session")
+def flights_version(flights_home) -> tuple[Memory, str]:
+    """The flights' model on January 2013, judged, and where it is remembered."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PERENNIAL_STORE", str(flights_home / "store"))
+        patch.setenv("PERENNIAL_RUN", str(flights_home / "run"))
+        memory = remember("flights")
+    take_in(memory, datetime(2013, 1, 1), datetime(2013, 2, 1))
+    version = fit_version(memory)
+    judge(memory, version)
+    return memory, version
+
+
+@pytest.fixture(scope="session")
+def flights_bento(flights_version) -> Path:
+    return build_bento(*flights_version)
+
+
+@pytest.fixture(scope="module")
+def replica(flights_version, flights_bento):
+    """One replica of the flights' bento, in its own process."""
+    memory, version = flights_version
+    started = replicas.start(flights_bento, version, 1, memory.run, memory.name,
+                             {"PERENNIAL_PROFILES": str(memory.spool), "PERENNIAL_PROFILE_SECONDS": "600"})
+    try:
+        replicas.wait_ready(started)
+        yield started[0]
+    finally:
+        replicas.stop(started, memory.run, memory.name)
+
+
+@pytest.fixture(scope="session")
+def servers(tmp_path_factory):
+    """A Prefect server, its worker and Traefik, all real, for every test that runs flows."""
+    home = tmp_path_factory.mktemp("stack")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in stack.environment(home, profile_seconds=0.3).items():
+            patch.setenv(name, value)
+        try:
+            yield stack.up(home)
+        finally:
+            stack.down(home)

@@ -1,0 +1,164 @@
+"""The bento, served in its own process: what a caller can send, and what it gets."""
+
+import json
+import socket
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+
+import httpx
+import numpy as np
+import pytest
+
+from contracts.flights import contract as flights
+from deployments import replicas
+from flows.train import fetched
+from service import profiles
+
+GOOD = {"departs": "2013-01-15T17:30:00", "arrives": 1200, "carrier": "UA", "origin": "EWR", "dest": "ORD", "distance": 719}
+
+
+@pytest.fixture(scope="module")
+def samples(flights_version):
+    return json.loads((fetched(*flights_version) / "samples.json").read_bytes())
+
+
+def ask(replica, body, path="/predict"):
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return httpx.post(replica.url + path, content=content, timeout=20)
+
+
+def rows_of(replica, records):
+    reply = ask(replica, {"records": records})
+    assert reply.status_code == 200, reply.text
+    return reply.json()
+
+
+def test_the_answers_are_the_trainers_to_the_last_bit(replica, flights_version, samples):
+    answer = rows_of(replica, samples["records"])
+    assert answer["version"] == flights_version[1]
+    got = [[one["probabilities"][name] for name in flights.label.classes] for one in answer["predictions"]]
+    assert got == samples["probabilities"]
+
+
+def test_each_record_gets_a_class_by_name_every_probability_and_an_id_of_its_own(replica, samples):
+    predictions = rows_of(replica, samples["records"])["predictions"] + rows_of(replica, [GOOD])["predictions"]
+    assert len({one["id"] for one in predictions}) == len(predictions)
+    for one in predictions:
+        assert set(one) == {"id", "class", "probabilities"} and list(one["probabilities"]) == list(flights.label.classes)
+        weighted = np.array(list(one["probabilities"].values())) * flights.weights
+        assert one["class"] == flights.label.classes[weighted.argmax()]
+
+
+def test_what_is_asked_together_is_answered_apart(replica, samples):
+    alone = {index: rows_of(replica, [record])["predictions"][0]["probabilities"] for index, record in enumerate(samples["records"])}
+    with ThreadPoolExecutor(16) as pool:
+        together = list(pool.map(lambda record: rows_of(replica, [record]), samples["records"] * 4))
+    for index, answer in enumerate(together):
+        assert answer["predictions"][0]["probabilities"] == alone[index % len(alone)]
+
+
+def test_unknown_categories_and_missing_optional_fields_are_predictions(replica):
+    strange = GOOD | {"carrier": "Z9", "origin": "LHR", "dest": "XXX"}
+    assert len(rows_of(replica, [GOOD, strange, GOOD | {"temp": None}])["predictions"]) == 3
+
+
+def test_every_fault_of_every_bad_record_is_named(replica):
+    late = GOOD | {"departs": "1850-01-01T00:00:00"}
+    reply = ask(replica, {"records": [GOOD, GOOD | {"temp": 400, "carrier": "united"}, {"departs": "tomorrow"}, 7, late]})
+    assert reply.status_code == 400
+    faults = [(fault["record"], fault["field"]) for fault in reply.json()["errors"]]
+    assert faults == [(1, "carrier"), (1, "temp"), (2, "departs"), (2, "arrives"), (2, "carrier"), (2, "origin"), (2, "dest"),
+                      (2, "distance"), (3, None), (4, "departs")]
+    hot = next(fault for fault in reply.json()["errors"] if fault["field"] == "temp")
+    assert hot["value"] == 400 and "<= 130" in hot["rule"]
+
+
+@pytest.mark.parametrize(("field", "inside", "outside"), [
+    ("temp", -40, -40.1), ("temp", 130, 130.1), ("arrives", 0, -1), ("arrives", 1439.9, 1440), ("distance", 10, 9.9),
+    ("carrier", "9E", "9e"), ("departs", "2000-01-01T00:00:00", "1999-12-31T23:59:59"),
+    ("departs", "2099-12-31T23:59:59", "2100-01-01T00:00:00")])
+def test_both_sides_of_a_fields_limits(replica, field, inside, outside):
+    rows_of(replica, [GOOD | {field: inside}])
+    reply = ask(replica, {"records": [GOOD | {field: outside}]})
+    assert reply.status_code == 400 and [fault["field"] for fault in reply.json()["errors"]] == [field]
+
+
+@pytest.mark.parametrize("body", [
+    b"", b"{", b"null", b"[]", b"7", b'"records"', b"\xff\xfe", b'{"records": null}', b'{"records": {}}', b'{"records": []}',
+    b'{"records": [null]}', b'{"records": [[]]}', b'{"records": [{}]}', b'{"record": []}', b'{"records": [{"temp": NaN}]}',
+    json.dumps({"records": [GOOD | {"temp": 10**400}]}).encode(), json.dumps({"records": [GOOD | {"distance": "719"}]}).encode(),
+    json.dumps({"records": [GOOD | {"departs": "2013-01-15T17:30:00+02:00"}]}).encode(),
+    json.dumps({"records": [GOOD | {"departs": 1358271000}]}).encode(), json.dumps({"records": [GOOD | {"carrier": None}]}).encode(),
+    json.dumps({"records": [GOOD | {"carrier": ["UA"]}]}).encode(), b'{"records": ' + b"[" * 3000 + b"]" * 3000 + b"}",
+    json.dumps({"records": [GOOD | {"carrier": "\ud800"}]}).encode(), json.dumps({"records": [GOOD] * 10_001}).encode()])
+def test_no_body_makes_the_service_fail(replica, body):
+    reply = ask(replica, body)
+    assert reply.status_code == 400 and reply.json()["errors"], reply.text
+    assert all(fault["rule"] for fault in reply.json()["errors"])
+
+
+def test_ten_thousand_records_are_one_request(replica):
+    assert len(rows_of(replica, [GOOD] * 10_000)["predictions"]) == 10_000
+
+
+def test_a_body_beyond_all_measure_is_413(replica):
+    reply = ask(replica, b'{"records": [' + b" " * (33 * 2**20) + b"]}")
+    assert reply.status_code == 413 and "larger than" in reply.json()["errors"][0]["rule"]
+
+
+def test_a_caller_that_hangs_up_harms_nobody(replica):
+    host, port = replica.url.removeprefix("http://").split(":")
+    for _ in range(20):
+        with socket.create_connection((host, int(port))) as half:
+            half.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 500\r\n\r\n{")
+    rows_of(replica, [GOOD])
+
+
+def test_the_documentation_describes_each_field_with_range_and_unit(replica):
+    spec = httpx.get(replica.url + "/docs.json").json()
+    fields = spec["components"]["schemas"]["Record"]["properties"]
+    assert set(fields) == set(flights.request_columns)
+    assert fields["distance"]["unit"] == "mile" and (fields["distance"]["minimum"], fields["distance"]["maximum"]) == (10, 6000)
+    assert fields["origin"]["known_values"] == ["EWR", "JFK", "LGA"] and "airport" in fields["origin"]["description"]
+    assert "/predict" in spec["paths"]
+
+
+def test_the_model_its_health_and_its_counts_can_be_asked(replica, flights_version):
+    about = httpx.get(replica.url + "/model").json()
+    assert about["version"] == flights_version[1] and about["data"]["rows"] > 20_000 and about["metrics"]["rounds"] > 0
+    assert all(httpx.get(replica.url + path).status_code == 200 for path in ("/readyz", "/livez"))
+    assert httpx.get(replica.url + "/predict").status_code == 405
+
+    def count(name):
+        lines = httpx.get(replica.url + "/metrics").text.splitlines()
+        return sum(float(line.split()[-1]) for line in lines if line.startswith(name))
+
+    names = ("perennial_predictions_total", 'perennial_bad_inputs_total{field="temp"', "bentoml_service_request_total",
+             "bentoml_service_request_duration_seconds_count")
+    before = [count(name) for name in names]
+    rows_of(replica, [GOOD] * 3)
+    ask(replica, {"records": [GOOD | {"temp": 400}]})
+    after = [count(name) for name in names]
+    assert after[0] - before[0] == 3 and after[1] - before[1] == 1 and after[2] - before[2] >= 2 and after[3] > before[3]
+
+
+def test_a_bento_holds_the_service_the_contracts_and_the_model_and_nothing_else(flights_bento):
+    held = {path.relative_to(flights_bento / "src").parts[0] for path in (flights_bento / "src").rglob("*.py")}
+    assert held == {"service", "contracts"}
+    assert {path.name for path in (flights_bento / "src" / "contracts").glob("*.py")} == {
+        "__init__.py", "contract.py", "drift.py", "flights.py"}
+    assert (flights_bento / "src" / "model" / "manifest.json").exists()
+
+
+def test_a_stopped_replica_leaves_all_its_traffic_in_profiles(flights_version, flights_bento):
+    memory, version = flights_version
+    spool = memory.run / "stopped"
+    started = replicas.start(flights_bento, version, 1, memory.run, memory.name,
+                             {"PERENNIAL_PROFILES": str(spool), "PERENNIAL_PROFILE_SECONDS": "600"})
+    replicas.wait_ready(started)
+    rows_of(started[0], [GOOD] * 7)
+    rows_of(started[0], [GOOD | {"departs": "2013-01-22T10:00:00"}] * 2)
+    replicas.stop(started, memory.run, memory.name)
+    starts = profiles.windows(spool, "flights", version)
+    assert starts == [datetime(2013, 1, 14), datetime(2013, 1, 21)]
+    assert [profiles.rows(profiles.collect(spool, "flights", version, start)) for start in starts] == [7, 2]
