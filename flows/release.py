@@ -100,8 +100,8 @@ def put_in_front(
 ) -> dict[str, Any]:
     """Start replicas beside the old, check them, let the ledger decide, shift the traffic, stop the old.
 
-    `decide` writes the ledger's event, given the champion before; by default the promotion. Until the ledger names the new champion a failure leaves everything as it was. Run again after a kill, it
-    takes up replicas that already run.
+    `decide` writes the ledger's event, given the champion before; by default the promotion. Until the ledger names
+    the new champion a failure leaves everything as it was. Run again after a kill, it takes up replicas that run.
     """
     before = memory.ledger.state().champion
     mine = [replica for replica in replicas.running(memory.run, memory.name) if replica.version == version]

@@ -139,7 +139,7 @@ class Front:
             else:
                 status, answer = await handler(body)
         except _Gone:
-            return
+            return None
         except Exception:  # BentoML's time-out layer would leave the caller hanging
             log.exception("%s %s failed", scope["method"], scope["path"])
             status, answer = 500, b'{"errors": [{"rule": "internal error; see the log of the replica"}]}'

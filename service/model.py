@@ -16,7 +16,7 @@ from contracts.contract import Columns, Contract, PerennialError, load
 # Read once, when OpenMP is loaded: threads that spin while they wait make training on a shared machine ten times slower.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-import xgboost  # noqa: E402
+import xgboost
 
 FORMAT = 1  # of a saved state: raise it with a change that an older `restore` can't read, and keep reading the older
 UNKNOWN = 0  # the category code of every value that training did not see often enough

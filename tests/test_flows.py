@@ -4,18 +4,12 @@ import time
 from datetime import datetime, timedelta
 
 import httpx
-import pytest
-from prefect import get_client
-from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterTags
-from prefect.client.schemas.objects import StateType
 
-from contracts.contract import PerennialError, Refused
 from deployments import replicas
 from flows.ingest import ingest
 from flows.memory import remember
-from flows.monitor import due, judge_window, monitor, reconcile
+from flows.monitor import due, monitor
 from flows.train import train
-from registry import data
 from service.model import records_of_columns
 from tests.conftest import PUMPS
 from tests.pumps import contract, readings
