@@ -134,7 +134,7 @@ class Gate:
     min_rows: int = 500
     latency_ms: float = 50.0
     size_mb: float = 50.0
-    refit_shift: float = 0.05
+    refit_shift: float = 0.1
 
 
 @dataclass(frozen=True)

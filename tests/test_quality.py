@@ -121,7 +121,7 @@ def test_each_absolute_limit_can_refuse(limit, said):
 
 
 @pytest.mark.parametrize(("cost", "at", "above"), [
-    ("latency_ms", 50.0, 50.1), ("size_mb", 50.0, 50.1), ("disagreement", 0.0, 1e-9), ("refit_shift", 0.05, 0.051)])
+    ("latency_ms", 50.0, 50.1), ("size_mb", 50.0, 50.1), ("disagreement", 0.0, 1e-9), ("refit_shift", 0.1, 0.101)])
 def test_both_sides_of_each_cost(cost, at, above):
     labels, good, _ = world()
     assert judged(labels, good, **{cost: at}).passed

@@ -1,0 +1,298 @@
+"""The store, the ledger, data versions and model versions, on a folder and on a real S3 protocol."""
+
+import json
+import socket
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timedelta
+from pathlib import Path
+from uuid import uuid4
+
+import boto3
+import httpx
+import pytest
+
+from contracts.contract import PerennialError, Verdict
+from contracts.quality import check
+from registry import data, models
+from registry.ledger import BrokenChain, Ledger, NotAllowed, NothingToRollBackTo, PromotionLost
+from registry.store import FolderStore, NotThere, StoreIgnoresConditions, Taken, open_store
+from tests.pumps import contract as pumps
+from tests.pumps import readings
+
+PASSED, FAILED = Verdict("gate", "passed"), Verdict("gate", "failed", ("no",))
+A, B, C = "a" * 64, "b" * 64, "c" * 64
+KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "testtest", "AWS_DEFAULT_REGION": "us-east-1"}
+
+
+def served(command: list[str], port: int):
+    """A server process, answering on its port."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    for _ in range(200):
+        try:
+            httpx.get(f"http://127.0.0.1:{port}/", timeout=1)
+            break
+        except httpx.TransportError:
+            time.sleep(0.1)
+    return process
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        return taken.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def moto():
+    port = free_port()
+    process = served([str(Path(sys.executable).parent / "moto_server"), "-H", "127.0.0.1", "-p", str(port)], port)
+    yield f"http://127.0.0.1:{port}"
+    process.terminate()
+    process.wait()
+
+
+@pytest.fixture
+def s3(moto, monkeypatch) -> str:
+    """The address of an empty bucket."""
+    for name, value in (KEYS | {"AWS_ENDPOINT_URL": moto}).items():
+        monkeypatch.setenv(name, value)
+    bucket = f"b{uuid4().hex}"
+    boto3.client("s3").create_bucket(Bucket=bucket)
+    return f"s3://{bucket}/team"
+
+
+@pytest.fixture(params=["folder", "s3"])
+def store(request, tmp_path):
+    return open_store(str(tmp_path / "store") if request.param == "folder" else request.getfixturevalue("s3"))
+
+
+@pytest.fixture
+def ledger(store):
+    made = Ledger(store, "pumps")
+    for version in (A, B, C):
+        made.registered(version, {})
+    return made
+
+
+def test_a_key_is_created_once_and_swapped_only_by_who_read_it(store):
+    store.create("x/1", b"one")
+    with pytest.raises(Taken):
+        store.create("x/1", b"two")
+    content, tag = store.read("x/1")
+    assert content == store.get("x/1") == b"one"
+    store.swap("x/1", b"three", tag)
+    with pytest.raises(Taken):
+        store.swap("x/1", b"four", tag)
+    assert store.get("x/1") == b"three"
+    with pytest.raises(NotThere, match="x/2"):
+        store.get("x/2")
+
+
+def test_keys_are_listed_in_order_by_prefix(store):
+    for key in ("a/2", "a/1", "ab/1", "b"):
+        store.create(key, b"")
+    assert store.list("a/") == ["a/1", "a/2"] and store.list("nothing/") == []
+
+
+def test_of_many_racing_creators_exactly_one_wins(store):
+    def won(n):
+        try:
+            store.create("race", b"%d" % n)
+        except Taken:
+            return 0
+        return 1
+    with ThreadPoolExecutor(16) as pool:
+        assert sum(pool.map(won, range(16))) == 1
+
+
+def test_a_store_that_ignores_conditions_is_refused(tmp_path, monkeypatch):
+    port = free_port()
+    (tmp_path / "bucket").mkdir()
+    rclone = str(Path(sys.executable).parent / "rclone")
+    process = served([rclone, "serve", "s3", str(tmp_path), "--addr", f"127.0.0.1:{port}", "--auth-key", "test,testtest"], port)
+    try:
+        for name, value in (KEYS | {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}"}).items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(StoreIgnoresConditions, match=r"s3://bucket/x ignores write conditions.*use a store that honours"):
+            open_store("s3://bucket/x")
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def test_an_unknown_kind_of_store_is_refused():
+    with pytest.raises(PerennialError, match="name a folder or s3://"):
+        open_store("ftp://somewhere")
+
+
+def test_champion_and_previous_follow_from_events(ledger):
+    for version, before in ((A, None), (B, A), (C, B)):
+        ledger.judged(version, PASSED, before, {})
+        ledger.promote(version, expect=before)
+    assert ledger.promote(C, expect=B) is None  # said twice, done once
+    state = ledger.state()
+    assert (state.champion, state.previous) == (C, B)
+    ledger.roll_back("slow")
+    assert ledger.state().champion == B
+    ledger.roll_back("slow too")
+    assert (ledger.state().champion, ledger.state().previous) == (A, None)
+    with pytest.raises(NothingToRollBackTo):
+        ledger.roll_back("further")
+
+
+def test_what_served_at_a_time(ledger):
+    ledger.judged(A, PASSED, None, {})
+    first = ledger.promote(A, expect=None)
+    ledger.judged(B, PASSED, A, {})
+    second = ledger.promote(B, expect=A)
+    assert ledger.state(at=first.at).champion == A and ledger.state(at=second.at).champion == B
+    assert ledger.state(at="2000-01-01T00:00:00").champion is None
+
+
+def test_only_a_passing_verdict_against_the_champion_promotes(ledger):
+    with pytest.raises(NotAllowed):
+        ledger.promote(A, expect=None)
+    ledger.judged(A, FAILED, None, {})
+    with pytest.raises(NotAllowed, match="is failed"):
+        ledger.promote(A, expect=None)
+    ledger.judged(A, PASSED, None, {})
+    ledger.promote(A, expect=None)
+    ledger.judged(B, PASSED, None, {})
+    with pytest.raises(NotAllowed):
+        ledger.promote(B, expect=A)
+
+
+def test_of_two_racing_promotions_one_wins_and_the_other_learns_who(store, ledger):
+    for version in (A, B):
+        ledger.judged(version, PASSED, None, {})
+
+    def promoted(version):
+        try:
+            return Ledger(store, "pumps").promote(version, expect=None).data["version"]
+        except PromotionLost as error:
+            return error
+    with ThreadPoolExecutor(2) as pool:
+        first, second = sorted(pool.map(promoted, (A, B)), key=lambda one: isinstance(one, PromotionLost))
+    assert ledger.state().champion == first and first[:12] in str(second) and "judge it against" in str(second)
+
+
+def test_many_writers_leave_one_unbroken_chain(store):
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda n: Ledger(store, "pumps").record("said", {"n": n}), range(40)))
+    events = Ledger(store, "pumps").events()
+    assert sorted(event.data["n"] for event in events) == list(range(40))
+    assert all(after.prev == before.digest for before, after in zip(events, events[1:]))
+
+
+@pytest.mark.parametrize("harm", ["changed", "removed"])
+def test_a_changed_or_removed_event_is_noticed(tmp_path, harm):
+    store = FolderStore(tmp_path)
+    ledger = Ledger(store, "pumps")
+    for n in range(3):
+        ledger.record("said", {"n": n})
+    file = tmp_path / "ledger/pumps/00000001.json"
+    if harm == "removed":
+        file.unlink()
+    else:
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"data": {"n": 7}}))
+    with pytest.raises(BrokenChain, match="event 1"):
+        Ledger(store, "pumps").events()
+
+
+def claim(ledger, key, day, drift=pumps.drift):
+    return ledger.claim_retraining(key, now=datetime(2024, 1, day), reason="drift", drift=drift)
+
+
+def test_a_retraining_is_granted_once_one_at_a_time_and_after_the_cooldown(ledger):
+    assert claim(ledger, "one", 1).granted and claim(ledger, "one", 1).granted  # a killed run takes it up again
+    assert "in flight" in claim(ledger, "two", 20).reason
+    ledger.retrain_finished("one", "passed", {})
+    assert claim(ledger, "one", 1).reason == "already done"
+    assert "cooldown until 2024-01-15" in claim(ledger, "three", 14).reason
+    assert claim(ledger, "four", 15).granted
+    assert "in flight" in claim(ledger, "two", 20).reason  # refused once, refused for good
+    assert [event.kind for event in ledger.events()].count("retrain_claimed") == 2
+
+
+def test_the_weekly_budget(ledger):
+    free = type(pumps.drift)(cooldown=timedelta(0), weekly_budget=2)
+    for key, day in (("one", 1), ("two", 2)):
+        assert claim(ledger, key, day, free).granted
+        ledger.retrain_finished(key, "passed", {})
+    assert "budget of 2" in claim(ledger, "three", 7, free).reason
+    assert claim(ledger, "four", 8, free).granted
+
+
+def test_aliases_tags_and_notes(ledger):
+    ledger.alias("blue", A)
+    ledger.tag(A, "team", "ops")
+    ledger.note(A, "looks fine")
+    state = ledger.state()
+    assert (state.aliases, state.tags[A], state.notes[A]) == ({"blue": A}, {"team": "ops"}, ["looks fine"])
+    assert models.resolve(ledger, "blue") == models.resolve(ledger, "1") == models.resolve(ledger, "aaaaaa") == A
+    with pytest.raises(PerennialError, match="follows from promotions"):
+        ledger.alias("champion", A)
+    for ref in ("aaaaa", "9", "green"):
+        with pytest.raises(models.NoSuchVersion, match="there are: champion"):
+            models.resolve(ledger, ref)
+    with pytest.raises(models.NoChampion, match="perennial train pumps"):
+        models.resolve(ledger, "champion")
+
+
+def take(store, first, last, month=1):
+    start, end = datetime(2024, month, first), datetime(2024, month, last)
+    return data.append(store, pumps, check(pumps, readings(start, end)).good, start, end)
+
+
+def test_a_batch_is_appended_once_and_old_versions_read_back_equal(store):
+    one = take(store, 1, 3)
+    before = data.read(store, one)
+    two = take(store, 3, 5)
+    assert take(store, 1, 3) == one and data.versions(store, "pumps") == [one, two]
+    assert (one.rows, two.rows, data.newest(store, "pumps")) == (800, 1600, two)
+    assert data.read(store, one).equals(before) and one.digest != two.digest
+    part = data.read(store, two, datetime(2024, 1, 2), datetime(2024, 1, 4))
+    assert len(part) == 800 and part["measured_at"].is_monotonic_increasing
+
+
+def test_the_same_batch_from_many_at_once_is_there_once(tmp_path):
+    store = open_store(str(tmp_path))
+    take(store, 1, 3)
+    with ThreadPoolExecutor(4) as pool:
+        assert len({one.digest for one in pool.map(lambda _: take(store, 3, 5), range(4))}) == 1
+    assert data.newest(store, "pumps").rows == 1600
+
+
+def test_bad_rows_are_kept_once_with_their_reasons(tmp_path):
+    store = open_store(str(tmp_path))
+    rows = readings(datetime(2024, 1, 1), datetime(2024, 1, 2))
+    rows.loc[5, "vibration"] = 500.0
+    bad = check(pumps, rows).bad
+    for _ in range(2):
+        data.set_aside(store, pumps, bad, datetime(2024, 1, 1), datetime(2024, 1, 2))
+    kept = data.bad_rows(store, "pumps")
+    assert len(kept) == 1 and "vibration" in kept["reasons"][0] and kept["vibration"][0] == 500
+
+
+def test_nothing_to_ingest_and_nothing_ingested_say_what_to_do(tmp_path):
+    store = open_store(str(tmp_path))
+    with pytest.raises(data.NoData, match="perennial ingest pumps"):
+        data.newest(store, "pumps")
+    with pytest.raises(data.NoData, match="no row"):
+        data.append(store, pumps, readings(datetime(2024, 1, 1), datetime(2024, 1, 2)).head(0), datetime(2024, 1, 1), datetime(2024, 1, 2))
+
+
+def test_a_version_is_its_content_and_is_checked_when_fetched(store, tmp_path):
+    version = models.save(store, "pumps", {"model.ubj": b"bytes"}, {"seed": 1})
+    assert models.save(store, "pumps", {"model.ubj": b"bytes"}, {"seed": 1}) == version
+    assert models.save(store, "pumps", {"model.ubj": b"other"}, {"seed": 1}) != version
+    place = models.fetch(store, "pumps", version, tmp_path / "here")
+    assert (place / "model.ubj").read_bytes() == b"bytes" and models.fetch(store, "pumps", version, tmp_path / "here") == place
+    _, tag = store.read(f"models/pumps/{version}/model.ubj")
+    store.swap(f"models/pumps/{version}/model.ubj", b"evil", tag)
+    with pytest.raises(models.Corrupt, match=r"model\.ubj"):
+        models.fetch(store, "pumps", version, tmp_path / "there")
+    with pytest.raises(models.NoSuchVersion):
+        models.manifest(store, "pumps", A)
