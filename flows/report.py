@@ -1,154 +1,165 @@
-"""The replay's report: one HTML file that opens offline, its plots inside as SVG."""
+"""What a replay found, as one page that opens offline: a verdict in words, key figures, plots and tables."""
 
 import io
 import json
-import os
-from collections.abc import Mapping
+import re
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
+import pandas as pd
 from jinja2 import Environment
+from markupsafe import Markup
+from matplotlib.colors import LinearSegmentedColormap, TwoSlopeNorm
+from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
 
-matplotlib.rcParams["svg.hashsalt"] = "perennial"  # the same report gives the same file
-COLOURS = {"live": "#0072B2", "frozen": "#999999", "calendar": "#E69F00"}  # told apart by the colour-blind too
-REFUSED, PROMOTED = "#D55E00", "#009E73"
+from contracts.contract import Drift
+from contracts.drift import is_output
+from deployments.replicas import write_whole
 
-PAGE = Environment(autoescape=True).from_string("""<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>Replay of {{ report.model }}</title>
-<style>
-body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 1080px; margin: 2.5rem auto; padding: 0 1.5rem }
-h1 { font-size: 1.7rem; line-height: 1.3 } h2 { margin: 2.6rem 0 .6rem; font-size: 1.15rem } svg { width: 100%; height: auto }
-dl { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 1rem } dt { color: #666; font-size: .85rem }
-dd { margin: 0; font-size: 1.5rem; font-weight: 600 } table { border-collapse: collapse; width: 100%; font-size: .88rem }
-th, td { text-align: left; padding: .3rem .6rem; border-bottom: 1px solid #ddd; vertical-align: top } td.n { font-variant-numeric: tabular-nums }
-</style>
-<h1>{{ headline }}</h1>
-<dl>{% for name, value in key %}<div><dt>{{ name }}</dt><dd>{{ value }}</dd></div>{% endfor %}</dl>
-{% for title, plot in plots %}<h2>{{ title }}</h2>{{ plot | safe }}{% endfor %}
-<h2>Months</h2><table><tr><th>month<th>records<th>live<th>frozen<th>calendar<th>AUC live<th>AUC frozen<th>AUC calendar</tr>
-{% for m in report.months %}<tr><td>{{ m.month }}<td class="n">{{ "{:,}".format(m.n) }}{% for f in figures %}<td class="n">{{ short(m[f]) }}{% endfor %}</tr>
-{% endfor %}</table>
-<h2>Windows</h2><table><tr><th>from<th>verdict<th>what followed<th>reasons</tr>
-{% for w in report.weeks %}<tr><td>{{ w.start }}<td>{{ w.kind }}<td>{{ w.action }}<td>{{ w.reasons | join("; ") }}</tr>{% endfor %}</table>
-<h2>Refused challengers</h2>{% if report.refused %}<table><tr><th>version<th>judged at<th>reasons</tr>
-{% for r in report.refused %}<tr><td>{{ r.version[:12] }}<td>{{ r.at }}<td>{{ r.reasons | join("; ") }}</tr>{% endfor %}</table>{% else %}<p>None.</p>{% endif %}
-</html>""")
+DAY, WEEK = "datetime64[D]", np.timedelta64(7, "D")
+WIDTH, LEFT = 11.0, 1.75  # inches, the same in every plot over time: their dates line up down the page
+INK, SOFT, BLUE, PALE, GREY, GREEN, RED = "#1c2733", "#5b6875", "#0072b2", "#9cc3de", "#87909a", "#009e73", "#d55e00"
+LOOKS = {
+    "live": {"label": "live: the loop", "color": BLUE, "lw": 2.4, "zorder": 4},
+    "frozen": {"label": "frozen: the first model", "color": GREY, "lw": 1.6, "ls": (0, (4, 1.5))},
+    "calendar": {"label": "calendar: retrained monthly, no gate", "color": GREEN, "lw": 1.6, "ls": (0, (1, 1))},
+}
+HEAT = LinearSegmentedColormap.from_list("drift", [(0, "#f1f5f8"), (.5, "#a3c3dc"), (.5, "#f6bf4c"), (1, "#7d1d0c")])
+STYLE = {
+    "svg.fonttype": "none", "text.parse_math": False, "font.size": 9, "text.color": INK, "legend.frameon": False,
+    "axes.edgecolor": "#c5ccd3", "axes.labelcolor": SOFT, "axes.spines.top": False, "axes.spines.right": False,
+    "axes.grid": True, "axes.axisbelow": True, "grid.color": "#e8ecf0", "xtick.color": SOFT, "ytick.color": SOFT,
+    "xtick.major.size": 0, "ytick.major.size": 0, "ytick.minor.size": 0, "date.converter": "concise",
+}
 
 
-def write(report: Mapping[str, Any], folder: Path) -> None:
-    """Write report.json and report.html, each whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, text in (("report.json", json.dumps(report, indent=1, default=str)), ("report.html", render(report))):
-        beside = folder / f".{name}.tmp"
-        beside.write_text(text, encoding="utf-8")
-        os.replace(beside, folder / name)
+def write(report: dict[str, Any], folder: Path) -> None:
+    """Put report.json and report.html into `folder`, each whole or not at all."""
+    write_whole(folder / "report.html", render(report))
+    write_whole(folder / "report.json", json.dumps(report, indent=1, allow_nan=False))
 
 
-def render(report: Mapping[str, Any]) -> str:
-    """The page."""
-    key = [("requests sent", f"{report['requests_sent']:,}"), ("requests failed", report["requests_failed"]),
-           ("retrainings", report["retrains_triggered"]), ("promotions", report["promotions"]), ("refusals", report["refusals"]),
-           ("windows drifted", report["drift_events"])]
-    plots = [("Log loss by week; promotions and refusals marked", scores_over_time(report)),
-             ("Versions", versions(report)), ("Drift by feature and week (PSI)", drift_map(report)),
-             ("Calibration of the live service", calibration(report)), ("Requests and latency by day", requests(report))]
-    figures = [f"{figure}_{name}" for figure in ("logloss", "auc") for name in COLOURS]
-    return PAGE.render(report=report, headline=headline(report), key=key, plots=plots, figures=figures, short=_short)
+def render(report: dict[str, Any]) -> str:
+    """The page: one HTML document that asks nothing of the network and runs no script."""
+    plots = []
+    for plot in (log_loss_by_week, gain_by_month, versions_in_service, drift_by_week, calibration, requests_by_day):
+        title = plot.__name__.replace("_", " ").capitalize()
+        with matplotlib.rc_context(STYLE | {"svg.hashsalt": title}):
+            plots.append((title, plot.__doc__, _svg(plot(report))))
+    page = Environment(autoescape=True, trim_blocks=True)
+    page.filters["score"] = lambda value: "–" if value is None else f"{value:.4f}"
+    return page.from_string(PAGE).render(report=report, headline=headline(report), cards=cards(report), plots=plots)
 
 
-def headline(report: Mapping[str, Any]) -> str:
-    """What the replay showed, good or bad, in one sentence."""
-    total, failed = report["total"], report["requests_failed"]
-    live = total["logloss_live"]
-    said = [f"{'better' if live < total[f'logloss_{peer}'] else 'not better'} than the {what} ({total[f'logloss_{peer}']:.4f})"
-            for peer, what in (("frozen", "frozen model"), ("calendar", "calendar"))]
-    lost = "no request failed" if not failed else f"{failed} of {report['requests_sent']:,} requests failed"
-    return f"Log loss {live:.4f}: {said[0]}, {said[1]}; {lost}."
+def headline(report: dict[str, Any]) -> str:
+    """The verdict in one sentence, whichever way it went; under a twentieth of a percent counts as level."""
+    live, beaten, said = report["total"]["logloss_live"], [], []
+    if live is None:
+        return "No verdict: no record was scored against its label."
+    for peer, name in (("frozen model", "frozen"), ("monthly calendar", "calendar")):
+        gain = round(1 - live / report["total"][f"logloss_{name}"], 3)
+        beaten += [peer] * (gain > 0)
+        way = f"{abs(gain):.1%} {'lower than' if gain > 0 else 'higher than'}" if gain else "level with"
+        said.append(f"{way} the {peer}’s")
+    lead = ("The loop did not pay", f"The loop beat only the {''.join(beaten)}", "The loop beat both rivals")[len(beaten)]
+    return f"{lead}: its log loss is {' and '.join(said)}."
 
 
-def _short(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"
+def cards(report: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """The key figures: what, its value, a note."""
+    total, weeks = report["total"], [week for week in report["weeks"] if week["logloss_live"] is not None]
+    won = {name: sum(week["logloss_live"] < week[f"logloss_{name}"] for week in weeks) for name in LOOKS}
+    scores = {key: ["–" if total[f"{key}_{name}"] is None else f"{total[f'{key}_{name}']:.3f}" for name in LOOKS]
+              for key in ("logloss", "auc")}
+    return [
+        ("Log loss", scores["logloss"][0], "frozen {1}, calendar {2}".format(*scores["logloss"])),
+        ("AUC", scores["auc"][0], "frozen {1}, calendar {2}".format(*scores["auc"])),
+        ("Better than frozen", f"{won['frozen']} of {len(weeks)}", f"weeks; than calendar in {won['calendar']}"),
+        ("Failed requests", f"{report['requests_failed']:,}", f"of {report['requests_sent']:,}"),
+        ("Retrainings", f"{report['retrains_triggered']}", f"promotions {report['promotions']}, refusals {report['refusals']}"),
+        ("Drifted weeks", f"{report['drift_events']} of {len(report['weeks'])}", ", ".join(_distances(report).columns[:3])),
+    ]
 
 
-def _figure(height: float = 3.2) -> tuple[Figure, Any]:
-    figure = Figure(figsize=(10.5, height), layout="constrained")
-    axes = figure.subplots()
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
+def log_loss_by_week(report: dict[str, Any]) -> Figure:
+    """Lower is better. All three models on the same records; a line marks each promotion, a cross each refusal."""
+    figure, axes = _over_time(report, "log loss", 3.3)
+    for name, look in LOOKS.items():
+        axes.plot(_column(report["weeks"], "start", DAY) + WEEK // 2, _column(report["weeks"], f"logloss_{name}"), **look)
+    for number, date in zip(_column(report["versions"], "number", int), _column(report["versions"], "promoted", DAY)):
+        axes.axvline(date, color=INK, lw=0.8)
+        axes.annotate(f"v{number}", (date, 1.02), xycoords=axes.get_xaxis_transform(), ha="center", weight="bold")
+    refused = _column(report["refused"], "at", DAY)
+    axes.plot(refused, np.full(len(refused), 1.04), "x", color=RED, ms=6, mew=2, clip_on=False, label="refused",
+              transform=axes.get_xaxis_transform())
+    axes.legend(loc="lower left", bbox_to_anchor=(-0.01, 1.08), ncols=4)
+    return figure
 
 
-def _svg(figure: Figure) -> str:
-    text = io.StringIO()
-    figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
-    return text.getvalue()[text.getvalue().index("<svg"):]
+def gain_by_month(report: dict[str, Any]) -> Figure:
+    """Higher is better. How far the log loss lies below the frozen model's."""
+    figure, axes = _over_time(report, "log loss below\nthe frozen model's", 2.2)
+    months = [month for month in report["months"] if month["logloss_live"] is not None]
+    starts = _column(months, "month", "datetime64[M]")
+    days = (np.minimum((starts + 1).astype(DAY), np.datetime64(report["until"])) - starts).astype(float)
+    for name, place, colour in (("live", 0.1, BLUE), ("calendar", 0.5, "#7fceb9")):
+        gain = _column(months, "logloss_frozen") - _column(months, f"logloss_{name}")
+        lefts = starts.astype("datetime64[h]") + (days * place * 24).astype("timedelta64[h]")
+        bars = axes.bar(lefts, gain, days * 0.4, align="edge", color=colour, label=name)
+        axes.bar_label(bars, fmt="{:+.3f}", fontsize=7, padding=2, color=SOFT)
+    axes.axhline(0, color=SOFT, lw=0.8)
+    axes.legend(loc="lower left", bbox_to_anchor=(-0.01, 1), ncols=2)
+    return figure
 
 
-def _dates(values: list[str]) -> np.ndarray:
-    return np.array(values, dtype="datetime64[D]")
-
-
-def scores_over_time(report: Mapping[str, Any]) -> str:
-    figure, axes = _figure(3.8)
-    weeks = [week for week in report["weeks"] if week.get("logloss_live") is not None]
-    for name, colour in COLOURS.items():
-        axes.plot(_dates([w["start"] for w in weeks]), [w[f"logloss_{name}"] for w in weeks], color=colour, label=name, lw=1.8)
-    for version in report["versions"]:
-        axes.axvline(_dates([version["promoted"]])[0], color=PROMOTED, lw=1)
-        axes.text(_dates([version["promoted"]])[0], 1.0, f" {version['number']}", color=PROMOTED, transform=axes.get_xaxis_transform(), va="top")
-    for refused in report["refused"]:
-        axes.axvline(_dates([refused["at"]])[0], color=REFUSED, lw=1, ls=":")
-    axes.set_ylabel("log loss (lower is better)")
-    axes.legend(frameon=False, ncols=3, loc="upper left", bbox_to_anchor=(0, -0.08))
-    return _svg(figure)
-
-
-def versions(report: Mapping[str, Any]) -> str:
-    figure, axes = _figure(0.6 + 0.32 * max(len(report["versions"]), 1))
-    starts = _dates([version["promoted"] for version in report["versions"]] + [report["until"]])
-    for row, version in enumerate(report["versions"]):
-        axes.barh(row, (starts[row + 1] - starts[row]) / np.timedelta64(1, "D"), left=starts[row].astype("O"), color=COLOURS["live"])
-    axes.set_yticks(range(len(report["versions"])), [f"{v['number']}: {v['version'][:8]}, {v['rows']:,} rows" for v in report["versions"]])
+def versions_in_service(report: dict[str, Any]) -> Figure:
+    """Which version answered when, and on how many rows it was trained; a cross is a challenger that the gate refused."""
+    versions, refused = report["versions"], report["refused"]
+    figure, axes = _over_time(report, "", 0.28 * (len(versions) + 1))
+    starts = _column(versions, "promoted", DAY)
+    axes.barh(range(len(versions)), np.append(starts[1:], np.datetime64(report["until"], "D")) - starts, 0.6, starts, color=BLUE)
+    axes.plot(_column(refused, "at", DAY), [len(versions)] * len(refused), "x", color=RED, ms=7, mew=2)
+    names = [f"v{one['number']} · {one['version'][:6]} · {one['rows']:,} rows" for one in versions]
+    axes.set_yticks(range(len(versions) + 1), [*names, "refused" if refused else "none refused"], fontsize=8)
     axes.invert_yaxis()
-    axes.xaxis_date()
-    return _svg(figure)
+    return figure
 
 
-def drift_map(report: Mapping[str, Any]) -> str:
-    weeks = [week for week in report["weeks"] if week["distances"]]
-    names = sorted({name for week in weeks for name in week["distances"]})
-    if not names:
-        return "<p>No window had traffic enough to compare.</p>"
-    figure, axes = _figure(0.8 + 0.24 * len(names))
-    grid = np.array([[week["distances"].get(name, np.nan) for week in weeks] for name in names], dtype=float)
-    shown = axes.imshow(grid, aspect="auto", cmap="cividis", vmin=0, vmax=1)
-    axes.set_yticks(range(len(names)), names)
-    step = max(1, len(weeks) // 10)
-    axes.set_xticks(range(0, len(weeks), step), [week["start"] for week in weeks[::step]])
-    figure.colorbar(shown, label="PSI (1 and above: brightest)", extend="max")
-    return _svg(figure)
+def drift_by_week(report: dict[str, Any]) -> Figure:
+    """Distance (PSI) from the training data. Orange to brown is beyond the limit; below the line, the model's own answers."""
+    heat, limit = _distances(report), report.get("distance_limit", Drift.distance)
+    figure, axes = _over_time(report, "", 0.3 + 0.2 * len(heat.columns))
+    norm = TwoSlopeNorm(limit, 0, 4 * limit)
+    for start, values in zip(heat.index, heat.to_numpy(float)):
+        axes.pcolormesh([start, start + WEEK], np.arange(len(values) + 1), values[:, None], cmap=HEAT, norm=norm, ec="white")
+    axes.set_yticks(np.arange(len(heat.columns)) + 0.5, heat.columns, fontsize=8)
+    axes.set_ylim(max(len(heat.columns), 1), 0)
+    axes.axhline(sum(not is_output(name) for name in heat.columns), color=INK, lw=1)
+    axes.grid(False)
+    bar = figure.colorbar(matplotlib.cm.ScalarMappable(norm, HEAT), cax=axes.inset_axes((0, 1.01, 0.3, 0.02)), extend="max",
+                          orientation="horizontal", ticklocation="top", ticks=[0, limit, 4 * limit])
+    bar.set_ticklabels(["0", f"limit {limit:g}", f"{4 * limit:g} and more"])
+    return figure
 
 
-def calibration(report: Mapping[str, Any]) -> str:
-    figure, axes = _figure(3.6)
-    axes.plot([0, 1], [0, 1], color="#bbb", lw=1)
-    for (name, bins), colour in zip(report["calibration"].items(), matplotlib.colormaps["tab10"].colors):
-        points = [(e, o) for e, o in zip(bins["expected"], bins["observed"]) if e is not None]
-        axes.plot(*zip(*points), "o-", color=colour, label=name, ms=4)
-    axes.set(xlabel="probability that was answered", ylabel="share that came true", xlim=(0, 1), ylim=(0, 1))
-    axes.legend(frameon=False)
-    return _svg(figure)
+def calibration(report: dict[str, Any]) -> Figure:
+    """What the live model expected against what came true; on the dashed line they agree. A dot's area is its share."""
+    figure = Figure(figsize=(WIDTH, 3.7), layout="constrained")
+    panels = figure.subplots(1, len(report["calibration"]), sharey=True, squeeze=False)[0]
+    for axes, (name, curve) in zip(panels, report["calibration"].items()):
+        expected, observed, n = (np.array(curve[key], float) for key in ("expected", "observed", "n"))
+        axes.plot([0, 1], [0, 1], color=GREY, lw=1, ls=(0, (4, 2)))
+        axes.plot(expected, observed, color=BLUE, lw=1.4)
+        axes.scatter(expected, observed, 14 + 400 * n / max(n.sum(), 1), color=BLUE, alpha=0.75, lw=0)
+        axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", xlabel=f"expected share of “{name}”")
+    panels[0].set_ylabel("share that came true")
+    return figure
 
 
-def requests(report: Mapping[str, Any]) -> str:
-    figure, axes = _figure(2.8)
-    days = _dates([day["day"] for day in report["days"]])
-    for name, style in (("p50_ms", "-"), ("p99_ms", ":")):
-        axes.plot(days, [day[name] for day in report["days"]], style, color=COLOURS["live"], label=name.replace("_ms", " (ms)"))
-    failed = [day for day in report["days"] if day["failed"]]
-    axes.plot(_dates([day["day"] for day in failed]), [day["p99_ms"] for day in failed], "x", color="red", label="requests failed")
-    axes.set_ylim(bottom=0)
-    axes.legend(frameon=False, ncols=3)
-    return _svg(figure)
+def requests_by_day(report: dict[str, Any]) -> Figure:
+    """Requests through the load balancer, and how long they took; days with failures bear a red mark."""
+    figure, axes = _over_time(report, "", 3.2)
+    return figure
