@@ -23,7 +23,7 @@ from contracts.contract import PerennialError
 MARK = "PERENNIAL_PROCESS"  # the path of its log, in the environment of each process we start and of its children
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "BENTOML_DO_NOT_TRACK": "True", "OTEL_SDK_DISABLED": "true",
                "WHYLOGS_NO_ANALYTICS": "True"}
-QUIET_LOOKS = 3  # in a row: a request may have left the balancer and not yet have reached the replica
+QUIET_LOOKS = 15  # a tenth of a second each: the balancer may still hold a request whose body is on its way
 
 
 class NotReady(PerennialError):
