@@ -1,5 +1,6 @@
 """What the Prefect UI shows of a run, so that it can be read without its logs."""
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -75,4 +76,4 @@ def _short(value: Any) -> str:
 
 
 def _show(model: str, name: str, *parts: str) -> None:
-    create_markdown_artifact("\n\n".join(part for part in parts if part), key=f"{model}-{name}".replace("_", "-").lower())
+    create_markdown_artifact("\n\n".join(part for part in parts if part), key=re.sub(r"[^a-z0-9]+", "-", f"{model}-{name}".lower()))

@@ -3,163 +3,235 @@
 import io
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
-import pandas as pd
-from jinja2 import Environment
-from markupsafe import Markup
+from jinja2 import Environment, StrictUndefined
+from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, TwoSlopeNorm
-from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
 
 from contracts.contract import Drift
 from contracts.drift import is_output
 from deployments.replicas import write_whole
 
+Report = dict[str, Any]
 DAY, WEEK = "datetime64[D]", np.timedelta64(7, "D")
-WIDTH, LEFT = 11.0, 1.75  # inches, the same in every plot over time: their dates line up down the page
+WIDTH, LEFT, TOP, BOTTOM = 11.0, 1.6, 0.5, 0.3  # inches, the same in every plot: dates line up down the page
 INK, SOFT, BLUE, PALE, GREY, GREEN, RED = "#1c2733", "#5b6875", "#0072b2", "#9cc3de", "#87909a", "#009e73", "#d55e00"
-LOOKS = {
-    "live": {"label": "live: the loop", "color": BLUE, "lw": 2.4, "zorder": 4},
-    "frozen": {"label": "frozen: the first model", "color": GREY, "lw": 1.6, "ls": (0, (4, 1.5))},
-    "calendar": {"label": "calendar: retrained monthly, no gate", "color": GREEN, "lw": 1.6, "ls": (0, (1, 1))},
-}
+LOOKS = {"live": {"color": BLUE, "lw": 2.4, "zorder": 4}, "frozen": {"color": GREY, "lw": 1.6, "ls": (0, (4, 1.5))},
+         "calendar": {"color": GREEN, "lw": 1.6, "ls": (0, (1, 1))}}
 HEAT = LinearSegmentedColormap.from_list("drift", [(0, "#f1f5f8"), (.5, "#a3c3dc"), (.5, "#f6bf4c"), (1, "#7d1d0c")])
+LEGEND = {"loc": "lower left", "bbox_to_anchor": (-0.01, 1), "ncols": 4, "frameon": False, "borderaxespad": 0.2}
 STYLE = {
-    "svg.fonttype": "none", "text.parse_math": False, "font.size": 9, "text.color": INK, "legend.frameon": False,
+    "svg.fonttype": "none", "text.parse_math": False, "font.size": 9, "axes.grid": True, "axes.axisbelow": True,
     "axes.edgecolor": "#c5ccd3", "axes.labelcolor": SOFT, "axes.spines.top": False, "axes.spines.right": False,
-    "axes.grid": True, "axes.axisbelow": True, "grid.color": "#e8ecf0", "xtick.color": SOFT, "ytick.color": SOFT,
-    "xtick.major.size": 0, "ytick.major.size": 0, "ytick.minor.size": 0, "date.converter": "concise",
+    "grid.color": "#e8ecf0", "xtick.color": SOFT, "ytick.color": SOFT, "xtick.major.size": 0, "ytick.major.size": 0,
+    "date.converter": "concise",
 }
 
 
-def write(report: dict[str, Any], folder: Path) -> None:
-    """Put report.json and report.html into `folder`, each whole or not at all."""
+def write(report: Report, folder: Path) -> None:
+    """Put report.html and report.json into `folder`, each whole or not at all."""
     write_whole(folder / "report.html", render(report))
     write_whole(folder / "report.json", json.dumps(report, indent=1, allow_nan=False))
 
 
-def render(report: dict[str, Any]) -> str:
+def render(report: Report) -> str:
     """The page: one HTML document that asks nothing of the network and runs no script."""
-    plots = []
-    for plot in (log_loss_by_week, gain_by_month, versions_in_service, drift_by_week, calibration, requests_by_day):
-        title = plot.__name__.replace("_", " ").capitalize()
-        with matplotlib.rc_context(STYLE | {"svg.hashsalt": title}):
-            plots.append((title, plot.__doc__, _svg(plot(report))))
-    page = Environment(autoescape=True, trim_blocks=True)
+    plots = (log_loss_by_week, gain_by_month, versions_in_service, drift_by_week, calibration, requests_by_day,
+             latency_by_day)
+    drawn = [(plot.__name__.replace("_", " ").capitalize(), plot.__doc__, drawing(plot, report)) for plot in plots]
+    page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     page.filters["score"] = lambda value: "–" if value is None else f"{value:.4f}"
-    return page.from_string(PAGE).render(report=report, headline=headline(report), cards=cards(report), plots=plots)
+    return page.from_string(PAGE).render(report, headline=headline(report), plots=drawn, models=list(LOOKS),
+                                         drifted=list(distances(report))[:3])
 
 
-def headline(report: dict[str, Any]) -> str:
+def headline(report: Report) -> str:
     """The verdict in one sentence, whichever way it went; under a twentieth of a percent counts as level."""
     live, beaten, said = report["total"]["logloss_live"], [], []
     if live is None:
         return "No verdict: no record was scored against its label."
-    for peer, name in (("frozen model", "frozen"), ("monthly calendar", "calendar")):
+    for rival, name in (("frozen model", "frozen"), ("monthly calendar", "calendar")):
         gain = round(1 - live / report["total"][f"logloss_{name}"], 3)
-        beaten += [peer] * (gain > 0)
-        way = f"{abs(gain):.1%} {'lower than' if gain > 0 else 'higher than'}" if gain else "level with"
-        said.append(f"{way} the {peer}’s")
+        beaten += [rival] * (gain > 0)
+        way = f"{abs(gain):.1%} {'lower' if gain > 0 else 'higher'} than" if gain else "level with"
+        said.append(f"{way} the {rival}’s")
     lead = ("The loop did not pay", f"The loop beat only the {''.join(beaten)}", "The loop beat both rivals")[len(beaten)]
     return f"{lead}: its log loss is {' and '.join(said)}."
 
 
-def cards(report: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """The key figures: what, its value, a note."""
-    total, weeks = report["total"], [week for week in report["weeks"] if week["logloss_live"] is not None]
-    won = {name: sum(week["logloss_live"] < week[f"logloss_{name}"] for week in weeks) for name in LOOKS}
-    scores = {key: ["–" if total[f"{key}_{name}"] is None else f"{total[f'{key}_{name}']:.3f}" for name in LOOKS]
-              for key in ("logloss", "auc")}
-    return [
-        ("Log loss", scores["logloss"][0], "frozen {1}, calendar {2}".format(*scores["logloss"])),
-        ("AUC", scores["auc"][0], "frozen {1}, calendar {2}".format(*scores["auc"])),
-        ("Better than frozen", f"{won['frozen']} of {len(weeks)}", f"weeks; than calendar in {won['calendar']}"),
-        ("Failed requests", f"{report['requests_failed']:,}", f"of {report['requests_sent']:,}"),
-        ("Retrainings", f"{report['retrains_triggered']}", f"promotions {report['promotions']}, refusals {report['refusals']}"),
-        ("Drifted weeks", f"{report['drift_events']} of {len(report['weeks'])}", ", ".join(_distances(report).columns[:3])),
-    ]
+def drawing(plot: Callable[[Axes, Report], float], report: Report) -> str:
+    """A plot as inline SVG whose text takes the page's font; `plot` says how many inches high it is."""
+    with matplotlib.rc_context(STYLE | {"svg.hashsalt": plot.__name__}):  # ids of one plot must not meet another's
+        figure, file = Figure(), io.StringIO()
+        axes = figure.add_subplot()
+        starts = [*column(report["weeks"], "start", DAY), *column(report["versions"], "promoted", DAY)]
+        axes.set_xlim(min(starts), np.datetime64(report["until"], "D"))
+        inches = plot(axes, report)
+        height = inches + TOP + BOTTOM
+        figure.set_size_inches(WIDTH, height)
+        axes.set_position((LEFT / WIDTH, BOTTOM / height, 0.98 - LEFT / WIDTH, inches / height))
+        figure.savefig(file, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    svg = re.sub(r'(?s)^.*?<svg[^>]*(viewBox="[^"]*")[^>]*>', r'<svg role="img" \1>', file.getvalue(), count=1)
+    return re.sub(r'<g id="[^"]*"', "<g", svg)
 
 
-def log_loss_by_week(report: dict[str, Any]) -> Figure:
-    """Lower is better. All three models on the same records; a line marks each promotion, a cross each refusal."""
-    figure, axes = _over_time(report, "log loss", 3.3)
+def column(rows: list[dict[str, Any]], key: str, kind: str = "float") -> np.ndarray:
+    return np.array([row[key] for row in rows], kind)
+
+
+def log_loss_by_week(axes: Axes, report: Report) -> float:
+    """Lower is better, on the same records. Live is the loop; frozen the first model, never retrained; calendar one
+    retrained at each month's start without a gate. A line marks each promotion, a red cross each refusal."""
+    middles = column(report["weeks"], "start", DAY) + WEEK // 2
     for name, look in LOOKS.items():
-        axes.plot(_column(report["weeks"], "start", DAY) + WEEK // 2, _column(report["weeks"], f"logloss_{name}"), **look)
-    for number, date in zip(_column(report["versions"], "number", int), _column(report["versions"], "promoted", DAY)):
+        axes.plot(middles, column(report["weeks"], f"logloss_{name}"), label=name, **look)
+    for number, date in zip(column(report["versions"], "number", "int"), column(report["versions"], "promoted", DAY)):
         axes.axvline(date, color=INK, lw=0.8)
         axes.annotate(f"v{number}", (date, 1.02), xycoords=axes.get_xaxis_transform(), ha="center", weight="bold")
-    refused = _column(report["refused"], "at", DAY)
+    refused = column(report["refused"], "at", DAY)
     axes.plot(refused, np.full(len(refused), 1.04), "x", color=RED, ms=6, mew=2, clip_on=False, label="refused",
               transform=axes.get_xaxis_transform())
-    axes.legend(loc="lower left", bbox_to_anchor=(-0.01, 1.08), ncols=4)
-    return figure
+    axes.legend(**LEGEND | {"bbox_to_anchor": (-0.01, 1.07)})
+    axes.set_ylabel("log loss")
+    return 3.3
 
 
-def gain_by_month(report: dict[str, Any]) -> Figure:
-    """Higher is better. How far the log loss lies below the frozen model's."""
-    figure, axes = _over_time(report, "log loss below\nthe frozen model's", 2.2)
+def gain_by_month(axes: Axes, report: Report) -> float:
+    """Higher is better: how far the log loss lies below the frozen model's."""
     months = [month for month in report["months"] if month["logloss_live"] is not None]
-    starts = _column(months, "month", "datetime64[M]")
-    days = (np.minimum((starts + 1).astype(DAY), np.datetime64(report["until"])) - starts).astype(float)
-    for name, place, colour in (("live", 0.1, BLUE), ("calendar", 0.5, "#7fceb9")):
-        gain = _column(months, "logloss_frozen") - _column(months, f"logloss_{name}")
-        lefts = starts.astype("datetime64[h]") + (days * place * 24).astype("timedelta64[h]")
-        bars = axes.bar(lefts, gain, days * 0.4, align="edge", color=colour, label=name)
+    starts = column(months, "month", "datetime64[M]")
+    days = (np.minimum((starts + 1).astype(DAY), np.datetime64(report["until"])) - starts.astype(DAY)).astype(float)
+    for name, place, alpha in (("live", 0.1, 1), ("calendar", 0.5, 0.5)):
+        gain = column(months, "logloss_frozen") - column(months, f"logloss_{name}")
+        bars = axes.bar(matplotlib.dates.date2num(starts) + days * place, gain, days * 0.4, align="edge", label=name,
+                        color=LOOKS[name]["color"], alpha=alpha)
         axes.bar_label(bars, fmt="{:+.3f}", fontsize=7, padding=2, color=SOFT)
     axes.axhline(0, color=SOFT, lw=0.8)
-    axes.legend(loc="lower left", bbox_to_anchor=(-0.01, 1), ncols=2)
-    return figure
+    axes.legend(**LEGEND)
+    axes.set_ylabel("gain in log loss")
+    return 2.2
 
 
-def versions_in_service(report: dict[str, Any]) -> Figure:
-    """Which version answered when, and on how many rows it was trained; a cross is a challenger that the gate refused."""
-    versions, refused = report["versions"], report["refused"]
-    figure, axes = _over_time(report, "", 0.28 * (len(versions) + 1))
-    starts = _column(versions, "promoted", DAY)
-    axes.barh(range(len(versions)), np.append(starts[1:], np.datetime64(report["until"], "D")) - starts, 0.6, starts, color=BLUE)
-    axes.plot(_column(refused, "at", DAY), [len(versions)] * len(refused), "x", color=RED, ms=7, mew=2)
+def versions_in_service(axes: Axes, report: Report) -> float:
+    """Which version answered when, and the rows it was trained on; a red cross: the gate refused a challenger."""
+    versions, refused, until = report["versions"], report["refused"], np.datetime64(report["until"], "D")
+    starts = column(versions, "promoted", DAY)
+    axes.barh(range(len(versions)), np.append(starts[1:], until) - starts, 0.6, starts, color=BLUE)
+    axes.plot(column(refused, "at", DAY), [len(versions)] * len(refused), "x", color=RED, ms=7, mew=2)
     names = [f"v{one['number']} · {one['version'][:6]} · {one['rows']:,} rows" for one in versions]
-    axes.set_yticks(range(len(versions) + 1), [*names, "refused" if refused else "none refused"], fontsize=8)
+    axes.set_yticks(range(len(names) + 1), [*names, "refused" if refused else "none refused"], fontsize=8)
     axes.invert_yaxis()
-    return figure
+    return 0.28 * (len(names) + 1)
 
 
-def drift_by_week(report: dict[str, Any]) -> Figure:
-    """Distance (PSI) from the training data. Orange to brown is beyond the limit; below the line, the model's own answers."""
-    heat, limit = _distances(report), report.get("distance_limit", Drift.distance)
-    figure, axes = _over_time(report, "", 0.3 + 0.2 * len(heat.columns))
-    norm = TwoSlopeNorm(limit, 0, 4 * limit)
-    for start, values in zip(heat.index, heat.to_numpy(float)):
-        axes.pcolormesh([start, start + WEEK], np.arange(len(values) + 1), values[:, None], cmap=HEAT, norm=norm, ec="white")
-    axes.set_yticks(np.arange(len(heat.columns)) + 0.5, heat.columns, fontsize=8)
-    axes.set_ylim(max(len(heat.columns), 1), 0)
-    axes.axhline(sum(not is_output(name) for name in heat.columns), color=INK, lw=1)
+def drift_by_week(axes: Axes, report: Report) -> float:
+    """Distance (PSI) from the training data; amber to brown is beyond the limit. Below the line: the model's answers."""
+    found, limit = distances(report), report.get("distance_limit", Drift.distance)
+    names, norm, height = list(found), TwoSlopeNorm(limit, 0, 4 * limit), 0.2 * max(len(found), 2)
+    for at, start in enumerate(column(report["weeks"], "start", DAY)):
+        heat = np.array([[found[name][at]] for name in names]).reshape(-1, 1)
+        axes.pcolormesh([start, start + WEEK], range(len(names) + 1), heat, cmap=HEAT, norm=norm, ec="white")
+    axes.set_yticks(np.arange(len(names)) + 0.5, names, fontsize=8)
+    axes.set_ylim(max(len(names), 2), 0)
+    axes.axhline(sum(not is_output(name) for name in names), color=INK, lw=1)
     axes.grid(False)
-    bar = figure.colorbar(matplotlib.cm.ScalarMappable(norm, HEAT), cax=axes.inset_axes((0, 1.01, 0.3, 0.02)), extend="max",
-                          orientation="horizontal", ticklocation="top", ticks=[0, limit, 4 * limit])
-    bar.set_ticklabels(["0", f"limit {limit:g}", f"{4 * limit:g} and more"])
-    return figure
+    bar = axes.figure.colorbar(
+        matplotlib.cm.ScalarMappable(norm, HEAT), cax=axes.inset_axes((0, 1 + 0.08 / height, 0.3, 0.12 / height)),
+        orientation="horizontal", ticklocation="top", extend="max", ticks=[0, limit, 4 * limit])
+    bar.set_ticklabels(["0", f"limit {limit:g}", f"{4 * limit:g}"])
+    return height
 
 
-def calibration(report: dict[str, Any]) -> Figure:
-    """What the live model expected against what came true; on the dashed line they agree. A dot's area is its share."""
-    figure = Figure(figsize=(WIDTH, 3.7), layout="constrained")
-    panels = figure.subplots(1, len(report["calibration"]), sharey=True, squeeze=False)[0]
-    for axes, (name, curve) in zip(panels, report["calibration"].items()):
+def distances(report: Report) -> dict[str, list[float]]:
+    """Each feature's distances by week, NaN where unknown: the furthest inputs first, the model's answers last."""
+    weeks = [week["distances"] for week in report["weeks"]]
+    found = {name: [week.get(name, np.nan) for week in weeks] for name in {name for week in weeks for name in week}}
+    return dict(sorted(found.items(), key=lambda one: (is_output(one[0]), -np.nanmean(one[1]), one[0])))
+
+
+def calibration(axes: Axes, report: Report) -> float:
+    """What the live model expected against what came true: on the dashed line they agree. A dot's area is its share."""
+    axes.axis("off")
+    for place, (name, curve) in enumerate(report["calibration"].items()):
+        panel = axes.inset_axes((place / len(report["calibration"]), 0, 0.9 / len(report["calibration"]), 1))
         expected, observed, n = (np.array(curve[key], float) for key in ("expected", "observed", "n"))
-        axes.plot([0, 1], [0, 1], color=GREY, lw=1, ls=(0, (4, 2)))
-        axes.plot(expected, observed, color=BLUE, lw=1.4)
-        axes.scatter(expected, observed, 14 + 400 * n / max(n.sum(), 1), color=BLUE, alpha=0.75, lw=0)
-        axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", xlabel=f"expected share of “{name}”")
-    panels[0].set_ylabel("share that came true")
-    return figure
+        panel.plot([0, 1], [0, 1], color=GREY, lw=1, ls=(0, (4, 2)))
+        panel.plot(expected, observed, color=BLUE, lw=1.4)
+        panel.scatter(expected, observed, 14 + 400 * n / max(n.sum(), 1), color=BLUE, alpha=0.75, lw=0)
+        panel.set(xlim=(0, 1), ylim=(0, 1), title=name, xlabel="expected", ylabel="" if place else "came true")
+    return 2.8
 
 
-def requests_by_day(report: dict[str, Any]) -> Figure:
-    """Requests through the load balancer, and how long they took; days with failures bear a red mark."""
-    figure, axes = _over_time(report, "", 3.2)
-    return figure
+def requests_by_day(axes: Axes, report: Report) -> float:
+    """Requests through the load balancer; a red mark above a day says that some failed."""
+    days, requests, failed = (column(report["days"], *what) for what in (("day", DAY), ("requests",), ("failed",)))
+    axes.bar(days, requests - failed, 1, color=PALE, label="answered", align="edge")
+    axes.bar(days, failed, 1, requests - failed, color=RED, label="failed", align="edge")
+    axes.plot(days[failed > 0], requests[failed > 0], "v", color=RED, ms=5)  # one in a thousand shows too
+    axes.set_ylim(0, 1.15 * requests.max(initial=1))
+    axes.legend(**LEGEND)
+    axes.set_ylabel("requests a day")
+    return 1.5
+
+
+def latency_by_day(axes: Axes, report: Report) -> float:
+    """How long a request took at the client, on a logarithmic scale."""
+    days = column(report["days"], "day", DAY)
+    axes.plot(days, column(report["days"], "p50_ms"), color=BLUE, lw=1.6, label="median")
+    axes.plot(days, column(report["days"], "p99_ms"), color=GREY, lw=1.2, label="99th percentile")
+    axes.set_yscale("log", subs=[2, 5])
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("{x:g}")
+    axes.legend(**LEGEND)
+    axes.set_ylabel("milliseconds")
+    return 1.5
+
+
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Perennial: {{ model }} until {{ until }}</title><style>
+body { max-width: 1080px; margin: 0 auto; padding: 56px 32px 96px; background: #fff; color: #1c2733;
+       font: 15px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif }
+h1 { font-size: 30px; line-height: 1.25; letter-spacing: -.01em; margin: 8px 0 40px; max-width: 30em }
+h2 { font-size: 19px; margin: 64px 0 0 } p { margin: 4px 0 12px; max-width: 48em } p, dt, dd + dd, th { color: #5b6875 }
+dl { display: grid; grid-template-columns: repeat(auto-fit, minmax(155px, 1fr)); gap: 28px 20px; margin: 0 }
+dl div { border-top: 3px solid #0072b2; padding-top: 10px } dl .bad { border-color: #d55e00 }
+dd { margin: 0; font-size: 28px; line-height: 1.3; font-weight: 600 } dt, dd + dd { font-size: 13px; font-weight: 400 }
+svg { display: block; width: 100%; height: auto } svg text { font-family: inherit !important }
+table { border-collapse: collapse; width: 100%; font-size: 13px; font-variant-numeric: tabular-nums }
+th { text-align: left; font-weight: 500 } th, td { padding: 7px 16px 7px 0; border-bottom: 1px solid #e3e8ed; vertical-align: top }
+.n { text-align: right; white-space: nowrap } .live { color: #0072b2; font-weight: 600 } .why { overflow-wrap: anywhere; color: #5b6875 }
+td.retrain, td.page { color: #b34700; font-weight: 600 } tfoot td { font-weight: 600; border-bottom: 0 }
+@media print { body { padding: 0; font-size: 12px } section, dl div, tr { break-inside: avoid } h2 { break-after: avoid } }
+</style></head><body>
+{% macro card(what, value, note, bad=false) %}<div{% if bad %} class="bad"{% endif %}><dt>{{ what }}<dd>{{ value }}<dd>{{ note }}</div>
+{% endmacro %}
+{% macro rivals(key) %}frozen {{ total[key ~ "_frozen"]|score }}, calendar {{ total[key ~ "_calendar"]|score }}{% endmacro %}
+{% macro heads(figure) %}{% for name in models %}<th class="n">{{ figure }} {{ name }}{% endfor %}{% endmacro %}
+{% macro scores(row, key) %}{% for name in models %}<td class="n {{ name }}">{{ row[key ~ "_" ~ name]|score }}{% endfor %}{% endmacro %}
+{% macro reasons(row) %}<td class="why">{% for reason in row.reasons %}{{ reason }}{% if not loop.last %}; {% endif %}{% endfor %}{% endmacro %}
+<p>Perennial · {{ model }} · {{ "{:,}".format(records_scored) }} records up to {{ until }}, replayed in {{ "%.0f"|format(seconds) }} s</p>
+<h1>{{ headline }}</h1>
+<dl>{{ card("Log loss, live", total.logloss_live|score, rivals("logloss")) }}{{ card("AUC, live", total.auc_live|score, rivals("auc")) }}
+{{ card("Failed requests", requests_failed, "of {:,}".format(requests_sent), requests_failed) }}
+{{ card("Promotions", promotions, "the first model’s included") }}
+{{ card("Refusals", refusals, "after {} retrainings".format(retrains_triggered)) }}
+{{ card("Drifted weeks", drift_events, "of {} judged; furthest: {}".format(weeks|length, drifted|join(", ") or "none")) }}</dl>
+{% for title, how, svg in plots %}<section><h2>{{ title }}</h2><p>{{ how }}</p>{{ svg|safe }}</section>
+{% if title.startswith("Versions") and refused %}<h2>Refusals</h2><table><thead><tr><th>On<th>Version<th>Why</thead>
+{% for one in refused %}<tr><td>{{ one["at"] }}<td>{{ one.version[:12] }}{{ reasons(one) }}{% endfor %}</table>{% endif %}
+{% endfor %}
+<h2>Months</h2><table><thead><tr><th>Month<th class="n">Records{{ heads("Log loss") }}{{ heads("AUC") }}</thead>
+{% for row in months %}<tr><td>{{ row.month }}<td class="n">{{ "{:,}".format(row.n) }}{{ scores(row, "logloss") }}{{ scores(row, "auc") }}
+{% endfor %}<tfoot><tr><td>All<td class="n">{{ "{:,}".format(total.n) }}{{ scores(total, "logloss") }}{{ scores(total, "auc") }}</tfoot></table>
+<h2>Weekly verdicts</h2><table><thead><tr><th>Week of<th class="n">Records{{ heads("") }}<th>Verdict<th>Action<th>Reasons</thead>
+{% for row in weeks %}<tr><td class="n">{{ row.start }}<td class="n">{{ "{:,}".format(row.n) }}{{ scores(row, "logloss") }}
+<td>{{ row.kind }}<td class="{{ row.action }}">{{ row.action }}{{ reasons(row) }}{% endfor %}</table>
+</body></html>
+"""

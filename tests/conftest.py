@@ -4,6 +4,7 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from deployments import balancer, replicas, stack
 from flows.ingest import take_in
@@ -72,9 +73,11 @@ def servers(tmp_path_factory):
     """A Prefect server, its worker and Traefik, all real, for every test that runs flows."""
     home = tmp_path_factory.mktemp("stack")
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in stack.environment(home, profile_seconds=0.3).items():
+        known = stack.environment(home, profile_seconds=0.3)
+        for name, value in known.items():
             patch.setenv(name, value)
         try:
-            yield stack.up(home)
+            with temporary_settings({PREFECT_API_URL: known["PREFECT_API_URL"]}):  # prefect was imported before
+                yield stack.up(home)
         finally:
             stack.down(home)

@@ -7,6 +7,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from uuid import uuid4
 
@@ -183,7 +184,7 @@ def test_many_writers_leave_one_unbroken_chain(store):
         list(pool.map(lambda n: Ledger(store, "pumps").record("said", {"n": n}), range(40)))
     events = Ledger(store, "pumps").events()
     assert sorted(event.data["n"] for event in events) == list(range(40))
-    assert all(after.prev == before.digest for before, after in zip(events, events[1:]))
+    assert all(after.prev == before.digest for before, after in pairwise(events))
 
 
 @pytest.mark.parametrize("harm", ["changed", "removed"])
