@@ -20,7 +20,7 @@ from deployments.replicas import write_whole
 
 Report = dict[str, Any]
 DAY, WEEK = "datetime64[D]", np.timedelta64(7, "D")
-WIDTH, LEFT, TOP, BOTTOM = 11.0, 1.6, 0.5, 0.3  # inches, the same in every plot: dates line up down the page
+WIDTH, LEFT, TOP, BOTTOM = 11.0, 1.7, 0.5, 0.42  # inches, the same in every plot: dates line up down the page
 INK, SOFT, BLUE, PALE, GREY, GREEN, RED = "#1c2733", "#5b6875", "#0072b2", "#9cc3de", "#87909a", "#009e73", "#d55e00"
 LOOKS = {"live": {"color": BLUE, "lw": 2.4, "zorder": 4}, "frozen": {"color": GREY, "lw": 1.6, "ls": (0, (4, 1.5))},
          "calendar": {"color": GREEN, "lw": 1.6, "ls": (0, (1, 1))}}
@@ -115,6 +115,7 @@ def gain_by_month(axes: Axes, report: Report) -> float:
     axes.axhline(0, color=SOFT, lw=0.8)
     axes.legend(**LEGEND)
     axes.set_ylabel("gain in log loss")
+    axes.margins(y=0.12)
     return 2.2
 
 
@@ -156,24 +157,24 @@ def distances(report: Report) -> dict[str, list[float]]:
 
 
 def calibration(axes: Axes, report: Report) -> float:
-    """What the live model expected against what came true: on the dashed line they agree. A dot's area is its share."""
+    """What the live model expected against what came true: on the dashed line they agree. A dot's area grows with its records."""
     axes.axis("off")
     for place, (name, curve) in enumerate(report["calibration"].items()):
-        panel = axes.inset_axes((place / len(report["calibration"]), 0, 0.9 / len(report["calibration"]), 1))
+        panel = axes.inset_axes((place / len(report["calibration"]), 0, 0.84 / len(report["calibration"]), 1))
         expected, observed, n = (np.array(curve[key], float) for key in ("expected", "observed", "n"))
         panel.plot([0, 1], [0, 1], color=GREY, lw=1, ls=(0, (4, 2)))
         panel.plot(expected, observed, color=BLUE, lw=1.4)
-        panel.scatter(expected, observed, 14 + 400 * n / max(n.sum(), 1), color=BLUE, alpha=0.75, lw=0)
+        panel.scatter(expected, observed, 14 + 400 * n / max(n.sum(), 1), color=BLUE, alpha=0.75, lw=0, clip_on=False)
         panel.set(xlim=(0, 1), ylim=(0, 1), title=name, xlabel="expected", ylabel="" if place else "came true")
     return 2.8
 
 
 def requests_by_day(axes: Axes, report: Report) -> float:
-    """Requests through the load balancer; a red mark above a day says that some failed."""
+    """Requests through the load balancer; a red mark on top says that some of that day failed."""
     days, requests, failed = (column(report["days"], *what) for what in (("day", DAY), ("requests",), ("failed",)))
     axes.bar(days, requests - failed, 1, color=PALE, label="answered", align="edge")
     axes.bar(days, failed, 1, requests - failed, color=RED, label="failed", align="edge")
-    axes.plot(days[failed > 0], requests[failed > 0], "v", color=RED, ms=5)  # one in a thousand shows too
+    axes.plot(days[failed > 0], np.full((failed > 0).sum(), 1.08 * requests.max(initial=1)), "v", color=RED, ms=7)
     axes.set_ylim(0, 1.15 * requests.max(initial=1))
     axes.legend(**LEGEND)
     axes.set_ylabel("requests a day")
@@ -200,14 +201,15 @@ body { max-width: 1080px; margin: 0 auto; padding: 56px 32px 96px; background: #
        font: 15px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif }
 h1 { font-size: 30px; line-height: 1.25; letter-spacing: -.01em; margin: 8px 0 40px; max-width: 30em }
 h2 { font-size: 19px; margin: 64px 0 0 } p { margin: 4px 0 12px; max-width: 48em } p, dt, dd + dd, th { color: #5b6875 }
-dl { display: grid; grid-template-columns: repeat(auto-fit, minmax(155px, 1fr)); gap: 28px 20px; margin: 0 }
+dl { display: grid; grid-template-columns: repeat(auto-fit, minmax(132px, 1fr)); gap: 28px 20px; margin: 0 }
 dl div { border-top: 3px solid #0072b2; padding-top: 10px } dl .bad { border-color: #d55e00 }
 dd { margin: 0; font-size: 28px; line-height: 1.3; font-weight: 600 } dt, dd + dd { font-size: 13px; font-weight: 400 }
 svg { display: block; width: 100%; height: auto } svg text { font-family: inherit !important }
 table { border-collapse: collapse; width: 100%; font-size: 13px; font-variant-numeric: tabular-nums }
 th { text-align: left; font-weight: 500 } th, td { padding: 7px 16px 7px 0; border-bottom: 1px solid #e3e8ed; vertical-align: top }
-.n { text-align: right; white-space: nowrap } .live { color: #0072b2; font-weight: 600 } .why { overflow-wrap: anywhere; color: #5b6875 }
-td.retrain, td.page { color: #b34700; font-weight: 600 } tfoot td { font-weight: 600; border-bottom: 0 }
+.n { text-align: right; white-space: nowrap } td.day { text-align: left } .live { color: #0072b2; font-weight: 600 }
+td.retrain, td.page { color: #b34700; font-weight: 600 } .why { overflow-wrap: anywhere; color: #5b6875 }
+.all td { font-weight: 600; border-bottom: 0 }
 @media print { body { padding: 0; font-size: 12px } section, dl div, tr { break-inside: avoid } h2 { break-after: avoid } }
 </style></head><body>
 {% macro card(what, value, note, bad=false) %}<div{% if bad %} class="bad"{% endif %}><dt>{{ what }}<dd>{{ value }}<dd>{{ note }}</div>
@@ -225,13 +227,14 @@ td.retrain, td.page { color: #b34700; font-weight: 600 } tfoot td { font-weight:
 {{ card("Drifted weeks", drift_events, "of {} judged; furthest: {}".format(weeks|length, drifted|join(", ") or "none")) }}</dl>
 {% for title, how, svg in plots %}<section><h2>{{ title }}</h2><p>{{ how }}</p>{{ svg|safe }}</section>
 {% if title.startswith("Versions") and refused %}<h2>Refusals</h2><table><thead><tr><th>On<th>Version<th>Why</thead>
-{% for one in refused %}<tr><td>{{ one["at"] }}<td>{{ one.version[:12] }}{{ reasons(one) }}{% endfor %}</table>{% endif %}
+{% for one in refused %}<tr><td class="n day">{{ one["at"] }}<td>{{ one.version[:12] }}{{ reasons(one) }}{% endfor %}</table>{% endif %}
 {% endfor %}
 <h2>Months</h2><table><thead><tr><th>Month<th class="n">Records{{ heads("Log loss") }}{{ heads("AUC") }}</thead>
-{% for row in months %}<tr><td>{{ row.month }}<td class="n">{{ "{:,}".format(row.n) }}{{ scores(row, "logloss") }}{{ scores(row, "auc") }}
-{% endfor %}<tfoot><tr><td>All<td class="n">{{ "{:,}".format(total.n) }}{{ scores(total, "logloss") }}{{ scores(total, "auc") }}</tfoot></table>
+{% for row in months %}<tr><td class="n day">{{ row.month }}<td class="n">{{ "{:,}".format(row.n) }}{{ scores(row, "logloss") }}
+{{ scores(row, "auc") }}
+{% endfor %}<tr class="all"><td>All<td class="n">{{ "{:,}".format(total.n) }}{{ scores(total, "logloss") }}{{ scores(total, "auc") }}</table>
 <h2>Weekly verdicts</h2><table><thead><tr><th>Week of<th class="n">Records{{ heads("") }}<th>Verdict<th>Action<th>Reasons</thead>
-{% for row in weeks %}<tr><td class="n">{{ row.start }}<td class="n">{{ "{:,}".format(row.n) }}{{ scores(row, "logloss") }}
+{% for row in weeks %}<tr><td class="n day">{{ row.start }}<td class="n">{{ "{:,}".format(row.n) }}{{ scores(row, "logloss") }}
 <td>{{ row.kind }}<td class="{{ row.action }}">{{ row.action }}{{ reasons(row) }}{% endfor %}</table>
 </body></html>
 """

@@ -147,15 +147,15 @@ def test_replicas_of_a_bento_serve_drain_and_stop(run, bento):
     assert httpx.post(f"{one.url}/predict", json={}).json() == {"told": "yes", "threads": "1"}
 
     with ThreadPoolExecutor() as pool:
-        slow = pool.submit(httpx.post, f"{one.url}/predict", json={"seconds": 1.5})
+        slow = pool.submit(httpx.post, f"{one.url}/predict", json={"seconds": 4})
         assert replicas.until(lambda: not replicas.idle(one), 5) and replicas.idle(other)
-        assert replicas.drain(started, 0.5) == [one]
+        assert replicas.drain(started, 2.5) == [one]
         assert replicas.drain(started, 10) == []
         assert slow.result(timeout=0.5).status_code == 200
 
     replicas.stop([one], run, "tiny")
     assert replicas.running(run, "tiny") == [other] and not one.alive and other.alive
-    assert replicas.idle(one) and replicas.drain([one], 1) == []
+    assert replicas.idle(one) and replicas.drain([one], 5) == []
     replicas.stop(started, run, "tiny")
     replicas.stop(started, run, "tiny")
     assert replicas.running(run, "tiny") == [] and marked(run) == []

@@ -8,7 +8,7 @@ import httpx
 from deployments import replicas
 from flows.ingest import ingest
 from flows.memory import remember
-from flows.monitor import due, monitor
+from flows.monitor import due, monitor, ship
 from flows.train import train
 from service.model import records_of_columns
 from tests.conftest import PUMPS
@@ -48,14 +48,15 @@ def test_the_loop_closes_by_itself_on_a_second_contract(servers):
     assert len(replicas.running(memory.run, "pumps")) == 2
     assert len(send(servers, datetime(2024, 2, 12), datetime(2024, 2, 19))) == 7 * 400
 
-    ingest(PUMPS, datetime(2024, 2, 12), SHIFT + WEEK)
+    ingest(PUMPS, datetime(2024, 2, 12), SHIFT + 2 * WEEK)  # the gate judges on the newer of two weeks
     time.sleep(1)
     calm = monitor(PUMPS, "2024-02-12T00:00:00")
     assert (calm["verdict"]["kind"], calm["action"]) == ("fine", "fine")
 
     send(servers, SHIFT, SHIFT + WEEK)
     time.sleep(1)
-    assert due(memory)[-1] == SHIFT
+    ship(memory)
+    assert SHIFT in due(memory)
     moved = monitor(PUMPS, SHIFT.isoformat())
     assert moved["action"] == "retrain" and any("heat" in reason for reason in moved["verdict"]["reasons"])
     monitor(PUMPS, SHIFT.isoformat())  # the same window again: no second retraining
