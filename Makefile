@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v p
 ENV := .venv
 BIN := $(ENV)/bin
 
-.PHONY: demo test lint lock clean
+.PHONY: demo test bench-serve bench-flows lock clean
 
 demo: $(ENV)/installed  ## Replay a real year through the whole loop; ARGS="--until 2013-05-01" for a short one.
 	@$(BIN)/perennial demo $(ARGS)
@@ -19,6 +19,12 @@ $(ENV)/installed: requirements.txt pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
+
+bench-serve: $(ENV)/installed  ## One-record requests a second on one core, everything on; needs wrk.
+	@$(BIN)/python -m tests.bench.serve
+
+bench-flows: $(ENV)/installed  ## What the flows add to the plain functions, on two months.
+	@$(BIN)/python -m tests.bench.flows
 
 lock: $(ENV)/installed  ## Choose versions anew within pyproject.toml and write both lock files.
 	@$(BIN)/python deployments/lock.py

@@ -19,6 +19,8 @@ import pandera.pandas as pa
 Columns = Mapping[str, np.ndarray]
 """Columns of one length: float64 for numbers (missing: NaN), datetime64, object for text (missing: None)."""
 
+PREDICTION = "prediction"  # the named class, in a profile
+PROBABILITY = "probability."  # a class's probability, in a profile: this and the class's name
 WEEK_ZERO = datetime(1970, 1, 5)  # a Monday: windows of a week start on Mondays
 
 
@@ -102,6 +104,11 @@ def category(name: str, *needs: str, compute: Callable[..., np.ndarray] | None =
     return Feature(name, "category", needs or (name,), compute)
 
 
+def is_output(name: str) -> bool:
+    """Whether a profile's column is what the model answered, not what it was asked."""
+    return name == PREDICTION or name.startswith(PROBABILITY)
+
+
 @dataclass(frozen=True)
 class Label:
     """What is predicted: `of` turns the columns it `needs` into indices of `classes`.
@@ -141,7 +148,8 @@ class Gate:
 class Drift:
     """When a window of traffic asks for a retraining, and how often it may.
 
-    `distance`: population stability index of a feature. `label_gap`: divergence, in nats, of the class shares
+    `distance`: population stability index of a feature. `bad_inputs`: share of records that were refused, as a broken
+    caller sends them. `label_gap`: divergence, in nats, of the class shares
     that came true from those that the model expected (calibration in the large).
     """
 
@@ -152,6 +160,7 @@ class Drift:
     label_gap: float = 0.02
     retrain_on: tuple[str, ...] = ("input drift", "prediction drift", "worse on labels")
     null_share: float = 0.5
+    bad_inputs: float = 0.05
     cooldown: timedelta = timedelta(days=14)
     weekly_budget: int = 1
 
@@ -193,6 +202,8 @@ class Contract:
                 yield f"feature {user!r} reads {name!r}, known only after the event; callers can't send it: drop it"
         if len({feature.name for feature in self.features}) < len(self.features):
             yield "two features share one name; rename one"
+        for name in [each.name for each in self.features if is_output(each.name)]:
+            yield f"feature {name!r} has the name of a model's answer in profiles; rename it"
         if self.drift.cooldown < self.gate.window:
             yield (f"a cooldown of {self.drift.cooldown} is shorter than the gate's window of {self.gate.window}: "
                    "the next challenger would be judged on rows the champion was trained on; lengthen it")

@@ -6,10 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from contracts.contract import Contract, Drift, Verdict
+from contracts.contract import Contract, Drift, Verdict, is_output
 
-PREDICTION = "prediction"  # the named class, in a profile
-PROBABILITY = "probability."  # a class's probability, in a profile: this and the class's name
 RETRAINABLE = ("worse on labels", "input drift", "prediction drift")  # the other kinds teach nothing good
 FLOOR = 1e-3  # the least share of a bin, so that an empty one doesn't make the distance infinite
 CHANCE = 1e-3  # a feature counts as gone when its rows would all be missing by chance more rarely than this
@@ -62,8 +60,8 @@ def scored(contract: Contract, labels: np.ndarray, probabilities: np.ndarray) ->
     return Scores(len(labels), loss, gap, dict(zip(names, shares.tolist())), dict(zip(names, expected.tolist())))
 
 
-def drift(compared: Mapping[str, Compared], policy: Drift, *, rows: int, scores: Scores | None) -> Verdict:
-    """The Verdict on a window of `rows` records; its `kind` is the gravest finding, its reasons are all of them.
+def drift(compared: Mapping[str, Compared], policy: Drift, *, rows: int, scores: Scores | None, bad: int = 0) -> Verdict:
+    """The Verdict on a window of `rows` answered and `bad` refused records; its `kind` is the gravest finding, its reasons are all of them.
 
     Distances count from `policy.min_rows` records on, the gap from as many matured labels.
     """
@@ -72,7 +70,7 @@ def drift(compared: Mapping[str, Compared], policy: Drift, *, rows: int, scores:
     far = [name for name, value in distances.items() if value > policy.distance] if enough else []
     inputs = [name for name in far if not is_output(name)]
     findings = {  # the gravest first
-        "broken contract": _broken(compared, policy) if rows else [],
+        "broken contract": (_broken(compared, policy) if rows else []) + _refused(rows, bad, policy),
         "insufficient": [] if enough else [f"{rows} records of traffic, {max(policy.min_rows, 1)} are needed"],
         "worse on labels": _worse(scores, policy),
         "input drift": _far(inputs, distances, policy) if len(inputs) >= policy.features else [],
@@ -82,7 +80,7 @@ def drift(compared: Mapping[str, Compared], policy: Drift, *, rows: int, scores:
     return Verdict(
         question="drift", outcome={"fine": "passed", "insufficient": "insufficient"}.get(kind, "failed"), kind=kind,
         reasons=tuple(reason for reasons in findings.values() for reason in reasons),
-        figures=_figures(compared, distances, rows, scores))
+        figures=_figures(compared, distances, rows, scores) | {"bad": bad})
 
 
 def wants_retraining(verdict: Verdict, policy: Drift) -> bool:
@@ -93,11 +91,6 @@ def wants_retraining(verdict: Verdict, policy: Drift) -> bool:
 def pages(verdict: Verdict) -> bool:
     """The data is broken: a person must look, and training on it would teach the fault."""
     return verdict.kind == "broken contract"
-
-
-def is_output(name: str) -> bool:
-    """Whether a profile's column is what the model answered, not what it was asked."""
-    return name == PREDICTION or name.startswith(PROBABILITY)
 
 
 def distance(reference: np.ndarray, current: np.ndarray) -> float:
@@ -113,6 +106,13 @@ def _broken(compared: Mapping[str, Compared], policy: Drift) -> list[str]:
         for name, one in compared.items() if not is_output(name)
         and (one.current_nulls - one.reference_nulls > policy.null_share or _gone(one))
     ]
+
+
+def _refused(rows: int, bad: int, policy: Drift) -> list[str]:
+    if bad <= policy.bad_inputs * (rows + bad) or rows + bad < policy.min_rows:
+        return []
+    return [f"{bad} of {rows + bad} records were refused by the service, limit: {policy.bad_inputs:.0%}; its metric "
+            "perennial_bad_inputs_total names the fields"]
 
 
 def _gone(one: Compared) -> bool:

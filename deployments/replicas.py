@@ -7,7 +7,6 @@ import shutil
 import signal
 import socket
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -244,8 +243,9 @@ def locked(run: Path) -> Iterator[None]:
 def write_whole(path: Path, text: str) -> None:
     """Replace a file so that a reader, or a power failure, finds the old text or the new."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False) as file:
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    with beside.open("w") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(file.name, path)
+    beside.replace(path)

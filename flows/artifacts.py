@@ -4,8 +4,9 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from prefect import tags as prefect_tags
 from prefect.artifacts import create_markdown_artifact
+from prefect.client.orchestration import get_client
+from prefect.runtime import flow_run
 
 MARKS = {"passed": "✅ passed", "failed": "❌ failed", "insufficient": "❔ insufficient"}
 
@@ -41,7 +42,7 @@ def show_window(model: str, window: str, verdict: Mapping[str, Any], action: str
     figures = verdict["figures"]
     ranked = sorted(figures["distances"].items(), key=lambda item: -item[1])
     _show(model, "window", _heading(f"Window {window} of {model}: {verdict['kind']}", verdict),
-          f"{figures['rows']:,} records of traffic. What is done: **{action}**.",
+          f"{figures['rows']:,} records answered, {figures['bad']:,} refused. What is done: **{action}**.",
           table(("feature", "distance (PSI)"), [(name, _short(value)) for name, value in ranked]))
 
 
@@ -52,9 +53,10 @@ def show_release(model: str, version: str, released: Mapping[str, Any]) -> None:
           table(("replica", "sample records", "furthest from the trainer", "answered in"), rows))
 
 
-def tagged(model: str):
-    """Runs inside carry the model's tag."""
-    return prefect_tags(f"model:{model}")
+def tag_run(model: str) -> None:
+    """Give this flow run the model's tag, whoever started it: an automation can't."""
+    with get_client(sync_client=True) as client:
+        client.update_flow_run(flow_run.get_id(), tags=sorted({*flow_run.get_tags(), f"model:{model}"}))
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:

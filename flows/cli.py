@@ -18,12 +18,16 @@ app.add_typer(contracts, name="contract")
 
 Model = Annotated[str, typer.Argument(help="A contract: `flights` is contracts/flights.py; a dotted module works too.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
+QUIET = {  # a flow's error reaches the shell once, not as a log too; nothing is reported to anybody
+    "PREFECT_LOGGING_LEVEL": "CRITICAL", "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}
 console = Console()
 
 
 def main() -> None:
     """Run a command; an error is one line, exit code 2 for the user's mistake and 1 for a failure."""
-    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")  # a flow's error reaches the shell once, not as a log too
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
     try:
         app(standalone_mode=True)
     except Exception as error:
@@ -81,9 +85,11 @@ def train(
 def release(model: Model, version: Annotated[str, typer.Argument(help="champion, an alias, a number or a digest.")] = "champion",
             as_json: AsJson = False) -> None:
     """Put a version that passed the gate in front of the callers."""
+    from flows.memory import remember
     from flows.release import release as flow
+    from registry.models import resolve
 
-    done = flow(model, version)
+    done = flow(model, resolve(remember(model).ledger, version))
     _say(done, as_json, f"{model}: {done['version'][:12]} serves at {', '.join(done['replicas'])}")
 
 

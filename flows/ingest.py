@@ -9,7 +9,7 @@ from prefect import flow, task
 
 from contracts.contract import PerennialError, Refused
 from contracts.quality import check
-from flows.artifacts import show_data_check
+from flows.artifacts import show_data_check, tag_run
 from flows.memory import Memory, remember
 from registry import data
 
@@ -17,6 +17,7 @@ from registry import data
 @flow(name="ingest", flow_run_name="{model} {start}")
 def ingest(model: str, start: datetime | None = None, end: datetime | None = None, file: str | None = None) -> dict[str, Any]:
     """Take in the labelled events of [start, end): by default all that have matured since the newest version."""
+    tag_run(model)
     version, verdict = take_in_batch(model, start, end, file)
     show_data_check(model, version, verdict)
     return version

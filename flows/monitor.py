@@ -11,8 +11,9 @@ from prefect.events import emit_event
 
 from contracts.contract import Verdict
 from contracts.drift import Scores, drift, pages, scored, wants_retraining
-from flows.artifacts import show_window
+from flows.artifacts import show_window, tag_run
 from flows.memory import Memory, remember
+from flows.release import release_version, served
 from flows.train import fetched, reference_key
 from registry import data, models
 from registry.store import Taken
@@ -25,6 +26,7 @@ PATIENCE = timedelta(minutes=10)  # longer than a training takes
 @flow(name="monitor", flow_run_name="{model} {window}")
 def monitor(model: str, window: str) -> dict[str, Any]:
     """Judge the window of traffic that starts at `window` (ISO time); one event says what should follow."""
+    tag_run(model)
     verdict, action = judge_window(model, window)
     show_window(model, window, verdict, action)
     announce(model, window, verdict, action)
@@ -71,13 +73,13 @@ def _replace(memory: Memory, key: str, content: bytes) -> bool:
 def watch(memory: Memory, start: datetime) -> Verdict:
     """The window's Verdict: the champion's traffic against its training data, and its score on matured labels."""
     contract, champion = memory.contract, models.resolve(memory.ledger, "champion")
-    parts = [memory.store.get(key) for key in memory.store.list(f"profiles/{memory.name}/{champion}/{start:%Y-%m-%dT%H%M}/")]
+    parts = [memory.store.get(key) for key in memory.store.list(f"profiles/{memory.name}/{champion}/{start:{profiles.START_FORMAT}}/")]
     model = restore(contract, fetched(memory, champion))
     reference = profiles.from_bytes(memory.store.get(reference_key(memory, champion)))
     seen = profiles.merge(parts) if parts else None
     compared = profiles.compare(contract, reference, seen) if seen else {}
-    rows = profiles.rows(seen) if seen else 0
-    return drift(compared, contract.drift, rows=rows, scores=score(memory, model, start))
+    rows, bad = (profiles.rows(seen), profiles.bad_inputs(seen)) if seen else (0, 0)
+    return drift(compared, contract.drift, rows=rows, bad=bad, scores=score(memory, model, start))
 
 
 def score(memory: Memory, model: Model, start: datetime) -> Scores | None:
@@ -104,14 +106,15 @@ def act(memory: Memory, start: datetime, verdict: Verdict) -> str:
 
 @flow(name="reconcile")
 def reconcile(names: list[str] | None = None) -> dict[str, Any]:
-    """Do what a lost event should have started: judge closed windows, start granted retrainings."""
+    """Do what was lost: judge closed windows, start granted retrainings, bring up the champion's replicas."""
     done: dict[str, Any] = {}
     for model in names or known_models():
         memory = remember(model)
         ship(memory)
         judged = {window.isoformat(): monitor(model, window.isoformat())["action"] for window in due(memory)}
         started = [start_training(model, window) for window in forgotten_claims(memory)]
-        done[model] = {"windows": judged, "trainings": started}
+        released = None if served(memory) else release_version(model, memory.ledger.state().champion)
+        done[model] = {"windows": judged, "trainings": started, "released": released}
     return done
 
 
@@ -134,7 +137,7 @@ def due(memory: Memory) -> list[datetime]:
         return []
     labelled = datetime.fromisoformat(data.newest(memory.store, memory.name).end)
     keys = memory.store.list(f"profiles/{memory.name}/{state.champion}/")
-    starts = sorted({datetime.strptime(key.split("/")[3], "%Y-%m-%dT%H%M") for key in keys})
+    starts = sorted({datetime.strptime(key.split("/")[3], profiles.START_FORMAT) for key in keys})
     return [start for start in starts
             if start + memory.contract.drift.window <= labelled and start.isoformat() not in state.windows]
 

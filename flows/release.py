@@ -18,9 +18,10 @@ from prefect import flow, task
 from contracts.contract import PerennialError
 from deployments import balancer, replicas
 from deployments.replicas import Replica
-from flows.artifacts import show_release
+from flows.artifacts import show_release, tag_run
 from flows.memory import Memory, remember
 from registry import models
+from service.request import SAMPLE
 
 ROOT = Path(__file__).parent.parent
 REPLICAS = 2
@@ -37,6 +38,7 @@ class ReleaseFailed(PerennialError):
 @flow(name="release", flow_run_name="{model} {version}")
 def release(model: str, version: str = "champion") -> dict[str, Any]:
     """Put a version that passed the gate (or the champion again) in front of the callers."""
+    tag_run(model)
     return release_version(model, models.resolve(remember(model).ledger, version))
 
 
@@ -145,7 +147,7 @@ def answers_like_trainer(memory: Memory, replica: Replica) -> dict[str, Any]:
     """Ask a replica the version's sample records over HTTP; refuse it unless it answers as the trainer did."""
     files = models.fetch(memory.store, memory.name, replica.version, memory.run / "models")
     samples = json.loads((files / "samples.json").read_bytes())
-    reply = httpx.post(f"{replica.url}/predict", json={"records": samples["records"]}, timeout=10)
+    reply = httpx.post(f"{replica.url}/predict", json={"records": samples["records"]}, headers=SAMPLE, timeout=10)
     if reply.status_code != 200:
         raise ReleaseFailed(f"{replica.url} answers the samples with {reply.status_code}: {reply.text[:500]}")
     answer = reply.json()
@@ -155,6 +157,13 @@ def answers_like_trainer(memory: Memory, replica: Replica) -> dict[str, Any]:
         raise ReleaseFailed(f"{replica.url} serves {answer['version'][:12]} and its answers differ by {far} from the "
                             f"trainer's of {replica.version[:12]}; see {replica.log}")
     return {"url": replica.url, "records": len(got), "furthest": far, "seconds": reply.elapsed.total_seconds()}
+
+
+def served(memory: Memory) -> bool:
+    """Whether the champion has all its replicas here; true as well where this machine does not serve the model."""
+    champion, routed = memory.ledger.state().champion, balancer.routed(memory.run, memory.name)
+    alive = [one.url for one in replicas.running(memory.run, memory.name) if one.version == champion]
+    return not routed or (len(alive) >= REPLICAS and sorted(alive) == routed)
 
 
 def retire(memory: Memory, version: str) -> None:

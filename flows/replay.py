@@ -230,7 +230,7 @@ def _report(traffic: Traffic, memory: Any, weeks: list, frozen: np.ndarray, cale
         "promotions": sum(event.kind == "promoted" for event in events), "refusals": len(refused),
         "drift_events": sum("drift" in week["kind"] or "worse" in week["kind"] for week in weeks),
         "months": [{"month": month, **compared(answered & (months == month))} for month in dict.fromkeys(months)],
-        "total": compared(answered), "weeks": weeks, "versions": _versions(events, state, memory),
+        "distance_limit": contract.drift.distance, "total": compared(answered), "weeks": weeks, "versions": _versions(events, state, memory),
         "refused": [{"version": version, "at": _data_end(memory, version), "reasons": list(judged[version]["reasons"])} for version in refused],
         "calibration": _calibration(contract, labels[answered], traffic.answers[answered]), "days": _days(traffic),
     }

@@ -14,8 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, TwoSlopeNorm
 from matplotlib.figure import Figure
 
-from contracts.contract import Drift
-from contracts.drift import is_output
+from contracts.contract import Drift, is_output
 from deployments.replicas import write_whole
 
 Report = dict[str, Any]

@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from prefect import flow, task
+from prefect import State, flow, task
+from prefect.client.schemas import FlowRun
 
 from contracts.contract import PerennialError, Verdict, digest_of
 from contracts.quality import gate
-from flows.artifacts import show_gate
+from flows.artifacts import show_gate, tag_run
 from flows.memory import Memory, remember
 from flows.release import release_version
 from registry import data, models
@@ -27,16 +28,18 @@ from service.model import SERVED, TWIN, Model, columns_of_records, fit, records_
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("numpy", "pandas", "pandera", "scikit-learn", "xgboost-cpu", "whylogs", "bentoml")
+BY_HAND = "by hand"  # the window of a training that a person asked for
 SAMPLES = 50
 LATENCY_RECORDS = 300
 
 
 @flow(name="train", flow_run_name="{model} {window}")
-def train(model: str, window: str = "by hand", reason: str = "asked by a person", release: bool = True) -> dict[str, Any]:
+def train(model: str, window: str = BY_HAND, reason: str = "asked by a person", release: bool = True) -> dict[str, Any]:
     """Train a challenger on the newest data version, judge it, and release it if it passed.
 
     `window` names the retraining that the ledger granted; a finished or unknown one is not run again.
     """
+    tag_run(model)
     if not may_run(model, window):
         return {"outcome": "nothing to do", "window": window}
     version = train_version(model)
@@ -47,9 +50,16 @@ def train(model: str, window: str = "by hand", reason: str = "asked by a person"
     return finish(model, window, version, verdict["outcome"])
 
 
+@train.on_failure
+def remember_failure(_: Any, run: FlowRun, state: State) -> None:
+    """Tell the ledger, so that the reconciler tries again, and gives up in the end."""
+    if run.parameters.get("window", BY_HAND) != BY_HAND:
+        remember(run.parameters["model"]).ledger.retrain_failed(run.parameters["window"], state.message)
+
+
 def may_run(model: str, window: str) -> bool:
     """Whether the ledger holds an unfinished claim for this window; training by hand needs none."""
-    if window == "by hand":
+    if window == BY_HAND:
         return True
     return remember(model).ledger.state().claims.get(window, {}).get("state") == "claimed"
 
@@ -65,7 +75,7 @@ def judge_version(model: str, version: str) -> dict[str, Any]:
 
 
 def finish(model: str, window: str, version: str, outcome: str) -> dict[str, Any]:
-    if window != "by hand":
+    if window != BY_HAND:
         remember(model).ledger.retrain_finished(window, outcome, {"version": version})
     return {"outcome": outcome, "version": version, "window": window}
 

@@ -91,8 +91,11 @@ def _new_rows(
     store: Store, contract: Contract, frame: pd.DataFrame, known: list[DataVersion], start: datetime, end: datetime,
 ) -> pd.DataFrame:
     overlaps = any(one.start < end.isoformat() and start.isoformat() < one.end for one in known)
-    if not contract.key or not overlaps:
+    if not overlaps:
         return frame
+    if not contract.key:
+        raise PerennialError(f"{contract.name}: [{start}, {end}) overlaps a batch that is there, and the contract names no key to "
+                             f"tell old rows from new; ingest from {known[-1].end} on, or give the contract a key")
     there = read(store, known[-1], start, end)[list(contract.key)].drop_duplicates()
     found = frame.merge(there, on=list(contract.key), how="left", indicator="was")["was"] == "both"
     return frame[~found.to_numpy()]

@@ -113,6 +113,8 @@ def fold(state: State, event: Event) -> State:
             state.claims[data["key"]] = data | {"state": "claimed", "at": event.at}
         case "retrain_refused":
             state.claims[data["key"]] = data | {"state": "refused", "at": event.at}
+        case "retrain_failed":
+            state.claims[data["key"]] |= {"failures": data["failures"], "at": event.at}
         case "retrain_finished":
             state.claims[data["key"]] = state.claims.get(data["key"], {}) | data | {"state": "finished"}
         case _:
@@ -277,6 +279,19 @@ class Ledger:
                            else ("retrain_finished", {"key": key, "outcome": outcome, **data}))
 
 
+    def retrain_failed(self, key: str, why: str, tries: int = 3) -> Event | None:
+        """A run of a granted retraining failed: it may run again, but after `tries` of them it is over."""
+        def decision(state: State):
+            claim = state.claims.get(key, {})
+            if claim.get("state") != "claimed":
+                return None
+            failures = claim.get("failures", 0) + 1
+            over = {"outcome": "failed", "why": f"{failures} runs failed, the last: {why}"}
+            return ("retrain_finished", {"key": key} | over) if failures >= tries else (
+                "retrain_failed", {"key": key, "why": why, "failures": failures})
+        return self.decide(decision)
+
+
 def _plain(wanted: tuple[str, dict[str, Any]]) -> tuple[str, dict[str, Any]]:
     kind, data = wanted
     return kind, json.loads(canonical(data))
@@ -287,5 +302,8 @@ def _who() -> str:
 
 
 def _utc(at: str) -> datetime:
-    time = datetime.fromisoformat(at)
+    try:
+        time = datetime.fromisoformat(at)
+    except ValueError:
+        raise PerennialError(f"{at!r} is no time; write it as 2013-07-01T12:00") from None
     return time if time.tzinfo else time.replace(tzinfo=UTC)

@@ -17,15 +17,16 @@ import numpy as np
 from annotated_types import Len
 from pydantic import BaseModel, Field
 
-from contracts.contract import load
+from contracts.contract import Columns, load
 from service.model import Model, restore
 from service.profiles import Profiler
-from service.request import BAD_BODY, MOST_RECORDS, Requests
+from service.request import BAD_BODY, MOST_RECORDS, SAMPLE, Requests
 
 LARGEST_BODY = 32 * 2**20  # bytes; 10,000 records of a wide contract stay well below
 TIMEOUT = 5  # seconds; BentoML arms a timer a request and never cancels it, so a long one piles up garbage
 
 log = logging.getLogger("perennial.service")
+[RAW_SAMPLE] = [(name.encode(), value.encode()) for name, value in SAMPLE.items()]
 Reply = tuple[int, bytes]
 
 
@@ -69,11 +70,13 @@ class Api:
         if self.profiler:
             self.profiler.close()
 
-    async def predict(self, body: bytes) -> Reply:
+    async def predict(self, body: bytes, sample: bool) -> Reply:
         try:
             records = self.requests.parse(body)
         except BAD_BODY:
             return self._bad(body)
+        if sample:
+            return 200, self.encode({"version": self.version, "predictions": self._score(records, traffic=False)})
         answer = asyncio.get_running_loop().create_future()
         if not self.waiting:
             asyncio.get_running_loop().call_soon(self._score_waiting)
@@ -102,21 +105,25 @@ class Api:
             start += len(records)
             answer.done() or answer.set_result(self.encode({"version": self.version, "predictions": mine}))
 
-    def _score(self, records: list[Any]) -> list[dict[str, Any]]:
+    def _score(self, records: list[Any], traffic: bool = True) -> list[dict[str, Any]]:
         columns = self.requests.columns(records)
         probabilities = self.model.probabilities(columns)
         classes = self.model.classes(probabilities)
-        if self.profiler:
-            self.profiler.add(columns, probabilities, classes)
-        for index, times in enumerate(np.bincount(classes, minlength=len(self.names)).tolist()):
-            if times:
-                self.predicted.labels(self.names[index]).inc(times)
+        if traffic:
+            self._take_note(columns, probabilities, classes)
         return [
             {"id": f"{self.prefix}-{number:x}", "class": self.names[index], "probabilities": dict(zip(self.names, row))}
             for number, index, row in zip(self.numbers, classes.tolist(), probabilities.tolist())
         ]
 
-    async def describe(self, _: bytes) -> Reply:
+    def _take_note(self, columns: Columns, probabilities: np.ndarray, classes: np.ndarray) -> None:
+        if self.profiler:
+            self.profiler.add(columns, probabilities, classes)
+        for index, times in enumerate(np.bincount(classes, minlength=len(self.names)).tolist()):
+            if times:
+                self.predicted.labels(self.names[index]).inc(times)
+
+    async def describe(self, _: bytes, __: bool) -> Reply:
         return 200, self.encode(self.manifest)
 
 
@@ -125,7 +132,7 @@ class Front:
 
     def __init__(self, app: Any, api: Api):
         self.app = app
-        self.routes: dict[tuple[str, str], Callable[[bytes], Awaitable[Reply]]] = {
+        self.routes: dict[tuple[str, str], Callable[[bytes, bool], Awaitable[Reply]]] = {
             ("POST", "/predict"): api.predict, ("GET", "/model"): api.describe}
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -137,7 +144,7 @@ class Front:
             if body is None:
                 status, answer = 413, b'{"errors": [{"rule": "the body is larger than %d bytes"}]}' % LARGEST_BODY
             else:
-                status, answer = await handler(body)
+                status, answer = await handler(body, RAW_SAMPLE in scope["headers"])
         except _Gone:
             return None
         except Exception:  # BentoML's time-out layer would leave the caller hanging

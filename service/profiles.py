@@ -14,8 +14,8 @@ from uuid import uuid4
 import numpy as np
 import pandas as pd
 
-from contracts.contract import Columns, Contract, PerennialError
-from contracts.drift import PREDICTION, PROBABILITY, Compared, is_output
+from contracts.contract import PREDICTION, PROBABILITY, Columns, Contract, PerennialError, is_output
+from contracts.drift import Compared
 
 os.environ.setdefault("WHYLOGS_NO_ANALYTICS", "True")  # read once, when whylogs is imported
 
@@ -117,18 +117,6 @@ def _add(left: DatasetProfileView, right: DatasetProfileView) -> DatasetProfileV
     both = left.merge(right)
     both.metadata.update(sums)
     return both
-
-
-def windows(folder: Path, model: str, version: str) -> list[datetime]:
-    """The starts of the windows that hold traffic of a version."""
-    names = {path.parent.name for path in (folder / model / version).glob("*/*.bin")}
-    return sorted(datetime.strptime(name, START_FORMAT) for name in names)
-
-
-def collect(folder: Path, model: str, version: str, start: datetime) -> DatasetProfileView | None:
-    """What all replicas saw of one window; None without traffic."""
-    files = sorted((folder / model / version / start.strftime(START_FORMAT)).glob("*.bin"))
-    return merge([path.read_bytes() for path in files]) if files else None
 
 
 def compare(contract: Contract, reference: DatasetProfileView, current: DatasetProfileView) -> dict[str, Compared]:

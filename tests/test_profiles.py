@@ -18,7 +18,8 @@ from contracts.drift import distance, drift
 from contracts.flights import contract as flights
 from contracts.flights import source
 from service import profiles
-from service.profiles import MISSING, OTHER, Profiler, by_window, collect, compare, merge, profile, windows
+from service.profiles import MISSING, OTHER, Profiler, by_window, compare, merge, profile
+from tests.spool import collect, windows
 
 DAY = datetime(2024, 5, 6)
 
@@ -285,7 +286,8 @@ def test_a_fault_in_profiling_is_logged_and_the_next_rows_are_profiled(tmp_path,
 CHILD = """
 import sys, time
 from pathlib import Path
-from service.profiles import Profiler, windows
+from service.profiles import Profiler
+from tests.spool import windows
 from tests.test_profiles import doors, traffic
 folder = Path(sys.argv[1])
 often, full = Profiler(doors, "often", folder, seconds=0.2), Profiler(doors, "full", folder, seconds=1_000, rows=500)

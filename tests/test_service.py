@@ -11,8 +11,10 @@ import pytest
 
 from contracts.flights import contract as flights
 from deployments import replicas
+from flows.release import answers_like_trainer
 from flows.train import fetched
 from service import profiles
+from tests.spool import collect, windows
 
 GOOD = {"departs": "2013-01-15T17:30:00", "arrives": 1200, "carrier": "UA", "origin": "EWR", "dest": "ORD", "distance": 719}
 
@@ -150,15 +152,16 @@ def test_a_bento_holds_the_service_the_contracts_and_the_model_and_nothing_else(
     assert (flights_bento / "src" / "model" / "manifest.json").exists()
 
 
-def test_a_stopped_replica_leaves_all_its_traffic_in_profiles(flights_version, flights_bento):
+def test_a_stopped_replica_leaves_all_its_traffic_in_profiles_and_no_sample(flights_version, flights_bento):
     memory, version = flights_version
     spool = memory.run / "stopped"
     started = replicas.start(flights_bento, version, 1, memory.run, memory.name,
                              {"PERENNIAL_PROFILES": str(spool), "PERENNIAL_PROFILE_SECONDS": "600"})
     replicas.wait_ready(started)
+    answers_like_trainer(memory, started[0])
     rows_of(started[0], [GOOD] * 7)
     rows_of(started[0], [GOOD | {"departs": "2013-01-22T10:00:00"}] * 2)
     replicas.stop(started, memory.run, memory.name)
-    starts = profiles.windows(spool, "flights", version)
+    starts = windows(spool, "flights", version)
     assert starts == [datetime(2013, 1, 14), datetime(2013, 1, 21)]
-    assert [profiles.rows(profiles.collect(spool, "flights", version, start)) for start in starts] == [7, 2]
+    assert [profiles.rows(collect(spool, "flights", version, start)) for start in starts] == [7, 2]

@@ -1,0 +1,80 @@
+"""The command line: what it prints, for people and programs, and the code it ends with."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from contracts.contract import load
+
+ROOT = Path(__file__).parent.parent
+
+
+def perennial(*words: str, cwd=ROOT, **environ: str) -> subprocess.CompletedProcess:
+    return subprocess.run([str(Path(sys.executable).parent / "perennial"), *words], cwd=cwd, capture_output=True, text=True,
+                          env=os.environ | environ, timeout=60)
+
+
+@pytest.fixture
+def remembered(flights_version):
+    """The addresses of a store that holds one flights version, not promoted."""
+    memory, _ = flights_version
+    return {"PERENNIAL_STORE": memory.store.address, "PERENNIAL_RUN": str(memory.run)}
+
+
+def test_every_command_explains_itself():
+    said = perennial("--help")
+    assert said.returncode == 0
+    for name in ("demo", "ingest", "train", "release", "monitor", "serve", "status", "history", "rollback", "contract"):
+        assert name in said.stdout
+
+
+def test_without_a_prefect_server_a_mistake_is_still_one_line(tmp_path):
+    said = perennial("ingest", "flights", "--start", "2013-02-01", "--end", "2013-01-01", PERENNIAL_STORE=str(tmp_path / "store"),
+                     PERENNIAL_RUN=str(tmp_path / "run"), PREFECT_HOME=str(tmp_path / "prefect"))
+    assert said.returncode == 2 and said.stderr.startswith("perennial: ") and "is empty" in said.stderr, said.stderr
+
+
+@pytest.mark.parametrize(("words", "named"), [
+    (("status", "fights"), ("no contract 'fights'", "known: flights")),
+    (("release", "flights"), ("no champion", "perennial train flights")),
+    (("rollback", "flights"), ("no champion", "perennial train flights")),
+    (("ingest", "flights", "--start", "2013-01-01", "--end", "2013-01-02", "--file", "no.csv"), ("no file no.csv", ".parquet")),
+    (("contract", "diff", "flights", "no.py"), ("no file no.py", "model@version")),
+    (("history", "flights", "--at", "teatime"), ("teatime", "2013-07-01T12:00")),
+])
+def test_the_users_mistake_is_one_line_that_names_the_remedy(servers, tmp_path, words, named):
+    said = perennial(*words, PERENNIAL_STORE=str(tmp_path / "store"), PERENNIAL_RUN=str(tmp_path / "run"),
+                     PREFECT_LOGGING_LEVEL="CRITICAL")  # the fixture's servers log more
+    assert said.returncode == 2, said.stderr
+    line = " ".join(said.stderr.split())
+    assert line.startswith("perennial: ") and "Traceback" not in line
+    assert all(part in line for part in named), line
+
+
+def test_status_and_history_for_programs(remembered, flights_version):
+    status = json.loads(perennial("status", "flights", "--json", **remembered).stdout)
+    assert status["champion"] is None and status["versions"] == 1 and status["data"]["rows"] > 20_000
+    events = json.loads(perennial("history", "flights", "--json", **remembered).stdout)
+    assert [event["kind"] for event in events] == ["ingested", "registered", "judged"]
+    assert events[1]["data"]["version"] == flights_version[1]
+    at = json.loads(perennial("history", "flights", "--at", "2030-01-01T00:00", "--json", **remembered).stdout)
+    assert at == {"at": "2030-01-01T00:00", "champion": None}
+
+
+def test_a_contract_against_the_one_a_version_was_trained_under(remembered, tmp_path):
+    said = perennial("contract", "diff", "flights@1", "flights", **remembered)
+    assert said.returncode == 0 and "no difference" in said.stdout
+    narrower = tmp_path / "narrower.py"
+    text = load("flights").source_file.read_text()
+    for old, new in {"ge=10, le=6000": "ge=10, le=2000", '"on_time"': '"fine"'}.items():
+        assert old in text
+        text = text.replace(old, new)
+    narrower.write_text(text)
+    said = perennial("contract", "diff", "flights@1", str(narrower), "--json", **remembered)
+    breaking = {change["path"]: change["breaks"] for change in json.loads(said.stdout) if change["breaks"]}
+    assert said.returncode == 1 and len(breaking) == 2
+    assert "answers name other classes" in breaking.values() and "values of distance that passed are refused" in breaking.values()

@@ -1,0 +1,89 @@
+"""The rules of the house: who may import whom, what the README names exists, nothing is pickled."""
+
+import ast
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.main import get_command
+
+from contracts.contract import load
+from flows.cli import app
+
+ROOT = Path(__file__).parent.parent
+ROOMS = ("contracts", "service", "registry", "deployments", "flows")  # each may import itself and those before it
+SOURCES = [path for room in ROOMS for path in sorted((ROOT / room).glob("*.py"))]
+README = (ROOT / "README.md").read_text()
+
+
+def imported(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(node.module or "")
+    return found
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_imports_point_downward(path):
+    room, modules = path.parent.name, {name.split(".")[0] for name in imported(path)}
+    above = {"service": ("registry", "deployments", "flows"), "registry": ("service", "deployments", "flows"),
+             "contracts": ROOMS[1:], "deployments": ("flows",), "flows": ()}[room]
+    assert not modules & set(above)
+    assert not modules & {"pickle", "cloudpickle", "joblib", "dill", "tests"}
+    if room != "flows":
+        assert "prefect" not in modules
+    if room != "registry":
+        assert not modules & {"boto3", "docker", "deltalake"}
+
+
+def test_only_the_contract_and_the_replay_know_flights():
+    """No other source holds the name of one of its columns that another model would not have."""
+    own = set(load("flights").columns) - {"distance", "flight"}
+    for path in SOURCES:
+        if path.name in ("flights.py", "replay.py"):
+            continue
+        texts = {node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)}
+        assert not own & texts, path
+        assert not {name for name in imported(path) if name.startswith(("contracts.flights", "tests"))}, path
+
+
+def test_the_readmes_commands_exist():
+    group = get_command(app)
+    used = re.findall(r"^perennial .*$|`(?:\.venv/bin/)?perennial [^`]*`", README, re.MULTILINE)
+    assert len(used) > 6
+    for line in used:
+        words = shlex.split(line.strip("`").split("#")[0])[1:]
+        command = group
+        while words and hasattr(command, "commands") and words[0] in command.commands:
+            command = command.commands[words.pop(0)]
+        assert command is not group or not words or words[0].startswith("-"), line
+        known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)} | {"--help"}
+        assert {word for word in words if word.startswith("--")} <= known, line
+
+
+def test_the_readmes_paths_and_make_targets_exist():
+    for name in re.findall(r"`((?:flows|contracts|service|registry|deployments|tests)/[\w./]*)`", README):
+        assert (ROOT / name).exists(), name
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"`make ([\w-]+)", README)) <= targets
+
+
+def test_every_deployment_names_a_flow_that_exists():
+    declared = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
+    for one in declared:
+        file, _, function = one["entrypoint"].partition(":")
+        assert function in {node.name for node in ast.parse((ROOT / file).read_text()).body if isinstance(node, ast.FunctionDef)}
+    assert {one["entrypoint"].rpartition(":")[2] for one in declared} == {"ingest", "train", "release", "monitor", "reconcile"}
+
+
+def test_the_locks_name_no_index_and_pin_every_package_by_hash():
+    for name in ("requirements.txt", "requirements-service.txt"):
+        text = (ROOT / name).read_text()
+        assert "index-url" not in text and "://" not in text
+        pinned = re.findall(r"^[\w.-]+(?:\[[\w,-]+\])?==", text, re.MULTILINE)
+        assert len(pinned) > 20 and text.count("--hash=sha256:") >= len(pinned)

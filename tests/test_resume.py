@@ -1,0 +1,189 @@
+"""The power fails between any two writes; the same thing run again ends as if it had not."""
+
+import shutil
+from datetime import datetime, timedelta
+from itertools import count
+
+import pytest
+
+import flows.train
+from deployments import balancer, replicas
+from flows import release
+from flows.ingest import take_in
+from flows.memory import Memory, remember
+from flows.monitor import act, ship, watch
+from registry import data
+from registry.ledger import Ledger
+from registry.store import FolderStore
+from service import profiles
+from service.model import restore
+from tests.conftest import PUMPS
+from tests.pumps import contract, readings
+
+START, END, WEEK = datetime(2024, 1, 1), datetime(2024, 1, 22), timedelta(days=7)
+
+
+class PowerFails(BaseException):
+    """Not an Exception: nothing may catch it and tidy up."""
+
+
+class Fuse:
+    """Lets so many writes through, to the store and to Delta tables, and then fails at every one."""
+
+    def __init__(self, patch: pytest.MonkeyPatch):
+        self.left: float = float("inf")
+        for owner, name in ((FolderStore, "create"), (FolderStore, "swap"), (data, "write_deltalake")):
+            patch.setattr(owner, name, self._limited(getattr(owner, name)))
+
+    def _limited(self, write):
+        def limited(*arguments, **named):
+            if self.left < 1:
+                raise PowerFails
+            self.left -= 1
+            return write(*arguments, **named)
+        return limited
+
+
+@pytest.fixture
+def fuse(monkeypatch) -> Fuse:
+    # A new process that answers the samples costs two seconds and writes nothing: left out here alone.
+    monkeypatch.setattr(flows.train, "disagreement", lambda *_: 0.0)
+    return Fuse(monkeypatch)
+
+
+@pytest.fixture
+def base(addresses, fuse):
+    """Three weeks ingested."""
+    memory = remember(PUMPS)
+    take_in(memory, START, END)
+    return memory
+
+
+def in_every_way_it_may_fail(memory: Memory, fuse: Fuse, run, end_state) -> int:
+    """Run from the same store with 0, 1, 2, … writes before the power fails, then again; how many writes there are."""
+    store, kept = memory.store.folder, memory.run.parent / "kept"
+    shutil.copytree(store, kept)
+    run(remember(PUMPS))
+    expected = end_state(remember(PUMPS))
+    for writes in count():
+        shutil.rmtree(store)
+        shutil.copytree(kept, store)
+        again, fuse.left = remember(PUMPS), writes
+        try:
+            run(again)
+            return writes
+        except PowerFails:
+            fuse.left = float("inf")
+            run(remember(PUMPS))
+            assert end_state(remember(PUMPS)) == expected, f"after {writes} writes"
+        finally:
+            fuse.left = float("inf")
+
+
+def kinds(memory: Memory) -> list[str]:
+    return [event.kind for event in memory.ledger.events()]
+
+
+def test_an_ingest(base, fuse, monkeypatch):
+    batch = readings(END, END + WEEK)
+    batch.loc[3, "vibration"] = 1_000.0
+    monkeypatch.setattr(flows.ingest, "read_batch", lambda *_: batch)
+
+    def end_state(memory):
+        newest = data.newest(memory.store, "pumps")
+        return newest.digest, newest.rows, len(data.read(memory.store, newest)), len(data.bad_rows(memory.store, "pumps")), kinds(memory)
+
+    assert in_every_way_it_may_fail(base, fuse, lambda memory: take_in(memory, END, END + WEEK), end_state) == 3
+
+
+def train_and_promote(memory: Memory) -> None:
+    version = flows.train.fit_version(memory)
+    before = memory.ledger.state().champion
+    verdict = flows.train.judge(memory, version)
+    if verdict.passed and before != version:
+        memory.ledger.promote(version, expect=before)
+
+
+def test_a_training_and_its_promotion(base, fuse):
+    def end_state(memory):
+        state = memory.ledger.state()
+        files = {key for key in memory.store.list("models/") + memory.store.list("references/")}
+        return state.champion, state.versions, kinds(memory), files
+
+    assert in_every_way_it_may_fail(base, fuse, train_and_promote, end_state) > 8
+
+
+def test_a_windows_verdict(base, fuse):
+    train_and_promote(base)
+    champion = base.ledger.state().champion
+    traffic, late = readings(END, END + WEEK), datetime(2024, 3, 4)
+    traffic["heat"] += 40
+    columns = contract.columns_of(traffic)
+    model = restore(contract, flows.train.fetched(base, champion))
+    probabilities = model.probabilities(columns)
+    seen = profiles.profile(contract, columns, probabilities, model.classes(probabilities))
+    profiles.write_whole(base.spool / "pumps" / champion / END.strftime(profiles.START_FORMAT) / "one-0.bin", profiles.to_bytes(seen))
+    assert late > END
+
+    def run(memory):
+        ship(memory)
+        verdict = watch(memory, END)
+        assert verdict.kind == "input drift"
+        assert act(memory, END, verdict) == "retrain"
+
+    def end_state(memory):
+        return kinds(memory), memory.ledger.state().windows.keys(), memory.store.list("profiles/")
+
+    assert in_every_way_it_may_fail(base, fuse, run, end_state) == 3
+
+
+STEPS = [(replicas, "start"), (Ledger, "promote"), (balancer, "route")]
+
+
+@pytest.fixture(scope="module")
+def two_versions(tmp_path_factory):
+    """A store with two versions and their bentos; the second passed the gate and is not promoted yet."""
+    home = tmp_path_factory.mktemp("two")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PERENNIAL_STORE", str(home / "store"))
+        patch.setenv("PERENNIAL_RUN", str(home / "run"))
+        memory = remember(PUMPS)
+    take_in(memory, START, datetime(2024, 2, 12))
+    train_and_promote(memory)
+    first = memory.ledger.state().champion
+    take_in(memory, datetime(2024, 2, 12), datetime(2024, 3, 18))
+    second = flows.train.fit_version(memory)
+    assert flows.train.judge(memory, second).passed
+    yield memory, first, second
+    balancer.stop_all(memory.run)
+
+
+@pytest.mark.parametrize(("room", "step"), STEPS, ids=[step for _, step in STEPS])
+def test_a_release(two_versions, tmp_path, monkeypatch, room, step):
+    """Killed right after a step: what served goes on, and the release run again finishes with nothing left over."""
+    memory, first, second = two_versions
+    store = tmp_path / "store"
+    shutil.copytree(memory.store.folder, store)
+    memory = Memory(contract, FolderStore(store), Ledger(FolderStore(store), "pumps"), memory.run)
+    release.put_in_front(memory, first, release.build_bento(memory, first))
+    bento = release.build_bento(memory, second)
+
+    whole = getattr(room, step)
+
+    def killed(*arguments, **named):
+        whole(*arguments, **named)
+        raise PowerFails
+
+    with monkeypatch.context() as patch:
+        patch.setattr(room, step, killed)
+        with pytest.raises(PowerFails):
+            release.put_in_front(memory, second, bento)
+    assert balancer.routed(memory.run, "pumps")
+    assert all(replicas.answers(f"{url}/readyz") for url in balancer.routed(memory.run, "pumps"))
+
+    release.put_in_front(memory, second, bento)
+    running = replicas.running(memory.run, "pumps")
+    assert [one.version for one in running] == [second] * release.REPLICAS
+    assert sorted(one.url for one in running) == balancer.routed(memory.run, "pumps") and release.served(memory)
+    assert memory.ledger.state().champion == second
+    assert [kinds(memory).count(kind) for kind in ("promoted", "released", "release_failed")] == [2, 2, 0]
