@@ -92,13 +92,14 @@ def score(memory: Memory, model: Model, start: datetime) -> Scores | None:
 
 
 def act(memory: Memory, start: datetime, verdict: Verdict) -> str:
-    """Write the Verdict down and say what follows: retrain (the ledger granted it), page, wait or nothing."""
+    """Write the Verdict down and say what follows: retrain (the ledger granted it), page, wait, noted (no cause to
+    retrain under this contract), insufficient or fine."""
     window, drifted = start.isoformat(), memory.contract.drift
     memory.ledger.window_judged(window, verdict, {"champion": memory.ledger.state().champion})
     if pages(verdict):
         return "page"
     if not wants_retraining(verdict, drifted):
-        return "insufficient" if verdict.outcome == "insufficient" else "fine"
+        return {"passed": "fine", "failed": "noted"}.get(verdict.outcome, "insufficient")
     claim = memory.ledger.claim_retraining(
         window, now=start + drifted.window, reason="; ".join(verdict.reasons), drift=drifted)
     return "retrain" if claim.granted else "wait"

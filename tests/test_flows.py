@@ -4,11 +4,14 @@ import time
 from datetime import datetime, timedelta
 
 import httpx
+import psutil
+from prefect.client.orchestration import get_client
 
 from deployments import replicas
 from flows.ingest import ingest
 from flows.memory import remember
-from flows.monitor import due, monitor, ship
+from flows.monitor import due, monitor, reconcile, ship
+from flows.release import roll_back, served
 from flows.train import train
 from service.model import records_of_columns
 from tests.conftest import PUMPS
@@ -66,3 +69,70 @@ def test_the_loop_closes_by_itself_on_a_second_contract(servers):
     assert [event.kind for event in memory.ledger.events()].count("retrain_claimed") == 1
     assert httpx.get(f"{servers.url}/pumps/model").json()["version"] == state.champion
     assert {one.version for one in replicas.running(memory.run, "pumps")} == {state.champion}
+
+
+def trainings():
+    """The trainings that a worker started."""
+    with get_client(sync_client=True) as client:
+        return [run for run in client.read_flow_runs() if run.deployment_id and "reason" in run.parameters]
+
+
+def engines():
+    """The processes in which a worker's flow runs live."""
+    return [process for process in psutil.process_iter(["cmdline"]) if "prefect.engine" in (process.info["cmdline"] or ())]
+
+
+def test_a_lost_event_and_a_killed_run_are_made_up_for(servers, monkeypatch):
+    memory, window = remember(PUMPS), (SHIFT + 3 * WEEK).isoformat()
+    ingest(PUMPS, SHIFT + 2 * WEEK, SHIFT + 5 * WEEK)
+    reason = "a cause whose event was lost"
+    assert memory.ledger.claim_retraining(window, now=SHIFT + 4 * WEEK, reason=reason, drift=contract.drift).granted
+    assert reconcile([PUMPS])[PUMPS]["trainings"] == []  # too young to be lost
+
+    monkeypatch.setattr("flows.monitor.PATIENCE", timedelta(0))
+    before = {process.pid for process in engines()}
+    assert len(reconcile([PUMPS])[PUMPS]["trainings"]) == 1
+    [started] = until(lambda: [process for process in engines() if process.pid not in before])
+    started.kill()
+    until(lambda: all(run.state.is_final() for run in trainings()))
+    assert memory.ledger.state().claims[window]["state"] == "claimed"
+    assert len(reconcile([PUMPS])[PUMPS]["trainings"]) == 1
+    until(lambda: memory.ledger.state().claims[window]["state"] == "finished", 120)
+    kinds = [event.kind for event in memory.ledger.events()]
+    assert kinds.count("retrain_claimed") == 2 and kinds.count("retrain_finished") == 2
+    assert served(memory)
+
+
+def test_an_event_that_comes_again_trains_nothing(servers):
+    memory = remember(PUMPS)
+    versions = memory.ledger.state().versions
+    assert train(PUMPS, window=SHIFT.isoformat())["outcome"] == "nothing to do"
+    assert memory.ledger.state().versions == versions
+
+
+def test_a_rollback_is_what_callers_meet_and_what_the_ledger_says(servers):
+    memory = remember(PUMPS)
+    now, before = memory.ledger.state().champion, memory.ledger.state().previous
+    roll_back(PUMPS, "previous", "the test asked")
+    assert httpx.get(f"{servers.url}/pumps/model").json()["version"] == before == memory.ledger.state().champion != now
+    assert memory.ledger.events()[-1].data["reason"] == "the test asked"
+
+
+def test_a_champion_whose_replicas_died_is_brought_up_again(servers):
+    memory = remember(PUMPS)
+    for replica in replicas.running(memory.run, "pumps"):
+        replicas.end(replica.log.__eq__, 5)
+    assert not served(memory)
+    assert reconcile([PUMPS])[PUMPS]["released"]["version"] == memory.ledger.state().champion
+    assert served(memory) and httpx.get(f"{servers.url}/pumps/readyz").status_code == 200
+
+
+def test_the_orchestrator_shows_what_was_done(servers):
+    """Each run is named for model and window and tagged; artifacts hold what was found."""
+    with get_client(sync_client=True) as client:
+        runs, artifacts = client.read_flow_runs(), client.read_artifacts()
+        automations = client.read_automations()
+    assert {run.name for run in runs} >= {f"{PUMPS} {SHIFT.isoformat()}"}
+    assert all(f"model:{PUMPS}" in run.tags for run in runs if run.parameters.get("model") == PUMPS and run.state.is_completed())
+    assert {"data-check", "gate", "window", "release"} <= {artifact.key.split("pumps-")[-1] for artifact in artifacts if artifact.key}
+    assert any("retraining" in automation.name for automation in automations)

@@ -17,9 +17,14 @@ import pytest
 
 from contracts.contract import PerennialError, Verdict
 from contracts.quality import check
+from flows.ingest import take_in
+from flows.memory import remember
+from flows.monitor import act, watch
+from flows.train import fit_version, judge
 from registry import data, models
 from registry.ledger import BrokenChain, Ledger, NotAllowed, NothingToRollBackTo, PromotionLost
 from registry.store import FolderStore, NotThere, StoreIgnoresConditions, Taken, open_store
+from tests.conftest import PUMPS
 from tests.pumps import contract as pumps
 from tests.pumps import readings
 
@@ -217,6 +222,18 @@ def test_a_retraining_is_granted_once_one_at_a_time_and_after_the_cooldown(ledge
     assert [event.kind for event in ledger.events()].count("retrain_claimed") == 2
 
 
+def test_a_retraining_whose_runs_fail_is_over_after_three(ledger):
+    claim(ledger, "one", 1)
+    for failures in (1, 2):
+        ledger.retrain_failed("one", "no disk")
+        assert claim(ledger, "one", 1).granted and ledger.state().claims["one"]["failures"] == failures
+    ledger.retrain_failed("one", "no disk")
+    over = ledger.state().claims["one"]
+    assert (over["state"], over["outcome"]) == ("finished", "failed") and "3 runs failed, the last: no disk" in over["why"]
+    assert ledger.retrain_failed("one", "late") is None and ledger.retrain_failed("never claimed", "?") is None
+    assert claim(ledger, "two", 15).granted
+
+
 def test_the_weekly_budget(ledger):
     free = type(pumps.drift)(cooldown=timedelta(0), weekly_budget=2)
     for key, day in (("one", 1), ("two", 2)):
@@ -297,3 +314,20 @@ def test_a_version_is_its_content_and_is_checked_when_fetched(store, tmp_path):
         models.fetch(store, "pumps", version, tmp_path / "there")
     with pytest.raises(models.NoSuchVersion):
         models.manifest(store, "pumps", A)
+
+
+def test_a_model_lives_on_s3_alone(s3, tmp_path, monkeypatch):
+    """Ingest, train, judge, promote and a window's verdict with no folder but the run's own."""
+    monkeypatch.setenv("PERENNIAL_STORE", f"{s3}/team")
+    monkeypatch.setenv("PERENNIAL_RUN", str(tmp_path / "run"))
+    memory = remember(PUMPS)
+    version = take_in(memory, datetime(2024, 1, 1), datetime(2024, 1, 22))[0]
+    assert take_in(memory, datetime(2024, 1, 1), datetime(2024, 1, 22))[0] == version
+    trained = fit_version(memory)
+    assert fit_version(memory) == trained and judge(memory, trained).passed
+    memory.ledger.promote(trained, expect=None)
+    verdict = watch(remember(PUMPS), datetime(2024, 1, 15))
+    assert verdict.kind == "insufficient" and verdict.figures["scores"]["rows"] == 7 * 400
+    assert act(memory, datetime(2024, 1, 15), verdict) == "insufficient"
+    assert models.lineage(memory.store, memory.ledger, trained)["manifest"]["data"]["digest"] == version.digest
+    assert {path.name for path in tmp_path.iterdir()} == {"run"}

@@ -1,7 +1,10 @@
 """The bento, served in its own process: what a caller can send, and what it gets."""
 
 import json
+import os
 import socket
+import subprocess
+import venv
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 
@@ -150,6 +153,25 @@ def test_a_bento_holds_the_service_the_contracts_and_the_model_and_nothing_else(
     assert {path.name for path in (flights_bento / "src" / "contracts").glob("*.py")} == {
         "__init__.py", "contract.py", "drift.py", "flights.py"}
     assert (flights_bento / "src" / "model" / "manifest.json").exists()
+
+
+def test_the_bento_serves_in_a_clean_environment(flights_bento, samples, tmp_path):
+    """Installed from the bento's own hash-locked requirements and nothing else, far from this project's folder."""
+    venv.create(tmp_path / "clean", with_pip=True)
+    python, port = str(tmp_path / "clean" / "bin" / "python"), replicas.free_ports(1)[0]
+    requirements = flights_bento / "env" / "python" / "requirements.txt"
+    subprocess.run([python, "-m", "pip", "install", "-q", "--no-deps", "--require-hashes", "-r", requirements], check=True)
+    command = [python, "-m", "bentoml", "serve", str(flights_bento), "--host", "127.0.0.1", "--port", str(port)]
+    with (tmp_path / "log").open("w") as log:
+        serving = subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log, env={
+            "PATH": os.environ["PATH"], "HOME": str(tmp_path), "BENTOML_HOME": str(tmp_path / "bentoml")})
+    try:
+        assert replicas.until(lambda: replicas.answers(f"http://127.0.0.1:{port}/readyz"), 60), (tmp_path / "log").read_text()
+        reply = httpx.post(f"http://127.0.0.1:{port}/predict", json={"records": samples["records"]}).json()
+    finally:
+        serving.terminate()
+        serving.wait()
+    assert [list(one["probabilities"].values()) for one in reply["predictions"]] == samples["probabilities"]
 
 
 def test_a_stopped_replica_leaves_all_its_traffic_in_profiles_and_no_sample(flights_version, flights_bento):
