@@ -122,7 +122,7 @@ def reconcile(names: list[str] | None = None) -> dict[str, Any]:
 def start_training(model: str, window: str) -> str:
     """Ask for the deployment's run, so that its concurrency limit holds; gives the run's name."""
     parameters = {"model": model, "window": window, "reason": "reconciled: its event was lost"}
-    return run_deployment("train/perennial", parameters=parameters, timeout=0, tags=[f"model:{model}"]).name
+    return run_deployment("train/train", parameters=parameters, timeout=0, tags=[f"model:{model}"]).name
 
 
 def known_models() -> list[str]:

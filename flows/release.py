@@ -35,7 +35,7 @@ class ReleaseFailed(PerennialError):
     exit_code = 1
 
 
-@flow(name="release", flow_run_name="{model} {version}")
+@flow(name="release", flow_run_name="{model} {version:.12}")
 def release(model: str, version: str = "champion") -> dict[str, Any]:
     """Put a version that passed the gate (or the champion again) in front of the callers."""
     tag_run(model)
@@ -49,12 +49,12 @@ def release_version(model: str, version: str) -> dict[str, Any]:
     return released
 
 
-@task(task_run_name="bento {model} {version}")
+@task(task_run_name="bento {model} {version:.12}")
 def bento_of(model: str, version: str) -> str:
     return str(build_bento(remember(model), version))
 
 
-@task(task_run_name="roll out {model} {version}")
+@task(task_run_name="roll out {model} {version:.12}")
 def roll_out(model: str, version: str, bento: str) -> dict[str, Any]:
     return put_in_front(remember(model), version, Path(bento))
 

@@ -69,7 +69,7 @@ def train_version(model: str) -> str:
     return fit_version(remember(model))
 
 
-@task(task_run_name="judge {model} {version}")
+@task(task_run_name="judge {model} {version:.12}")
 def judge_version(model: str, version: str) -> dict[str, Any]:
     return judge(remember(model), version).as_json()
 
