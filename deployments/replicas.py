@@ -48,6 +48,19 @@ class Process:
         except psutil.NoSuchProcess:
             return False
 
+    @property
+    def deaths(self) -> int:
+        """1 once it has ended: nobody starts it again."""
+        return int(not self.alive)
+
+    def memory_mb(self) -> float:
+        return resident_mb(self.pid)
+
+    def said(self) -> str:
+        """The last lines of its log, and where the others are."""
+        lines = Path(self.log).read_text(errors="replace").splitlines()
+        return "\n".join([f"the end of {self.log}:", *lines[-15:]])
+
 
 @dataclass(frozen=True, kw_only=True)
 class Replica(Process):
@@ -138,6 +151,15 @@ def _record(run: Path, model: str, replicas: list[Replica]) -> None:
     write_whole(run / f"{model}.replicas.json", json.dumps([asdict(replica) for replica in replicas], indent=1))
 
 
+def resident_mb(pid: int) -> float:
+    """The resident memory of a process and all its children; not a number where it is gone."""
+    try:
+        first = psutil.Process(pid)
+        return sum(each.memory_info().rss for each in (first, *first.children(recursive=True))) / 2**20
+    except psutil.NoSuchProcess:
+        return float("nan")
+
+
 def spawn(command: list[str], log: Path, environ: Mapping[str, str]) -> Process:
     """Start a program in a session of its own, its output in `log`."""
     log = log.absolute()
@@ -158,13 +180,7 @@ def wait_for(process: Process, url: str, seconds: float) -> None:
     until(lambda: answers(url) or not process.alive, seconds)
     if not (process.alive and answers(url)):
         what = f"does not answer {url}" if process.alive else "died at start"
-        raise NotReady(f"{Path(process.log).stem} {what}; {end_of(process.log)}")
-
-
-def end_of(log: str | Path) -> str:
-    """A log's last 15 lines, and where the others are."""
-    lines = Path(log).read_text(errors="replace").splitlines()
-    return "\n".join([f"the end of {log}:", *lines[-15:]])
+        raise NotReady(f"{Path(process.log).stem} {what}; {process.said()}")
 
 
 def end(ours: Callable[[str], bool], seconds: float) -> None:

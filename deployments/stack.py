@@ -5,7 +5,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from deployments import balancer, orchestrator
+from deployments import balancer, fleet, orchestrator
 
 
 @dataclass(frozen=True)
@@ -44,4 +44,4 @@ def up(home: Path) -> Addresses:
 
 def down(home: Path) -> None:
     """End every process that was started in `home`."""
-    balancer.stop_all(home / "run")
+    fleet.stop_all(home / "run")

@@ -47,10 +47,18 @@ def show_window(model: str, window: str, verdict: Mapping[str, Any], action: str
 
 
 def show_release(model: str, version: str, released: Mapping[str, Any]) -> None:
-    rows = [(one["url"], one["records"], one["furthest"], f"{one['seconds'] * 1000:.0f} ms") for one in released["checked"]]
-    _show(model, "release", f"# Release of {model} `{version[:12]}`",
+    rows = [(one["url"], one["records"], one["furthest"], f"{one['latency_ms']:.1f} ms") for one in released["checked"]]
+    canary = released["canary"]
+    _show(model, "release", f"# Release of {model} `{version[:12]}`: {released['outcome']}",
           f"Champion before: `{(released['before'] or 'none')[:12]}`.",
-          table(("replica", "sample records", "furthest from the trainer", "answered in"), rows))
+          table(("replica", "sample records", "furthest from the trainer", "one record in"), rows),
+          *((_heading("Canary", canary), _sides(canary["figures"])) if canary else ("No canary: nothing served before.",)))
+
+
+def _sides(figures: Mapping[str, Any]) -> str:
+    names = [name for name, value in figures["stable"].items() if not isinstance(value, Mapping)]
+    return table(("figure", "champion", "challenger"), [
+        (name.replace("_", " "), _short(figures["stable"][name]), _short(figures["challenger"][name])) for name in names])
 
 
 def tag_run(model: str) -> None:

@@ -77,8 +77,8 @@ def train(
     from flows.train import train as flow
 
     done = directly(flow, model, release=release)
-    _say(done, as_json, f"{model}: version {done['version'][:12]}: gate {done['outcome']}")
-    if done["outcome"] != "passed":
+    _say(done, as_json, f"{model}: version {done['version'][:12]}: {done['outcome']}")
+    if done["outcome"] not in ("passed", "released"):
         raise typer.Exit(1)
 
 
@@ -91,6 +91,9 @@ def release(model: Model, version: Annotated[str, typer.Argument(help="champion,
     from registry.models import resolve
 
     done = directly(flow, model, resolve(remember(model).ledger, version))
+    if done["outcome"] == "refused":
+        _say(done, as_json, f"{model}: the canary refused {done['version'][:12]}: {'; '.join(done['canary']['reasons'])}")
+        raise typer.Exit(1)
     _say(done, as_json, f"{model}: {done['version'][:12]} serves at {', '.join(done['replicas'])}")
 
 
@@ -116,7 +119,7 @@ def monitor(
 @app.command()
 def serve(model: Model, port: Annotated[int, typer.Option(help="The balancer's; a free one where it is taken.")] = 8080) -> None:
     """Serve the champion behind the load balancer until Ctrl-C."""
-    from deployments import balancer
+    from deployments import balancer, fleet
     from flows.memory import remember
     from flows.release import serve_champion
 
@@ -126,7 +129,7 @@ def serve(model: Model, port: Annotated[int, typer.Option(help="The balancer's; 
         console.print(f"{model} serves at [bold]{url}/{memory.name}/predict[/]; Ctrl-C ends it")
         balancer.wait(memory.run)
     finally:
-        balancer.stop_all(memory.run)
+        fleet.stop_all(memory.run)
 
 
 @app.command()

@@ -13,7 +13,8 @@ from contracts.contract import Verdict
 from contracts.drift import Scores, drift, pages, scored, wants_retraining
 from flows.artifacts import show_window, tag_run
 from flows.memory import Memory, remember
-from flows.release import release_version, served
+from flows.release import release_version
+from flows.rollout import served
 from flows.train import fetched, reference_key
 from registry import data, models
 from registry.store import Taken
@@ -128,7 +129,7 @@ def start_training(model: str, window: str) -> str:
 def known_models() -> list[str]:
     """Every contract in contracts/."""
     folder = Path(__file__).parent.parent / "contracts"
-    return sorted({path.stem for path in folder.glob("*.py")} - {"__init__", "contract", "quality", "drift"})
+    return sorted({path.stem for path in folder.glob("*.py")} - {"__init__", "contract", "quality", "drift", "canary"})
 
 
 def due(memory: Memory) -> list[datetime]:

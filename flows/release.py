@@ -1,4 +1,4 @@
-"""version → bento → replicas beside the old → checked → champion → all the traffic; or back."""
+"""version → bento → image → rollout."""
 
 import json
 import os
@@ -6,33 +6,21 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import httpx
-import numpy as np
 import yaml
 from prefect import flow, task
 
-from contracts.contract import PerennialError
-from deployments import balancer, replicas
-from deployments.replicas import Replica
+from deployments import balancer
 from flows.artifacts import show_release, tag_run
 from flows.memory import Memory, remember
-from registry import models
-from service.request import SAMPLE
+from flows.rollout import ReleaseFailed, put_in_front
+from registry import images, models
 
 ROOT = Path(__file__).parent.parent
-REPLICAS = 2
 ENVIRONMENT = {"OTEL_SDK_DISABLED": "true", "OMP_NUM_THREADS": "1", "WHYLOGS_NO_ANALYTICS": "True",
                "BENTOML_DO_NOT_TRACK": "True"}
-
-
-class ReleaseFailed(PerennialError):
-    """The new version does not serve; what served before goes on."""
-
-    exit_code = 1
 
 
 @flow(name="release", flow_run_name="{model} {version:.12}")
@@ -43,8 +31,10 @@ def release(model: str, version: str = "champion") -> dict[str, Any]:
 
 
 def release_version(model: str, version: str) -> dict[str, Any]:
+    """Its `outcome` is "released", or "refused" by the canary."""
     bento = bento_of(model, version)
-    released = roll_out(model, version, bento)
+    image = image_of(model, version, bento) if images.configured() else None
+    released = roll_out(model, version, bento, image)
     show_release(model, version, released)
     return released
 
@@ -54,9 +44,36 @@ def bento_of(model: str, version: str) -> str:
     return str(build_bento(remember(model), version))
 
 
+@task(task_run_name="image {model} {version:.12}")
+def image_of(model: str, version: str, bento: str) -> str:
+    return ship_image(remember(model), version, Path(bento))
+
+
 @task(task_run_name="roll out {model} {version:.12}")
-def roll_out(model: str, version: str, bento: str) -> dict[str, Any]:
-    return put_in_front(remember(model), version, Path(bento))
+def roll_out(model: str, version: str, bento: str, image: str | None) -> dict[str, Any]:
+    return put_in_front(remember(model), version, image or Path(bento))
+
+
+def ship_image(memory: Memory, version: str, bento: Path) -> str:
+    """Build a version's image and push it; its reference by the registry's digest, which the ledger keeps."""
+    where, facts = images.configured(), models.manifest(memory.store, memory.name, version)
+    [registered] = [event for event in memory.ledger.events() if event.kind == "registered" and event.data["version"] == version]
+    image = images.build(where, bento, {
+        "org.opencontainers.image.title": memory.name, "org.opencontainers.image.version": version,
+        "org.opencontainers.image.revision": registered.data["git"] or "",
+        "perennial.model": memory.name, "perennial.version": version, "perennial.bento": f"{memory.name}:{bento.name}",
+        "perennial.data": facts["data"]["digest"], "perennial.contract": facts["contract"], "perennial.code": facts["code"]})
+    reference = images.push(where, image, memory.name, version[:12])
+    memory.ledger.record("imaged", {"version": version, "image": reference}, once=("version", "image"))
+    return reference
+
+
+def artefact(memory: Memory, version: str) -> Path | str:
+    """What replicas of a version start from: the image that the ledger names, or where no images are made its bento."""
+    if not images.configured():
+        return build_bento(memory, version)
+    known = [each["image"] for each in memory.ledger.state().recorded.get("imaged", ()) if each["version"] == version]
+    return known[-1] if known else ship_image(memory, version, build_bento(memory, version))
 
 
 def build_bento(memory: Memory, version: str) -> Path:
@@ -97,87 +114,11 @@ def _stage(memory: Memory, version: str, folder: Path) -> Path:
     return folder
 
 
-def put_in_front(
-    memory: Memory, version: str, bento: Path, decide: Callable[[str | None], Any] | None = None,
-) -> dict[str, Any]:
-    """Start replicas beside the old, check them, let the ledger decide, shift the traffic, stop the old.
-
-    `decide` writes the ledger's event, given the champion before; by default the promotion. Until the ledger names
-    the new champion a failure leaves everything as it was. Run again after a kill, it takes up replicas that run.
-    """
-    before = memory.ledger.state().champion
-    mine = [replica for replica in replicas.running(memory.run, memory.name) if replica.version == version]
-    try:
-        balancer.start(memory.run)
-        mine += replicas.start(bento, version, REPLICAS - len(mine), memory.run, memory.name,
-                               {"PERENNIAL_PROFILES": str(memory.spool)})
-        replicas.wait_ready(mine)
-        checked = [answers_like_trainer(memory, replica) for replica in mine]
-        decide(before) if decide else memory.ledger.promote(version, expect=before)
-    except Exception as error:
-        if version != before:
-            replicas.stop(mine, memory.run, memory.name)
-        _say_why(memory, version, error)
-        raise
-    try:
-        balancer.route(memory.run, memory.name, [replica.url for replica in mine], version)
-    except Exception as error:
-        _go_back(memory, before, version, mine, error)
-        raise
-    retire(memory, version)
-    memory.ledger.record("released", {"version": version, "replicas": len(mine)}, once=("version",))
-    return {"version": version, "before": before, "replicas": [replica.url for replica in mine], "checked": checked}
-
-
-def _say_why(memory: Memory, version: str, error: Exception) -> None:
-    memory.ledger.record("release_failed", {"version": version, "why": f"{type(error).__name__}: {error}"})
-
-
-def _go_back(memory: Memory, before: str | None, version: str, mine: list[Replica], error: Exception) -> None:
-    """The traffic could not be shifted: the old version is champion again, and its replicas never stopped."""
-    _say_why(memory, version, error)
-    if before and before != version:
-        memory.ledger.roll_back(f"traffic was not shifted: {error}", to=before)
-        old = [replica.url for replica in replicas.running(memory.run, memory.name) if replica.version == before]
-        balancer.route(memory.run, memory.name, old, before)
-        replicas.stop(mine, memory.run, memory.name)
-
-
-def answers_like_trainer(memory: Memory, replica: Replica) -> dict[str, Any]:
-    """Ask a replica the version's sample records over HTTP; refuse it unless it answers as the trainer did."""
-    files = models.fetch(memory.store, memory.name, replica.version, memory.run / "models")
-    samples = json.loads((files / "samples.json").read_bytes())
-    reply = httpx.post(f"{replica.url}/predict", json={"records": samples["records"]}, headers=SAMPLE, timeout=10)
-    if reply.status_code != 200:
-        raise ReleaseFailed(f"{replica.url} answers the samples with {reply.status_code}: {reply.text[:500]}")
-    answer = reply.json()
-    got = [list(one["probabilities"].values()) for one in answer["predictions"]]
-    far = float(np.abs(np.asarray(got) - np.asarray(samples["probabilities"])).max())
-    if answer["version"] != replica.version or far > 0:
-        raise ReleaseFailed(f"{replica.url} serves {answer['version'][:12]} and its answers differ by {far} from the "
-                            f"trainer's of {replica.version[:12]}; see {replica.log}")
-    return {"url": replica.url, "records": len(got), "furthest": far, "seconds": reply.elapsed.total_seconds()}
-
-
-def served(memory: Memory) -> bool:
-    """Whether the champion has all its replicas here; true as well where this machine does not serve the model."""
-    champion, routed = memory.ledger.state().champion, balancer.routed(memory.run, memory.name)
-    alive = [one.url for one in replicas.running(memory.run, memory.name) if one.version == champion]
-    return not routed or (len(alive) >= REPLICAS and sorted(alive) == routed)
-
-
-def retire(memory: Memory, version: str) -> None:
-    """Drain and stop every replica that is not of `version`; the balancer sends them nothing any more."""
-    old = [replica for replica in replicas.running(memory.run, memory.name) if replica.version != version]
-    replicas.drain(old)
-    replicas.stop(old, memory.run, memory.name)
-
-
 def serve_champion(memory: Memory, port: int = 8080) -> str:
     """Bring the champion up behind the balancer; the balancer's address."""
     version = models.resolve(memory.ledger, "champion")
     address = balancer.start(memory.run, port).url
-    put_in_front(memory, version, build_bento(memory, version))
+    put_in_front(memory, version, artefact(memory, version))
     return address
 
 
@@ -190,7 +131,7 @@ def roll_back(model: str, to: str, reason: str) -> dict[str, str]:
         memory.ledger.roll_back(reason, to=target)
 
     if balancer.routed(memory.run, memory.name):
-        put_in_front(memory, target, build_bento(memory, target), decide)
+        put_in_front(memory, target, artefact(memory, target), decide)
     else:
         decide()
     return {"from": before, "to": target, "reason": reason}

@@ -45,9 +45,10 @@ def train(model: str, window: str = BY_HAND, reason: str = "asked by a person", 
     version = train_version(model)
     verdict = judge_version(model, version)
     show_gate(model, version, verdict)
-    if verdict["outcome"] == "passed" and release:
-        release_version(model, version)
-    return finish(model, window, version, verdict["outcome"])
+    outcome = verdict["outcome"]
+    if outcome == "passed" and release:
+        outcome = release_version(model, version)["outcome"]
+    return finish(model, window, version, outcome)
 
 
 @train.on_failure

@@ -8,7 +8,7 @@ import os
 from collections.abc import Awaitable, Callable
 from itertools import count
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 from uuid import uuid4
 
 import bentoml
@@ -17,10 +17,11 @@ import numpy as np
 from annotated_types import Len
 from pydantic import BaseModel, Field
 
-from contracts.contract import Columns, load
-from service.model import Model, restore
-from service.profiles import Profiler
+from contracts.contract import Columns, Contract, load
 from service.request import BAD_BODY, MOST_RECORDS, SAMPLE, Requests
+
+if TYPE_CHECKING:
+    from service.profiles import Profiler
 
 LARGEST_BODY = 32 * 2**20  # bytes; 10,000 records of a wide contract stay well below
 TIMEOUT = 5  # seconds; BentoML arms a timer a request and never cancels it, so a long one piles up garbage
@@ -44,22 +45,27 @@ class Answers(BaseModel):
 class Api:
     """Parses, scores and answers; what arrives in one turn of the event loop is scored together."""
 
-    def __init__(self, model: Model, manifest: dict[str, Any]):
-        self.model, self.manifest, self.version = model, manifest, manifest["version"]
-        self.names = model.contract.label.classes
-        self.requests = Requests(model.contract)
+    def __init__(self, contract: Contract, folder: Path, manifest: dict[str, Any]):
+        self.contract, self.folder, self.manifest, self.version = contract, folder, manifest, manifest["version"]
+        self.names = contract.label.classes
+        self.requests = Requests(contract)
         self.encode = msgspec.json.Encoder().encode
         self.waiting: list[tuple[list[Any], asyncio.Future]] = []
         self.profiler: Profiler | None = None
 
     def open(self) -> None:
-        """Start what only a worker process needs: counters, profiles, a frozen heap."""
+        """Start what only a worker process needs: the model, counters, profiles, a frozen heap."""
+        # Imported here: BentoML's supervisor loads this module as well, and answers nothing.
+        from service.model import restore
+        from service.profiles import Profiler
+
+        self.model = restore(self.contract, self.folder)
         self.predicted = bentoml.metrics.Counter("perennial_predictions_total", "records by named class", ["class_name"])
         self.refused = bentoml.metrics.Counter("perennial_bad_inputs_total", "faults in requests by field", ["field"])
         self.prefix, self.numbers = uuid4().hex, count()
         if folder := os.environ.get("PERENNIAL_PROFILES"):
             seconds = float(os.environ.get("PERENNIAL_PROFILE_SECONDS", 5))
-            self.profiler = Profiler(self.model.contract, self.version, Path(folder), seconds)
+            self.profiler = Profiler(self.contract, self.version, Path(folder), seconds)
         else:
             log.warning("traffic is not profiled: PERENNIAL_PROFILES names no folder")
         gc.collect()
@@ -178,7 +184,7 @@ def predictor(folder: Path) -> Any:
     """The BentoML service of the model version whose files lie in `folder`."""
     manifest = json.loads((folder / "manifest.json").read_bytes())
     contract = load(manifest["model"])
-    api = Api(restore(contract, folder), manifest)
+    api = Api(contract, folder, manifest)
     Record = api.requests.documented()
 
     @bentoml.service(

@@ -1,5 +1,6 @@
 """What the tests stand on: a fresh store, one whole stack for all flows, versions trained once."""
 
+import os
 from datetime import datetime
 from pathlib import Path
 
@@ -11,8 +12,18 @@ from flows.ingest import take_in
 from flows.memory import Memory, remember
 from flows.release import build_bento
 from flows.train import fit_version, judge
+from registry import images
 
 PUMPS = "tests.pumps"
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Without a docker engine tests of containers are skipped, but never where CI is set."""
+    if item.get_closest_marker("containers") and "CI" not in os.environ:
+        try:
+            images.engine().ping()
+        except images.NoEngine as error:
+            pytest.skip(str(error))
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pandera.pandas as pa
 
-from contracts.contract import Contract, Drift, Gate, Label, column, number
+from contracts.contract import Contract, Drift, Gate, Label, Rollout, column, number
 
 WEAR_SHIFTS = datetime(2024, 3, 4)  # from here on the pumps run hotter, and heat starts to matter
 
@@ -57,4 +57,5 @@ contract = Contract(
     rounds=60,
     gate=Gate(window=timedelta(days=7), log_loss=0.69, auc=0.6, calibration_error=0.2, recall={"stops": 0.2}, min_rows=200),
     drift=Drift(window=timedelta(days=7), min_rows=200, cooldown=timedelta(days=14)),
+    rollout=Rollout(requests=20, minutes=0.05),
 )

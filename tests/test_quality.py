@@ -9,7 +9,7 @@ import pytest
 
 from contracts.contract import Gate
 from contracts.flights import contract as flights
-from contracts.quality import calibration_error, check, gate, paired, scores
+from contracts.quality import apart, calibration_error, check, gate, paired, scores
 from tests.pumps import contract as pumps
 
 
@@ -191,3 +191,9 @@ def test_scores_of_known_predictions():
     assert found["auc"] == 1 and found["recall"] == {"runs": 1.0, "stops": 1.0}
     assert found["log_loss"] == pytest.approx(-np.log(0.9))
     assert calibration_error(labels, certain) == pytest.approx(0.1)
+
+
+def test_how_far_apart_two_models_name_the_classes():
+    sure = np.eye(2)[np.array([0] * 8 + [1] * 2)]
+    assert apart(pumps, sure, sure) == 0
+    assert apart(pumps, sure, np.eye(2)[np.array([0] * 5 + [1] * 5)]) == pytest.approx(0.3)

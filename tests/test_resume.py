@@ -8,7 +8,7 @@ import pytest
 
 import flows.train
 from deployments import balancer, replicas
-from flows import release
+from flows import release, rollout
 from flows.ingest import take_in
 from flows.memory import Memory, remember
 from flows.monitor import act, ship, watch
@@ -165,7 +165,7 @@ def test_a_release(two_versions, tmp_path, monkeypatch, room, step):
     store = tmp_path / "store"
     shutil.copytree(memory.store.folder, store)
     memory = Memory(contract, FolderStore(store), Ledger(FolderStore(store), "pumps"), memory.run)
-    release.put_in_front(memory, first, release.build_bento(memory, first))
+    rollout.put_in_front(memory, first, release.build_bento(memory, first))
     bento = release.build_bento(memory, second)
 
     whole = getattr(room, step)
@@ -177,13 +177,13 @@ def test_a_release(two_versions, tmp_path, monkeypatch, room, step):
     with monkeypatch.context() as patch:
         patch.setattr(room, step, killed)
         with pytest.raises(PowerFails):
-            release.put_in_front(memory, second, bento)
+            rollout.put_in_front(memory, second, bento)
     assert balancer.routed(memory.run, "pumps")
     assert all(replicas.answers(f"{url}/readyz") for url in balancer.routed(memory.run, "pumps"))
 
-    release.put_in_front(memory, second, bento)
+    rollout.put_in_front(memory, second, bento)
     running = replicas.running(memory.run, "pumps")
-    assert [one.version for one in running] == [second] * release.REPLICAS
-    assert sorted(one.url for one in running) == balancer.routed(memory.run, "pumps") and release.served(memory)
+    assert [one.version for one in running] == [second] * rollout.REPLICAS
+    assert sorted(one.url for one in running) == balancer.routed(memory.run, "pumps") and rollout.served(memory)
     assert memory.ledger.state().champion == second
     assert [kinds(memory).count(kind) for kind in ("promoted", "released", "release_failed")] == [2, 2, 0]

@@ -14,7 +14,7 @@ import pytest
 
 from contracts.flights import contract as flights
 from deployments import replicas
-from flows.release import answers_like_trainer
+from flows.rollout import answers_like_trainer
 from flows.train import fetched
 from service import profiles
 from tests.spool import collect, windows

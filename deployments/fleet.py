@@ -1,0 +1,43 @@
+"""Replicas of either kind, by what they are made from: processes of a bento's folder, containers of an image's digest."""
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+from deployments import balancer, containers, replicas
+from deployments.containers import Container
+from deployments.replicas import Replica
+from registry import images
+
+Server = Replica | Container
+
+
+def start(what: Path | str, version: str, count: int, run: Path, model: str,
+          environ: Mapping[str, str] = MappingProxyType({})) -> list[Server]:
+    """Start `count` replicas of a bento (a Path) or of an image (`name@sha256:…`), without waiting for them."""
+    kind = replicas if isinstance(what, Path) else containers
+    return kind.start(what, version, count, run, model, environ)
+
+
+def running(run: Path, model: str) -> list[Server]:
+    """The replicas of a model that live, of both kinds: a change of kind leaves none behind."""
+    return [*replicas.running(run, model), *(containers.running(run, model) if images.configured() else ())]
+
+
+def stop(servers: Collection[Server], run: Path, model: str) -> None:
+    """End these replicas, and what dead ones left behind."""
+    replicas.stop([each for each in servers if isinstance(each, Replica)], run, model)
+    if images.configured():
+        containers.stop([each for each in servers if isinstance(each, Container)], run, model)
+
+
+def settle(servers: Collection[Server]) -> None:
+    """Tell those that hold back while they start that they serve now."""
+    containers.settle([each for each in servers if isinstance(each, Container)])
+
+
+def stop_all(run: Path) -> None:
+    """End everything that was started in this run folder, the balancer too."""
+    balancer.stop_all(run)
+    if images.configured():
+        containers.stop_all(run)

@@ -1,0 +1,230 @@
+"""Replicas beside the old → checked → canary → champion → all the traffic; or back, and the ledger says why."""
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import httpx
+import numpy as np
+import psutil
+
+from contracts.canary import canary
+from contracts.contract import PerennialError, Verdict
+from deployments import balancer, figures, fleet, replicas
+from deployments.balancer import Beside
+from deployments.fleet import Server
+from flows.memory import Memory
+from registry import models
+from service.request import SAMPLE
+
+REPLICAS = 2
+LOOK = 0.5  # seconds between two looks at a canary
+FINAL = ("died", "errors")  # findings that no further request can mend
+ONE_BY_ONE = 11  # records asked alone: the median of their times is what one caller waits, start-up hiccups left out
+
+
+class ReleaseFailed(PerennialError):
+    """The new version does not serve; what served before goes on."""
+
+    exit_code = 1
+
+
+def put_in_front(memory: Memory, version: str, what: Path | str, decide: Callable[[str | None], Any] | None = None) -> dict[str, Any]:
+    """Start replicas beside the old, check them, give them a share, let the ledger decide, shift the rest, stop the old.
+
+    `what` is a bento's folder or an image's reference. `decide` writes the ledger's event, given the champion before,
+    and takes the canary's place; by default the promotion. Until the ledger names the new champion a failure leaves
+    everything as it was. Run again after a kill, it takes up replicas that run. A challenger that the canary refuses
+    is no error: `outcome` says "refused".
+    """
+    with _alone(memory, hurry=decide is not None):
+        before = memory.ledger.state().champion
+        mine = [each for each in fleet.running(memory.run, memory.name) if each.version == version]
+        try:
+            balancer.start(memory.run)
+            mine += fleet.start(what, version, REPLICAS - len(mine), memory.run, memory.name, {"PERENNIAL_PROFILES": str(memory.spool)})
+            replicas.wait_ready(mine)
+            checked = [answers_like_trainer(memory, each) for each in mine]
+            fleet.settle(mine)
+            verdict = None if decide else beside_champion(memory, before, version, mine)
+            if verdict and not _allows(memory, verdict):
+                _withdraw(memory, before, version, mine, "; ".join(verdict.reasons))
+                return {"outcome": "refused", "version": version, "before": before, "canary": verdict.as_json(), "checked": checked}
+            decide(before) if decide else memory.ledger.promote(version, expect=before)
+        except Exception as error:
+            _withdraw(memory, before, version, mine, f"{type(error).__name__}: {error}")
+            raise
+        try:
+            balancer.route(memory.run, memory.name, [each.url for each in mine], version)
+        except Exception as error:
+            _go_back(memory, before, version, mine, error)
+            raise
+        _retire(memory, version)
+        memory.ledger.record("released", {"version": version, "replicas": len(mine)}, once=("version",))
+    return {"outcome": "released", "version": version, "before": before, "replicas": [each.url for each in mine],
+            "canary": verdict.as_json() if verdict else None, "checked": checked}
+
+
+@contextmanager
+def _alone(memory: Memory, hurry: bool) -> Iterator[None]:
+    """One rollout of a model at a time on this machine; one in a hurry (a rollback) makes a canary under way give up."""
+    memory.run.mkdir(parents=True, exist_ok=True)
+    if hurry:
+        _flag(memory).write_text(str(os.getpid()))
+    with open(_lock(memory), "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+        finally:
+            if hurry:
+                _flag(memory).unlink(missing_ok=True)
+
+
+def _lock(memory: Memory) -> Path:
+    return memory.run / f"{memory.name}.rollout"
+
+
+def _flag(memory: Memory) -> Path:
+    return memory.run / f"{memory.name}.hurry"
+
+
+def _hurried(memory: Memory) -> bool:
+    """Whether somebody waits for a rollback; the flag of one that was killed counts for nothing."""
+    try:
+        return psutil.pid_exists(int(_flag(memory).read_text() or 0))
+    except FileNotFoundError:
+        return False
+
+
+def under_way(memory: Memory) -> bool:
+    """Whether a rollout of the model is going on on this machine."""
+    memory.run.mkdir(parents=True, exist_ok=True)
+    with open(_lock(memory), "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def beside_champion(memory: Memory, champion: str | None, version: str, mine: list[Server], mode: Literal["canary", "shadow"] = "canary",
+                    share: float | None = None) -> Verdict | None:
+    """Let a challenger see its share of the traffic, and judge it by what both sides did; None where no champion serves."""
+    old = [each.url for each in fleet.running(memory.run, memory.name) if each.version == champion]
+    if not old or champion == version:
+        return None
+    policy, urls = memory.contract.rollout, tuple(each.url for each in mine)
+    balancer.route(memory.run, memory.name, old, champion, Beside(urls, share or policy.share, mode))
+    verdict = _watched(memory, mine, _apart(memory, version))
+    memory.ledger.record(f"{mode}_judged", {"version": version, "against": champion, "verdict": verdict.as_json()})
+    return verdict
+
+
+def _apart(memory: Memory, version: str) -> float:
+    """How far the gate saw the version's classes from the champion's; 0 for one that it has not judged against it."""
+    verdicts = memory.ledger.state().verdicts.get(version) or [{"verdict": {"figures": {}}}]
+    return verdicts[-1]["verdict"]["figures"].get("apart", 0.0)
+
+
+def _watched(memory: Memory, mine: list[Server], apart: float) -> Verdict:
+    """The Verdict as soon as it can't change for the better, or enough requests were answered, or time is up."""
+    policy, deadline = memory.contract.rollout, time.monotonic() + memory.contract.rollout.minutes * 60
+    first, small = figures.reading(memory.run, memory.name), {each.url: each.memory_mb() for each in mine}
+    deaths = {each.url: each.deaths for each in mine}
+    while True:
+        time.sleep(LOOK)
+        if _hurried(memory):
+            raise ReleaseFailed(f"{memory.name}: the rollout gave way to a rollback; release it again when it is wanted")
+        died = sum(each.deaths - deaths[each.url] for each in mine)
+        grown = max((each.memory_mb() - small[each.url] for each in mine if each.alive), default=0.0)
+        now = figures.reading(memory.run, memory.name)
+        verdict = canary(*figures.sides(first, now, deaths=died, grown_mb=grown), policy,
+                         latency_ms=memory.contract.gate.latency_ms, apart=apart)
+        enough = verdict.figures["challenger"]["answered"] >= policy.requests
+        if verdict.kind in FINAL or enough or time.monotonic() > deadline:
+            return verdict
+
+
+def _allows(memory: Memory, verdict: Verdict) -> bool:
+    return verdict.passed or (verdict.outcome == "insufficient" and memory.contract.rollout.alone == "go on")
+
+
+def _withdraw(memory: Memory, before: str | None, version: str, mine: list[Server], why: str) -> None:
+    """The champion has all the traffic, as before; the challenger's replicas are gone, and the ledger says why."""
+    if version != before:
+        if balancer.routed_beside(memory.run, memory.name):
+            old = [each.url for each in fleet.running(memory.run, memory.name) if each.version == before]
+            balancer.route(memory.run, memory.name, old, before)
+        replicas.drain(mine, 5)
+        fleet.stop(mine, memory.run, memory.name)
+    memory.ledger.record("release_failed", {"version": version, "why": why})
+
+
+def _go_back(memory: Memory, before: str | None, version: str, mine: list[Server], error: Exception) -> None:
+    """The traffic could not be shifted: the old version is champion again, and its replicas never stopped."""
+    memory.ledger.record("release_failed", {"version": version, "why": f"{type(error).__name__}: {error}"})
+    if before and before != version:
+        memory.ledger.roll_back(f"traffic was not shifted: {error}", to=before)
+        old = [each.url for each in fleet.running(memory.run, memory.name) if each.version == before]
+        balancer.route(memory.run, memory.name, old, before)
+        fleet.stop(mine, memory.run, memory.name)
+
+
+def _retire(memory: Memory, version: str) -> None:
+    """Drain and stop every replica that is not of `version`; the balancer sends them nothing any more."""
+    old = [each for each in fleet.running(memory.run, memory.name) if each.version != version]
+    replicas.drain(old)
+    fleet.stop(old, memory.run, memory.name)
+
+
+def answers_like_trainer(memory: Memory, server: Server) -> dict[str, Any]:
+    """Ask a replica the version's sample records over HTTP; refuse it unless it answers as the trainer did, in time."""
+    files = models.fetch(memory.store, memory.name, server.version, memory.run / "models")
+    samples = json.loads((files / "samples.json").read_bytes())
+    reply = _asked(server, samples["records"])
+    if reply.status_code != 200:
+        raise ReleaseFailed(f"{server.url} answers the samples with {reply.status_code}: {reply.text[:500]}")
+    answer = _parsed(server, reply)
+    got = np.asarray([list(one["probabilities"].values()) for one in answer["predictions"]], dtype=float)
+    wanted = np.asarray(samples["probabilities"])
+    if answer["version"] != server.version or got.shape != wanted.shape or not np.array_equal(got, wanted):
+        far = np.abs(got - wanted).max() if got.shape == wanted.shape else f"shapes {got.shape} and {wanted.shape}"
+        raise ReleaseFailed(f"{server.url} serves {answer['version'][:12]} and its answers differ by {far} from the "
+                            f"trainer's of {server.version[:12]}; see {server.log}")
+    alone, limit = _one_by_one(server, samples["records"]), memory.contract.gate.latency_ms
+    if alone > limit:
+        raise ReleaseFailed(f"{server.url} takes {alone:.0f} ms for a single record, the median of {ONE_BY_ONE}; limit: {limit:g} ms")
+    return {"url": server.url, "records": len(got), "furthest": 0.0, "seconds": reply.elapsed.total_seconds(), "latency_ms": alone}
+
+
+def _one_by_one(server: Server, records: list[dict]) -> float:
+    return float(np.median([_asked(server, [record]).elapsed.total_seconds() * 1000 for record in records[:ONE_BY_ONE]]))
+
+
+def _asked(server: Server, records: list[dict]) -> httpx.Response:
+    try:
+        return httpx.post(f"{server.url}/predict", json={"records": records}, headers=SAMPLE, timeout=10, trust_env=False)
+    except httpx.TransportError as error:
+        raise ReleaseFailed(f"{server.url} gives no answer to the samples: {error!r}; {server.said()}") from error
+
+
+def _parsed(server: Server, reply: httpx.Response) -> dict[str, Any]:
+    try:
+        answer = reply.json()
+        [one["probabilities"].values() for one in answer["predictions"]], answer["version"].strip()
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ReleaseFailed(f"{server.url} answers the samples in another form than the service's: {reply.text[:200]}") from None
+    return answer
+
+
+def served(memory: Memory) -> bool:
+    """Whether the champion has all its replicas here; true as well where this machine does not serve the model."""
+    champion, routed = memory.ledger.state().champion, balancer.routed(memory.run, memory.name)
+    alive = [each.url for each in fleet.running(memory.run, memory.name) if each.version == champion]
+    whole = len(alive) >= REPLICAS and sorted(alive) == routed and not balancer.routed_beside(memory.run, memory.name)
+    return not routed or whole or under_way(memory)
