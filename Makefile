@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v p
 ENV := .venv
 BIN := $(ENV)/bin
 
-.PHONY: demo test bench-serve bench-flows lock clean
+.PHONY: demo test bench-serve bench-flows bench-rollout lock clean
 
 demo: $(ENV)/installed  ## Replay a real year through the whole loop; ARGS="--until 2013-05-01" for a short one.
 	@$(BIN)/perennial demo $(ARGS)
@@ -25,6 +25,9 @@ bench-serve: $(ENV)/installed  ## One-record requests a second on one core, ever
 
 bench-flows: $(ENV)/installed  ## What the flows add to the plain functions, on two months.
 	@$(BIN)/python -m tests.bench.flows
+
+bench-rollout: $(ENV)/installed  ## Releases, rollbacks, kills and bad challengers under load; needs docker and a registry. About 50 minutes.
+	@$(BIN)/python -m tests.bench.rollout $(ARGS)
 
 lock: $(ENV)/installed  ## Choose versions anew within pyproject.toml and write both lock files.
 	@$(BIN)/python deployments/lock.py

@@ -313,6 +313,14 @@ class Contract:
     def digest(self) -> str:
         return digest_of(self.describe())
 
+    @cached_property
+    def serving(self) -> str:
+        """The digest of what turns a record into an answer: a model serves on while limits and policies change."""
+        whole = self.describe()
+        parts = {name: whole[name] for name in ("name", "request", "features", "event_time")}
+        columns = {name: whole["columns"][name] for name in self.request_columns}
+        return digest_of(parts | {"columns": columns, "label": {name: whole["label"][name] for name in ("classes", "weights")}})
+
 
 def digest_of(value: Any) -> str:
     """sha256 of a value's canonical JSON."""

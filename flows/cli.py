@@ -98,6 +98,42 @@ def release(model: Model, version: Annotated[str, typer.Argument(help="champion,
 
 
 @app.command()
+def shadow(
+    model: Model,
+    version: Annotated[str, typer.Argument(help="An alias, a number or a digest; it need not have passed the gate.")],
+    share: Annotated[float, typer.Option(help="Of the requests, in whole percents.")] = 0.2,
+    as_json: AsJson = False,
+) -> None:
+    """Let a version see a share of the traffic and compare it with the champion; no caller sees its answers."""
+    from flows.memory import remember
+    from flows.release import artefact
+    from flows.rollout import shadow as watch
+    from registry.models import resolve
+
+    memory = remember(model)
+    named = resolve(memory.ledger, version)
+    verdict = watch(memory, named, artefact(memory, named), share)
+    _say(verdict.as_json(), as_json, f"{model}: {named[:12]} in the shadow: {verdict.kind}\n" + "\n".join(verdict.reasons))
+    if not verdict.passed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def ship(
+    model: Model,
+    every: Annotated[float | None, typer.Option(help="Seconds; goes on until it is told to end. Default: once.")] = None,
+) -> None:
+    """Copy the profiles that replicas wrote on this machine (PERENNIAL_RUN) to the store."""
+    from flows.memory import remember
+    from flows.monitor import ship as copy
+    from flows.monitor import ship_until_told
+
+    memory = remember(model)
+    shipped = ship_until_told(memory, every) if every else copy(memory)
+    console.print(f"{model}: {shipped} new or changed profiles are in {memory.store.address}", highlight=False)
+
+
+@app.command()
 def monitor(
     model: Model,
     window: Annotated[datetime | None, typer.Option(help="Start of the window; default: every closed one not yet judged.")] = None,

@@ -1,7 +1,9 @@
 """traffic profiles + matured labels → verdict → event → train."""
 
+import signal
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from threading import Event
 from typing import Any
 from uuid import NAMESPACE_URL, uuid5
 
@@ -57,6 +59,16 @@ def ship(memory: Memory) -> int:
         key, content = f"profiles/{path.relative_to(memory.spool).as_posix()}", path.read_bytes()
         shipped += _replace(memory, key, content)
     return shipped
+
+
+def ship_until_told(memory: Memory, seconds: float) -> int:
+    """Ship every so often; SIGTERM and SIGINT end it after a last time, when the replica beside it has written all."""
+    told, shipped = Event(), 0
+    for each in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(each, lambda *_: told.set())
+    while not told.wait(seconds):
+        shipped += ship(memory)
+    return shipped + ship(memory)
 
 
 def _replace(memory: Memory, key: str, content: bytes) -> bool:

@@ -15,7 +15,7 @@ from prefect import flow, task
 from deployments import balancer
 from flows.artifacts import show_release, tag_run
 from flows.memory import Memory, remember
-from flows.rollout import ReleaseFailed, put_in_front
+from flows.rollout import ReleaseFailed, hand_over, put_in_front
 from registry import images, models
 
 ROOT = Path(__file__).parent.parent
@@ -51,7 +51,8 @@ def image_of(model: str, version: str, bento: str) -> str:
 
 @task(task_run_name="roll out {model} {version:.12}")
 def roll_out(model: str, version: str, bento: str, image: str | None) -> dict[str, Any]:
-    return put_in_front(remember(model), version, image or Path(bento))
+    memory, folder = remember(model), os.environ.get("PERENNIAL_KUSTOMIZATION")
+    return hand_over(memory, version, image, Path(folder)) if folder and image else put_in_front(memory, version, image or Path(bento))
 
 
 def ship_image(memory: Memory, version: str, bento: Path) -> str:
@@ -130,7 +131,10 @@ def roll_back(model: str, to: str, reason: str) -> dict[str, str]:
     def decide(_: str | None = None) -> None:
         memory.ledger.roll_back(reason, to=target)
 
-    if balancer.routed(memory.run, memory.name):
+    folder = os.environ.get("PERENNIAL_KUSTOMIZATION")
+    if folder and images.configured():
+        hand_over(memory, target, artefact(memory, target), Path(folder), decide)
+    elif balancer.routed(memory.run, memory.name):
         put_in_front(memory, target, artefact(memory, target), decide)
     else:
         decide()

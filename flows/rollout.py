@@ -15,7 +15,7 @@ import psutil
 
 from contracts.canary import canary
 from contracts.contract import PerennialError, Verdict
-from deployments import balancer, figures, fleet, replicas
+from deployments import balancer, figures, fleet, kustomize, replicas
 from deployments.balancer import Beside
 from deployments.fleet import Server
 from flows.memory import Memory
@@ -150,6 +150,24 @@ def _watched(memory: Memory, mine: list[Server], apart: float) -> Verdict:
             return verdict
 
 
+def shadow(memory: Memory, version: str, what: Path | str, share: float) -> Verdict:
+    """Let one replica of a version see a share of the traffic, whose callers all get the champion's answers."""
+    with _alone(memory, hurry=False):
+        champion = memory.ledger.state().champion
+        mine = fleet.start(what, version, 1, memory.run, memory.name, {"PERENNIAL_PROFILES": str(memory.spool)})
+        try:
+            replicas.wait_ready(mine)
+            fleet.settle(mine)
+            verdict = beside_champion(memory, champion, version, mine, "shadow", share)
+        finally:
+            _only(memory, champion)
+            fleet.stop(mine, memory.run, memory.name)
+    if verdict is None:
+        raise ReleaseFailed(f"{memory.name}: no other champion serves here whose traffic {version[:12]} could see; "
+                            f"run: perennial serve {memory.name}")
+    return verdict
+
+
 def _allows(memory: Memory, verdict: Verdict) -> bool:
     return verdict.passed or (verdict.outcome == "insufficient" and memory.contract.rollout.alone == "go on")
 
@@ -157,12 +175,17 @@ def _allows(memory: Memory, verdict: Verdict) -> bool:
 def _withdraw(memory: Memory, before: str | None, version: str, mine: list[Server], why: str) -> None:
     """The champion has all the traffic, as before; the challenger's replicas are gone, and the ledger says why."""
     if version != before:
-        if balancer.routed_beside(memory.run, memory.name):
-            old = [each.url for each in fleet.running(memory.run, memory.name) if each.version == before]
-            balancer.route(memory.run, memory.name, old, before)
+        _only(memory, before)
         replicas.drain(mine, 5)
         fleet.stop(mine, memory.run, memory.name)
     memory.ledger.record("release_failed", {"version": version, "why": why})
+
+
+def _only(memory: Memory, champion: str | None) -> None:
+    """End a canary or a shadow: all the traffic is the champion's, and nobody else sees it."""
+    if balancer.routed_beside(memory.run, memory.name):
+        urls = [each.url for each in fleet.running(memory.run, memory.name) if each.version == champion]
+        balancer.route(memory.run, memory.name, urls, champion)
 
 
 def _go_back(memory: Memory, before: str | None, version: str, mine: list[Server], error: Exception) -> None:
@@ -189,13 +212,18 @@ def answers_like_trainer(memory: Memory, server: Server) -> dict[str, Any]:
     reply = _asked(server, samples["records"])
     if reply.status_code != 200:
         raise ReleaseFailed(f"{server.url} answers the samples with {reply.status_code}: {reply.text[:500]}")
-    answer = _parsed(server, reply)
-    got = np.asarray([list(one["probabilities"].values()) for one in answer["predictions"]], dtype=float)
+    names = memory.contract.label.classes
+    answer = _parsed(server, reply, names)
+    got = np.asarray([[one["probabilities"][name] for name in names] for one in answer["predictions"]], dtype=float)
     wanted = np.asarray(samples["probabilities"])
     if answer["version"] != server.version or got.shape != wanted.shape or not np.array_equal(got, wanted):
         far = np.abs(got - wanted).max() if got.shape == wanted.shape else f"shapes {got.shape} and {wanted.shape}"
         raise ReleaseFailed(f"{server.url} serves {answer['version'][:12]} and its answers differ by {far} from the "
                             f"trainer's of {server.version[:12]}; see {server.log}")
+    called = [names[index] for index in (wanted * memory.contract.weights).argmax(axis=1)]
+    if (wrong := [(one["class"], name) for one, name in zip(answer["predictions"], called) if one["class"] != name]):
+        raise ReleaseFailed(f"{server.url} names another class than the trainer for {len(wrong)} of {len(called)} samples, "
+                            f"such as {wrong[0][0]} for {wrong[0][1]}")
     alone, limit = _one_by_one(server, samples["records"]), memory.contract.gate.latency_ms
     if alone > limit:
         raise ReleaseFailed(f"{server.url} takes {alone:.0f} ms for a single record, the median of {ONE_BY_ONE}; limit: {limit:g} ms")
@@ -213,13 +241,25 @@ def _asked(server: Server, records: list[dict]) -> httpx.Response:
         raise ReleaseFailed(f"{server.url} gives no answer to the samples: {error!r}; {server.said()}") from error
 
 
-def _parsed(server: Server, reply: httpx.Response) -> dict[str, Any]:
+def _parsed(server: Server, reply: httpx.Response, names: tuple[str, ...]) -> dict[str, Any]:
     try:
         answer = reply.json()
-        [one["probabilities"].values() for one in answer["predictions"]], answer["version"].strip()
-    except (ValueError, KeyError, TypeError, AttributeError):
+        good = all(set(one) == {"id", "class", "probabilities"} and list(one["probabilities"]) == list(names)
+                   for one in answer["predictions"]) and isinstance(answer["version"], str)
+    except (ValueError, KeyError, TypeError):
+        good = False
+    if not good:
         raise ReleaseFailed(f"{server.url} answers the samples in another form than the service's: {reply.text[:200]}") from None
     return answer
+
+
+def hand_over(memory: Memory, version: str, image: str, folder: Path, decide: Callable[[str | None], Any] | None = None) -> dict[str, Any]:
+    """Name a version champion and write its image into a kustomization: the cluster does the rest, by its own probes."""
+    before = memory.ledger.state().champion
+    decide(before) if decide else memory.ledger.promote(version, expect=before)
+    kustomize.point_to(folder, image)
+    memory.ledger.record("released", {"version": version, "image": image}, once=("version",))
+    return {"outcome": "released", "version": version, "before": before, "replicas": [image], "canary": None, "checked": []}
 
 
 def served(memory: Memory) -> bool:

@@ -114,6 +114,8 @@ class Api:
     def _score(self, records: list[Any], traffic: bool = True) -> list[dict[str, Any]]:
         columns = self.requests.columns(records)
         probabilities = self.model.probabilities(columns)
+        if not np.isfinite(probabilities).all():
+            raise ArithmeticError(f"the model of {self.version[:12]} gave a probability that is no number")
         classes = self.model.classes(probabilities)
         if traffic:
             self._take_note(columns, probabilities, classes)

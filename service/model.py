@@ -51,7 +51,7 @@ class Model:
 
     def files(self, stem: str = SERVED) -> dict[str, bytes]:
         """The model as named bytes: JSON for what preprocessing learnt, UBJSON for the booster."""
-        state = {"format": FORMAT, "contract": self.contract.digest,
+        state = {"format": FORMAT, "serving": self.contract.serving,
                  "vocabularies": {name: list(values) for name, values in self.vocabularies.items()}}
         return {
             f"{stem}.json": json.dumps(state, sort_keys=True, indent=1).encode(),
@@ -64,10 +64,10 @@ def restore(contract: Contract, folder: Path, stem: str = SERVED, threads: int =
     state = json.loads((folder / f"{stem}.json").read_bytes())
     if state["format"] != FORMAT:
         raise PerennialError(f"{folder} has model format {state['format']}, this code reads {FORMAT}; upgrade perennial")
-    if state["contract"] != contract.digest:
+    if state["serving"] != contract.serving:
         raise PerennialError(
-            f"{folder} was trained under contract {state['contract'][:12]}, the one here is {contract.digest[:12]}; "
-            f"train again: perennial train {contract.name}")
+            f"{folder} was trained for other columns, features or classes than the contract of {contract.name} has now; "
+            f"see: perennial contract diff {contract.name}@champion {contract.name}; train again: perennial train {contract.name}")
     booster = xgboost.Booster({"nthread": threads}, model_file=bytearray((folder / f"{stem}.ubj").read_bytes()))
     return Model(contract, {name: tuple(values) for name, values in state["vocabularies"].items()}, booster)
 

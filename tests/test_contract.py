@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 import numpy as np
 import pytest
 
-from contracts.contract import ContractError, Verdict, diff, digest_of, load, number
+from contracts.contract import ContractError, Rollout, Verdict, diff, digest_of, load, number
 from contracts.flights import contract as flights
 from tests.pumps import contract as pumps
 
@@ -70,6 +70,11 @@ def test_the_label_is_on_time_up_to_15_minutes_late_up_to_60_and_disrupted_beyon
 def test_equal_contracts_have_equal_digests_and_code_is_part_of_it():
     assert flights.digest == load("flights").digest == digest_of(flights.describe())
     assert replace(flights, seed=1).digest != flights.digest
+
+
+def test_a_model_serves_on_while_policies_change_but_not_under_other_features():
+    assert replace(flights, bad_rows=0.5, rollout=Rollout(requests=7), seed=1).serving == flights.serving
+    assert replace(flights, features=flights.features[1:]).serving != flights.serving
     assert "arr_delay <= 60" in flights.describe()["label"]["of"]
 
 
