@@ -225,6 +225,12 @@ def _urls(service: dict[str, Any]) -> list[str]:
     return sorted(server["url"] for server in service["loadBalancer"]["servers"])
 
 
+def unroute(run: Path, model: str) -> bool:
+    """Send a model's requests nowhere; whether other models are left."""
+    _route_file(run, model).unlink(missing_ok=True)
+    return any((run / "routes").glob("*.yml"))
+
+
 def wait(run: Path) -> None:
     """Return when the balancer ends."""
     while (balancer := _recorded(run)) and balancer.alive:

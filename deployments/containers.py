@@ -13,7 +13,7 @@ from registry.images import PORT, USER
 MEMORY, CPUS, PROCESSES = "1g", 1.0, 256  # of one container; a replica of the flights holds about 250 MB
 PROFILES = "/profiles"
 LOG = {"max-size": "10m", "max-file": "3"}  # a container that complains for months fills no disk
-START_SHARES = 128  # of the processor while it starts, 1,024 being the usual: those that serve come first
+SHARES, START_SHARES = 1024, 128  # of the processor, and while one starts: those that serve come first
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,16 +51,17 @@ class Container:
 
 
 def start(image: str, version: str, count: int, run: Path, model: str,
-          environ: Mapping[str, str] = MappingProxyType({})) -> list[Container]:
-    """Start `count` containers of an image, named by digest, without waiting for them."""
+          environ: Mapping[str, str] = MappingProxyType({}), hurry: bool = False) -> list[Container]:
+    """Start `count` containers of an image, named by digest, without waiting; in no hurry they leave the processor to others."""
     images.present(image)
     spool = Path(environ["PERENNIAL_PROFILES"]) if "PERENNIAL_PROFILES" in environ else None
     user = _writer(spool) if spool else USER
-    return [_start(image, version, port, run, model, dict(environ), spool, user) for port in free_ports(count)]
+    shares = SHARES if hurry else START_SHARES
+    return [_start(image, version, port, run, model, dict(environ), spool, user, shares) for port in free_ports(count)]
 
 
 def _start(image: str, version: str, port: int, run: Path, model: str, environ: dict[str, str], spool: Path | None,
-           user: str) -> Container:
+           user: str, shares: int) -> Container:
     name = f"{model}-{version[:12]}-{port}"
     found = images.engine().containers.run(
         image, name=name, detach=True, user=user, environment=environ | ({"PERENNIAL_PROFILES": PROFILES} if spool else {}),
@@ -70,7 +71,7 @@ def _start(image: str, version: str, port: int, run: Path, model: str, environ: 
         ports={f"{PORT}/tcp": ("127.0.0.1", port)}, restart_policy={"Name": "unless-stopped"},
         read_only=True, tmpfs={"/tmp": "size=64m,mode=1777"}, cap_drop=["ALL"], security_opt=["no-new-privileges"],
         mem_limit=MEMORY, memswap_limit=MEMORY, nano_cpus=int(CPUS * 10**9), pids_limit=PROCESSES, stop_signal="SIGTERM",
-        log_config={"type": "json-file", "config": LOG}, cpu_shares=START_SHARES)
+        log_config={"type": "json-file", "config": LOG}, cpu_shares=shares)
     return _container(found)
 
 
@@ -86,7 +87,7 @@ def _writer(spool: Path) -> str:
 def settle(containers: Collection[Container]) -> None:
     """Give containers that have started their usual share of the processor."""
     for each in containers:
-        images.engine().containers.get(each.name).update(cpu_shares=1024)
+        images.engine().containers.get(each.name).update(cpu_shares=SHARES)
 
 
 def running(run: Path, model: str) -> list[Container]:

@@ -13,10 +13,11 @@ Server = Replica | Container
 
 
 def start(what: Path | str, version: str, count: int, run: Path, model: str,
-          environ: Mapping[str, str] = MappingProxyType({})) -> list[Server]:
+          environ: Mapping[str, str] = MappingProxyType({}), hurry: bool = False) -> list[Server]:
     """Start `count` replicas of a bento (a Path) or of an image (`name@sha256:…`), without waiting for them."""
-    kind = replicas if isinstance(what, Path) else containers
-    return kind.start(what, version, count, run, model, environ)
+    if isinstance(what, Path):
+        return [*replicas.start(what, version, count, run, model, environ)]
+    return [*containers.start(what, version, count, run, model, environ, hurry)]
 
 
 def running(run: Path, model: str) -> list[Server]:
@@ -34,6 +35,14 @@ def stop(servers: Collection[Server], run: Path, model: str) -> None:
 def settle(servers: Collection[Server]) -> None:
     """Tell those that hold back while they start that they serve now."""
     containers.settle([each for each in servers if isinstance(each, Container)])
+
+
+def end(run: Path, model: str) -> None:
+    """Take a model off this machine; the balancer ends with the last one."""
+    others = balancer.unroute(run, model)
+    stop(running(run, model), run, model)
+    if not others:
+        balancer.stop(run)
 
 
 def stop_all(run: Path) -> None:

@@ -177,9 +177,9 @@ def spawn(command: list[str], log: Path, environ: Mapping[str, str]) -> Process:
 
 def wait_for(process: Process, url: str, seconds: float) -> None:
     """Wait until the process answers 200 at `url`; NotReady at its death, or after `seconds`."""
-    until(lambda: answers(url) or not process.alive, seconds)
+    until(lambda: answers(url) or process.deaths > 0, seconds)
     if not (process.alive and answers(url)):
-        what = f"does not answer {url}" if process.alive else "died at start"
+        what = "died at start" if process.deaths else f"does not answer {url}"
         raise NotReady(f"{Path(process.log).stem} {what}; {process.said()}")
 
 

@@ -155,17 +155,21 @@ def monitor(
 @app.command()
 def serve(model: Model, port: Annotated[int, typer.Option(help="The balancer's; a free one where it is taken.")] = 8080) -> None:
     """Serve the champion behind the load balancer until Ctrl-C."""
+    import signal
+
     from deployments import balancer, fleet
     from flows.memory import remember
-    from flows.release import serve_champion
+    from flows.release import serve_champion, serving
 
     memory = remember(model)
-    try:
-        url = serve_champion(memory, port)
-        console.print(f"{model} serves at [bold]{url}/{memory.name}/predict[/]; Ctrl-C ends it")
-        balancer.wait(memory.run)
-    finally:
-        fleet.stop_all(memory.run)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with serving(memory):
+        try:
+            url = serve_champion(memory, port)
+            console.print(f"{model} serves at [bold]{url}/{memory.name}/predict[/]; Ctrl-C ends it")
+            balancer.wait(memory.run)
+        finally:
+            fleet.end(memory.run, memory.name)
 
 
 @app.command()

@@ -1,17 +1,21 @@
 """version → bento → image → rollout."""
 
+import fcntl
 import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
 from prefect import flow, task
 
+from contracts.contract import PerennialError
 from deployments import balancer
 from flows.artifacts import show_release, tag_run
 from flows.memory import Memory, remember
@@ -113,6 +117,18 @@ def _stage(memory: Memory, version: str, folder: Path) -> Path:
         "envs": [{"name": name, "value": value} for name, value in ENVIRONMENT.items()],
     }))
     return folder
+
+
+@contextmanager
+def serving(memory: Memory) -> Iterator[None]:
+    """One `perennial serve` of a model at a time: else the end of one would take the replicas of the other."""
+    memory.run.mkdir(parents=True, exist_ok=True)
+    with open(memory.run / f"{memory.name}.serve", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise PerennialError(f"{memory.name} is served from {memory.run} already; see: perennial status {memory.name}") from None
+        yield
 
 
 def serve_champion(memory: Memory, port: int = 8080) -> str:

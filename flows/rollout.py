@@ -47,7 +47,8 @@ def put_in_front(memory: Memory, version: str, what: Path | str, decide: Callabl
         mine = [each for each in fleet.running(memory.run, memory.name) if each.version == version]
         try:
             balancer.start(memory.run)
-            mine += fleet.start(what, version, REPLICAS - len(mine), memory.run, memory.name, {"PERENNIAL_PROFILES": str(memory.spool)})
+            mine += fleet.start(what, version, REPLICAS - len(mine), memory.run, memory.name,
+                                {"PERENNIAL_PROFILES": str(memory.spool)}, hurry=before is None or decide is not None)
             replicas.wait_ready(mine)
             checked = [answers_like_trainer(memory, each) for each in mine]
             fleet.settle(mine)
@@ -265,6 +266,8 @@ def hand_over(memory: Memory, version: str, image: str, folder: Path, decide: Ca
 def served(memory: Memory) -> bool:
     """Whether the champion has all its replicas here; true as well where this machine does not serve the model."""
     champion, routed = memory.ledger.state().champion, balancer.routed(memory.run, memory.name)
-    alive = [each.url for each in fleet.running(memory.run, memory.name) if each.version == champion]
-    whole = len(alive) >= REPLICAS and sorted(alive) == routed and not balancer.routed_beside(memory.run, memory.name)
-    return not routed or whole or under_way(memory)
+    alive = fleet.running(memory.run, memory.name)
+    if not (routed or alive) or under_way(memory):
+        return True
+    whole = len(alive) >= REPLICAS and {each.version for each in alive} == {champion}
+    return whole and sorted(each.url for each in alive) == routed and not balancer.routed_beside(memory.run, memory.name)

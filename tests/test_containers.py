@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import threading
 import time
@@ -19,7 +20,7 @@ from deployments import balancer, containers, fleet, replicas
 from flows import rollout
 from flows.ingest import take_in
 from flows.memory import Memory, remember
-from flows.release import build_bento, roll_back, ship_image
+from flows.release import artefact, build_bento, roll_back, ship_image
 from flows.train import fetched, fit_version, judge
 from registry import images
 from registry.images import ImageFailed, Images
@@ -133,8 +134,6 @@ def test_the_same_version_built_twice_is_the_same_digest(shipped, tmp_path, monk
 
 
 def test_a_second_version_brings_one_layer_of_its_own(shipped, flights_bento, prefix, tmp_path):
-    import shutil
-
     other = tmp_path / "other"
     shutil.copytree(flights_bento, other)
     (other / "src" / "model" / "more.txt").write_text("another version")
@@ -199,7 +198,7 @@ class Callers:
     """Four callers who ask for one prediction after another until the block ends; `said` counts what they get."""
 
     def __init__(self, url: str):
-        self.url, self.said, self.over = url, Counter(), threading.Event()
+        self.url, self.said, self.over, self.versions = url, Counter(), threading.Event(), set()
         self.threads = [threading.Thread(target=self.ask) for _ in range(4)]
 
     def ask(self) -> None:
@@ -207,7 +206,9 @@ class Callers:
         with httpx.Client(timeout=30) as client:
             while not self.over.wait(0.02):
                 try:
-                    self.said[client.post(self.url, json={"records": [reading]}).status_code] += 1
+                    reply = client.post(self.url, json={"records": [reading]})
+                    self.said[reply.status_code] += 1
+                    self.versions.add(reply.json()["version"])
                 except httpx.HTTPError as error:
                     self.said[repr(error)] += 1
 
@@ -241,6 +242,33 @@ def test_a_release_and_a_rollback_without_prefect_and_registry_lose_no_request(t
     assert httpx.get(f"{front.url}/pumps/model").json()["version"] == first == memory.ledger.state().champion
     assert {each.version for each in fleet.running(memory.run, "pumps")} == {first}
     assert memory.ledger.events()[-1].kind in ("rolled_back", "released")
+
+
+def test_a_challenger_that_fails_callers_is_refused_and_no_caller_sees_it(two_versions, tmp_path):
+    memory, first, second = two_versions
+    bento = tmp_path / "bad"
+    shutil.copytree(build_bento(memory, second), bento)
+    api = bento / "src" / "service" / "app.py"
+    api.write_text(api.read_text().replace("        if sample:\n", "        if not sample:\n            1 / 0\n        if sample:\n"))
+    image = images.build(images.configured(), bento, {})
+    front = balancer.start(memory.run)
+    with Callers(f"{front.url}/pumps/predict") as callers:
+        done = rollout.put_in_front(memory, second, images.push(images.configured(), image, "pumps", "bad"))
+    assert (done["outcome"], done["canary"]["kind"]) == ("refused", "errors")
+    assert set(callers.said) == {200} and memory.ledger.state().champion == first
+    assert {each.version for each in fleet.running(memory.run, "pumps")} == {first} and rollout.served(memory)
+    assert memory.ledger.events()[-1].kind == "release_failed" and "failed" in memory.ledger.events()[-1].data["why"]
+
+
+def test_what_is_in_the_shadow_is_compared_and_nobody_gets_its_answers(two_versions):
+    memory, first, second = two_versions
+    front = balancer.start(memory.run)
+    with Callers(f"{front.url}/pumps/predict") as callers:
+        verdict = rollout.shadow(memory, second, artefact(memory, second), share=0.5)
+    assert verdict.passed and verdict.figures["challenger"]["answered"] >= memory.contract.rollout.requests
+    assert set(callers.said) == {200} and callers.versions == {first} and rollout.served(memory)
+    assert memory.ledger.state().recorded["shadow_judged"][-1]["version"] == second
+    assert profiled(memory, second) > 0
 
 
 def unreachable(*_: object, **__: object) -> None:

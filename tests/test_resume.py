@@ -187,3 +187,21 @@ def test_a_release(two_versions, tmp_path, monkeypatch, room, step):
     assert sorted(one.url for one in running) == balancer.routed(memory.run, "pumps") and rollout.served(memory)
     assert memory.ledger.state().champion == second
     assert [kinds(memory).count(kind) for kind in ("promoted", "released", "release_failed")] == [2, 2, 0]
+
+
+def test_killed_before_the_old_replicas_are_retired_the_reconciler_notices(two_versions, tmp_path, monkeypatch):
+    memory, first, second = two_versions
+    shutil.copytree(memory.store.folder, tmp_path / "store")
+    memory = Memory(contract, FolderStore(tmp_path / "store"), Ledger(FolderStore(tmp_path / "store"), "pumps"), memory.run)
+    rollout.put_in_front(memory, first, release.build_bento(memory, first))
+
+    def killed(*_):
+        raise PowerFails
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rollout, "_retire", killed)
+        with pytest.raises(PowerFails):
+            rollout.put_in_front(memory, second, release.build_bento(memory, second))
+    assert len(replicas.running(memory.run, "pumps")) == 4 and not rollout.served(memory)
+    rollout.put_in_front(memory, second, release.build_bento(memory, second))
+    assert len(replicas.running(memory.run, "pumps")) == 2 and rollout.served(memory)

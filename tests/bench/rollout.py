@@ -1,0 +1,309 @@
+"""Releases under load: what callers notice, how soon a killed replica is back, which challengers get through.
+
+Containers behind Traefik, 200 one-record requests a second all the time. The gate is left out on purpose: every
+challenger here carries its "passed", so that only what the rollout itself sees can refuse it.
+"""
+
+import argparse
+import http.client
+import json
+import os
+import shutil
+import signal
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+
+from contracts.contract import Rollout, Verdict
+from deployments import balancer, fleet, replicas
+from flows import rollout, train
+from flows.ingest import take_in
+from flows.memory import Memory, remember
+from flows.release import build_bento, roll_back, ship_image
+from registry import data, images
+from service.model import records_of_columns
+from tests.bench import fresh_addresses, write
+
+RATE, THREADS = 200, 16
+QUIET, BOUND = 60, 30  # seconds of quiet to compare with; seconds that a rollback may take
+
+# Each is put into the bento's entry point: what may go wrong in a version that the gate liked.
+BAD = {
+    "crashes at start": "raise RuntimeError('no')",
+    "ends after a second": "import os, threading; threading.Timer(1, lambda: os._exit(3)).start()",
+    "never gets ready": "import time; time.sleep(600)",
+    "crashes on some inputs": "ON('os._exit(9) if UNITED(body, sample) else None')",
+    "fails on some inputs": "ON('1 / 0 if UNITED(body, sample) else None')",
+    "hangs on some inputs": "ON('await asyncio.sleep(60) if UNITED(body, sample) else None')",
+    "answers slowly": "ON('await asyncio.sleep(0.2)')",
+    "answers some slowly": "ON('await asyncio.sleep(0.4) if UNITED(body, sample) else None')",
+    "refuses what the contract allows": "AS('(400, b\"{}\") if UNITED(body, sample) else reply')",
+    "wrong schema": "AS('(200, reply[1].replace(b\"probabilities\", b\"scores\"))')",
+    "no JSON": "AS('(200, b\"<html>\")')",
+    "swapped classes": "PROBABILITIES('found[:, ::-1]')",
+    "swapped names of the predicted class": "import numpy as np\nCLASSES('2 - found')",
+    "constant answer to callers": "import numpy as np\nCLASSES('found * 0 + 1 if len(found) < 50 else found')",
+    "NaN probabilities": "PROBABILITIES('found * np.nan')",
+    "NaN for some callers": "PROBABILITIES('np.where(np.asarray(columns[\"carrier\"] == \"UA\")[:, None] & (len(found) < 50), np.nan, found)')",
+    "skewed features": "COLUMNS('{**columns, \"temp\": (columns[\"temp\"] - 32) / 1.8}')",
+    "other features for callers": "COLUMNS('{**columns, \"visib\": columns[\"visib\"] * 0} if len(columns[\"temp\"]) < 50 else columns')",
+    "leaks memory": "HELD = []\nON('HELD.append(bytearray(os.urandom(1)) * 4_000_000)')",
+    "says another version": "app.Api.version = property(lambda self: '0' * 64, lambda self, _: None)",
+}
+TOOLS = '''
+import asyncio, os
+import numpy as np
+from service import app, model
+def UNITED(body, sample):
+    """A sixth of the callers' flights; the sample check can't know which inputs hurt."""
+    return b'"carrier":"UA"' in body and not sample
+def ON(code):
+    """Run code, in which `body` and `sample` are known, before each answer."""
+    scope = {**globals()}
+    exec("async def before(body, sample):\\n    " + code, scope)
+    was = app.Api.predict
+    async def predict(self, body, sample):
+        await scope["before"](body, sample)
+        return await was(self, body, sample)
+    app.Api.predict = predict
+def AS(code):
+    was = app.Api.predict
+    async def predict(self, body, sample):
+        reply = await was(self, body, sample)
+        return eval(code)
+    app.Api.predict = predict
+def CLASSES(code):
+    was = model.Model.classes
+    model.Model.classes = lambda self, probabilities: (lambda found: eval(code))(was(self, probabilities))
+def PROBABILITIES(code):
+    was = model.Model.probabilities
+    model.Model.probabilities = lambda self, columns: eval(code, {**globals(), "found": was(self, columns), "columns": columns})
+def COLUMNS(code):
+    was = model.Model.probabilities
+    model.Model.probabilities = lambda self, columns: was(self, eval(code))
+'''
+
+
+@dataclass
+class Callers:
+    """Steady load from threads that keep their connections; `asked` holds (when, seconds, status or error)."""
+
+    url: str
+    bodies: list[bytes]
+    asked: list[tuple[float, float, int | str]] = field(default_factory=list)
+
+    def run(self, over: threading.Event, offset: int) -> None:
+        host = self.url.removeprefix("http://").split("/")[0]
+        path, pace = "/" + self.url.split("/", 3)[3], THREADS / RATE
+        connection, due, turn = http.client.HTTPConnection(host, timeout=30), time.monotonic() + offset / RATE, offset
+        while not over.is_set():
+            time.sleep(max(0.0, due - time.monotonic()))
+            begun, due, turn = time.monotonic(), max(due + pace, time.monotonic() - 1), turn + THREADS
+            try:
+                connection.request("POST", path, self.bodies[turn % len(self.bodies)], {"Content-Type": "application/json"})
+                reply = connection.getresponse()
+                reply.read()
+                said: int | str = reply.status
+            except (OSError, http.client.HTTPException) as error:
+                said = repr(error)
+                connection.close()
+            self.asked.append((begun, time.monotonic() - begun, said))
+        connection.close()
+
+    @contextmanager
+    def calling(self) -> Iterator[None]:
+        over = threading.Event()
+        threads = [threading.Thread(target=self.run, args=(over, index)) for index in range(THREADS)]
+        for each in threads:
+            each.start()
+        try:
+            yield
+        finally:
+            over.set()
+            for each in threads:
+                each.join()
+
+    def between(self, start: float, end: float) -> dict[str, Any]:
+        seen = [(seconds, said) for begun, seconds, said in self.asked if start <= begun < end]
+        times = np.array([seconds for seconds, _ in seen]) * 1000
+        failed = [said for _, said in seen if said != 200]
+        return {"requests": len(seen), "requests_failed": len(failed), "failures": sorted({str(said) for said in failed}),
+                "per_second": round(len(seen) / (end - start), 1), "p50_ms": float(np.percentile(times, 50)),
+                "p99_ms": float(np.percentile(times, 99)), "max_ms": float(times.max())}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--releases", type=int, default=100, help="releases and rollbacks in a row")
+    parser.add_argument("--good", type=int, default=20, help="good challengers, retrained on resampled data")
+    parser.add_argument("--bad", type=int, default=len(BAD), help="how many of the bad challengers")
+    asked = parser.parse_args()
+    os.environ.setdefault("PERENNIAL_IMAGES", "127.0.0.1:5000/bench")
+    os.environ.setdefault("PERENNIAL_BUILD_NETWORK", "host")
+    with fresh_addresses():
+        memory = remember("flights")
+        memory = replace(memory, contract=replace(memory.contract, rollout=Rollout()))
+        try:
+            write("rollout", measure(memory, asked))
+        finally:
+            fleet.stop_all(memory.run)
+
+
+def measure(memory: Memory, asked: argparse.Namespace) -> dict[str, Any]:
+    take_in(memory, datetime(2013, 1, 1), datetime(2013, 2, 1))
+    first, second = version_of(memory, 0), version_of(memory, 1)
+    judged(memory, first, None)
+    image = ship(memory, first)
+    rollout.put_in_front(memory, first, image["reference"])
+    found: dict[str, Any] = {"image": image, "second_image": ship(memory, second), "start": start_up(memory, first, image["reference"])}
+    rows = memory.contract.source(datetime(2013, 2, 1), datetime(2013, 2, 8))
+    records = records_of_columns(memory.contract, memory.contract.columns_of(rows))
+    bodies = [json.dumps({"records": [record]}, separators=(",", ":")).encode() for record in records]
+    callers = Callers(f"{balancer.start(memory.run).url}/flights/predict", bodies)
+    with callers.calling():
+        found["quiet"] = during(callers, lambda: time.sleep(QUIET))
+        if asked.releases:
+            found["releases"] = releases(memory, callers, second, asked.releases)
+            found["p99_ratio"] = found["releases"]["load"]["p99_ms"] / found["quiet"]["p99_ms"]
+        found["kill"] = kill(memory, callers)
+        found["bad"] = [bad(memory, callers, name) for name in list(BAD)[:asked.bad]]
+        found["bad"].append(wrong_digest(memory, callers))
+        found["good"] = [good(memory, callers, seed) for seed in range(2, 2 + asked.good)]
+    found["load_in_all"] = callers.between(callers.asked[0][0], callers.asked[-1][0])
+    return found
+
+
+def during(callers: Callers, what: Callable[[], Any]) -> dict[str, Any]:
+    begun = time.monotonic()
+    what()
+    return callers.between(begun, time.monotonic())
+
+
+def version_of(memory: Memory, seed: int) -> str:
+    """A model on rows drawn anew, with replacement, from the same month; seed 0 takes each row once."""
+    read = data.read
+
+    def drawn(*arguments: Any, **named: Any) -> Any:
+        rows = read(*arguments, **named)
+        if not seed:
+            return rows
+        chosen = np.sort(np.random.default_rng(seed).integers(0, len(rows), len(rows)))
+        return rows.iloc[chosen].reset_index(drop=True)
+
+    data.read = drawn
+    try:
+        return train.fit_version(memory)
+    finally:
+        data.read = read
+
+
+def judged(memory: Memory, version: str, against: str | None) -> None:
+    memory.ledger.judged(version, Verdict("gate", "passed", ("by hand: the benchmark judges rollouts, not models",)), against, {})
+
+
+def ship(memory: Memory, version: str) -> dict[str, Any]:
+    """Build and push a version's image: how long, how large, and how much of it is its own."""
+    bento = build_bento(memory, version)
+    begun = time.monotonic()
+    reference = ship_image(memory, version, bento)
+    seconds, image = time.monotonic() - begun, images.present(reference)
+    under = images.runtime(images.configured())
+    return {"reference": reference, "build_and_push_s": seconds, "size_mb": image.attrs["Size"] / 1e6,
+            "own_layer_mb": (image.attrs["Size"] - under.attrs["Size"]) / 1e6}
+
+
+def start_up(memory: Memory, version: str, image: str, times: int = 5) -> dict[str, Any]:
+    """Seconds from `docker run` to the first 200 on /readyz, one container at a time, nothing else going on."""
+    took = []
+    for _ in range(times):
+        begun = time.monotonic()
+        started = fleet.start(image, version, 1, memory.run, "startup")
+        while not replicas.answers(f"{started[0].url}/readyz"):
+            time.sleep(0.02)
+        took.append(time.monotonic() - begun)
+        fleet.stop(started, memory.run, "startup")
+    return {"ready_s": took, "median_s": statistics.median(took)}
+
+
+def releases(memory: Memory, callers: Callers, second: str, times: int) -> dict[str, Any]:
+    """A release and a rollback, in turn."""
+    judged(memory, second, memory.ledger.state().champion)
+    image = ship_image(memory, second, build_bento(memory, second))
+    took: dict[str, list[float]] = {"release": [], "rollback": []}
+    refused, begun = 0, time.monotonic()
+    for turn in range(times):
+        kind, start = ("rollback", "release")[turn % 2 == 0], time.monotonic()
+        if kind == "release":
+            refused += rollout.put_in_front(memory, second, image)["outcome"] != "released"
+        elif memory.ledger.state().champion == second:
+            roll_back("flights", "previous", "the benchmark")
+        took[kind].append(time.monotonic() - start)
+        print(f"{turn + 1}/{times} {kind} {took[kind][-1]:.1f} s", json.dumps(callers.between(start, time.monotonic())), flush=True)
+    return {"times": times, "refused": refused, "load": callers.between(begun, time.monotonic()),
+            **{f"{kind}_s": {"median": statistics.median(all_), "max": max(all_)} for kind, all_ in took.items() if all_}}
+
+
+def kill(memory: Memory, callers: Callers) -> dict[str, Any]:
+    """SIGKILL to one replica's first process under load, and how long until both answer again."""
+    [one, *_] = fleet.running(memory.run, memory.name)
+    begun, pid = time.monotonic(), one.pid
+    os.kill(pid, signal.SIGKILL)
+    replicas.until(lambda: one.pid not in (0, pid), 30)
+    back = replicas.until(lambda: replicas.answers(f"{one.url}/readyz"), 30)
+    seconds = time.monotonic() - begun
+    time.sleep(5)
+    return {"back": back, "full_strength_s": seconds, "load": callers.between(begun, time.monotonic())}
+
+
+def bad(memory: Memory, callers: Callers, name: str) -> dict[str, Any]:
+    """A challenger with something wrong in it: refused, by what, and what callers saw of it."""
+    version = version_of(memory, 100 + list(BAD).index(name))
+    bento = build_bento(memory, version)
+    tampered = bento.parent / f"{bento.name}-bad"
+    shutil.copytree(bento, tampered)
+    entry = tampered / "src" / "service" / "bento.py"
+    entry.write_text(TOOLS + BAD[name] + "\n" + entry.read_text().replace('"""The entry', '\n"""The entry'))
+    image = images.build(images.configured(), tampered, {"bad": name})
+    return tried(memory, callers, name, version, images.push(images.configured(), image, "flights", "bad"))
+
+
+def wrong_digest(memory: Memory, callers: Callers) -> dict[str, Any]:
+    version = version_of(memory, 99)
+    return tried(memory, callers, "wrong digest", version, f"{images.configured().repository('flights')}@sha256:{'0' * 64}")
+
+
+def good(memory: Memory, callers: Callers, seed: int) -> dict[str, Any]:
+    version = version_of(memory, seed)
+    return tried(memory, callers, f"resampled {seed}", version, ship_image(memory, version, build_bento(memory, version)))
+
+
+def tried(memory: Memory, callers: Callers, name: str, version: str, image: str) -> dict[str, Any]:
+    """Put a challenger in front as a release would; a good one is then rolled back, so that all meet the same champion."""
+    champion = memory.ledger.state().champion
+    judged(memory, version, champion)
+    begun = time.monotonic()
+    try:
+        done = rollout.put_in_front(memory, version, image)
+        outcome, why = done["outcome"], "; ".join((done["canary"] or {}).get("reasons", ()))
+    except Exception as error:
+        outcome, why = "refused", f"{type(error).__name__}: {error}"
+    seconds, champion_now = time.monotonic() - begun, memory.ledger.state().champion
+    served = balancer.routed(memory.run, memory.name)
+    alone = {each.version for each in fleet.running(memory.run, memory.name) if each.url in served}
+    if champion_now != champion:
+        roll_back("flights", champion, "the benchmark")
+    result = {"name": name, "outcome": outcome, "why": why[:300], "became_champion": champion_now == version,
+              "served_all": version in alone, "seconds": seconds, "load": callers.between(begun, time.monotonic())}
+    print(json.dumps(result), flush=True)
+    return result
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""What a rollout does without replicas: a digest handed on, profiles shipped, one at a time, a rollback first."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from deployments import balancer, fleet, kustomize, replicas
+from flows import release, rollout
+from flows.train import fit_version, judge
+from service import profiles
+from tests.conftest import PUMPS
+
+IMAGE = f"registry.example.org/pumps@sha256:{'a' * 64}"
+
+
+def test_a_version_is_handed_to_a_cluster_by_its_digest(pumps, tmp_path):
+    version = fit_version(pumps)
+    assert judge(pumps, version).passed
+    done = rollout.hand_over(pumps, version, IMAGE, tmp_path / "image")
+    assert kustomize.pointed_to(tmp_path / "image") == IMAGE
+    assert (done["before"], pumps.ledger.state().champion) == (None, version)
+    rollout.hand_over(pumps, version, IMAGE, tmp_path / "image")
+    kinds = [event.kind for event in pumps.ledger.events()]
+    assert kinds.count("promoted") == kinds.count("released") == 1
+
+
+def test_a_version_that_did_not_pass_is_handed_to_nobody(pumps, tmp_path):
+    with pytest.raises(rollout.PerennialError, match="verdict"):
+        rollout.hand_over(pumps, fit_version(pumps), IMAGE, tmp_path / "image")
+    assert not (tmp_path / "image").exists() and pumps.ledger.state().champion is None
+
+
+def test_shipping_goes_on_until_it_is_told_to_end_and_then_ships_a_last_time(pumps):
+    command = [sys.executable, "-c", "from flows.cli import main; main()", "ship", PUMPS, "--every", "0.2"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as shipping:
+        leave(pumps, "one-0.bin")
+        assert replicas.until(lambda: stored(pumps) == {"one-0.bin"}, 30)
+        os.kill(shipping.pid, signal.SIGSTOP)  # else the next round, not the last one, might ship it
+        leave(pumps, "two-0.bin")
+        os.kill(shipping.pid, signal.SIGTERM)
+        os.kill(shipping.pid, signal.SIGCONT)
+        said, _ = shipping.communicate(timeout=30)
+    assert shipping.returncode == 0 and "2 new or changed profiles" in said
+    assert stored(pumps) == {"one-0.bin", "two-0.bin"}
+
+
+def leave(memory, name: str) -> None:
+    profiles.write_whole(memory.spool / "pumps" / ("f" * 64) / "20240219T000000" / name, name.encode())
+
+
+def stored(memory) -> set[str]:
+    return {key.rsplit("/", 1)[-1] for key in memory.store.list("profiles/pumps/")}
+
+
+def test_one_rollout_at_a_time_and_a_rollback_is_heard_by_the_one_under_way(pumps):
+    assert not rollout.under_way(pumps)
+    went = threading.Event()
+
+    def back() -> None:
+        with rollout._alone(pumps, hurry=True):
+            went.set()
+
+    with rollout._alone(pumps, hurry=False):
+        assert rollout.under_way(pumps) and not rollout._hurried(pumps)
+        waiting = threading.Thread(target=back)
+        waiting.start()
+        assert replicas.until(lambda: rollout._hurried(pumps), 5) and not went.is_set()
+    waiting.join()
+    assert went.is_set() and not rollout._hurried(pumps) and not rollout.under_way(pumps)
+
+
+def test_a_second_serve_of_a_model_is_refused(pumps):
+    with release.serving(pumps), pytest.raises(release.PerennialError, match=r"is served .* already"), release.serving(pumps):
+        pass
+
+
+def test_the_end_of_one_model_leaves_the_other_and_the_last_one_takes_the_balancer(addresses):
+    run = addresses / "run"
+    for model in ("one", "other"):
+        balancer.start(run)
+        balancer.route(run, model, ["http://127.0.0.1:9"], "v")
+    fleet.end(run, "one")
+    assert balancer.routed(run, "other") and not balancer.routed(run, "one") and balancer._recorded(run).alive
+    fleet.end(run, "other")
+    assert not (run / "balancer.json").exists()
+
+
+def test_the_flag_of_a_rollback_that_was_killed_holds_nobody_up(pumps):
+    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
+        pass
+    pumps.run.mkdir(parents=True, exist_ok=True)
+    rollout._flag(pumps).write_text(str(ended.pid))
+    assert not rollout._hurried(pumps)
