@@ -3,14 +3,17 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v p
 ENV := .venv
 BIN := $(ENV)/bin
 
-.PHONY: demo test bench-serve bench-flows bench-rollout lock clean
+.PHONY: demo test test-containers bench-serve bench-flows bench-rollout lock clean
 
 demo: $(ENV)/installed  ## Replay a real year through the whole loop; ARGS="--until 2013-05-01" for a short one.
 	@$(BIN)/perennial demo $(ARGS)
 
-test: $(ENV)/installed  ## Style, then every test; ARGS="-k ledger" for a few.
+test: $(ENV)/installed  ## Style, then every test that needs no docker; ARGS="-k ledger" for a few.
 	@$(BIN)/ruff check .
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -m "not containers" $(ARGS)
+
+test-containers: $(ENV)/installed  ## The tests of images, containers and the compose stack; needs docker, docker-compose and a registry at 127.0.0.1:5000.
+	@$(BIN)/python -m pytest -m containers $(ARGS)
 
 $(ENV)/installed: requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13) and "Perennial needs Python 3.11 or 3.12, this is %s; run: make PYTHON=python3.12" % sys.version.split()[0])'

@@ -1,16 +1,17 @@
 """What one file per model states, and what is derived from it."""
 
 import hashlib
-import importlib
+import importlib.util
 import inspect
 import json
+import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
 from functools import cached_property
 from pathlib import Path
-from types import MappingProxyType
+from types import MappingProxyType, ModuleType
 from typing import Any, Literal
 
 import numpy as np
@@ -21,6 +22,9 @@ Columns = Mapping[str, np.ndarray]
 
 PREDICTION = "prediction"  # the named class, in a profile
 PROBABILITY = "probability."  # a class's probability, in a profile: this and the class's name
+FIELD_RULES = {  # Pandera's checks of one value, which the service holds callers to as well
+    "equal_to", "not_equal_to", "greater_than_or_equal_to", "greater_than", "less_than_or_equal_to", "less_than", "in_range",
+    "isin", "notin", "str_matches", "str_contains", "str_startswith", "str_endswith", "str_length"}
 WEEK_ZERO = datetime(1970, 1, 5)  # a Monday: windows of a week start on Mondays
 
 
@@ -187,7 +191,11 @@ class Rollout:
 
 @dataclass(frozen=True)
 class Contract:
-    """Everything Perennial knows of one model."""
+    """Everything Perennial knows of one model.
+
+    The schema's rules of one value bind the data and the callers alike, but `isin` of a text binds the data alone: an
+    unknown category is a prediction. Rules across columns or rows bind the data alone.
+    """
 
     name: str
     schema: type[pa.DataFrameModel]
@@ -225,14 +233,38 @@ class Contract:
             yield "two features share one name; rename one"
         for name in [each.name for each in self.features if is_output(each.name)]:
             yield f"feature {name!r} has the name of a model's answer in profiles; rename it"
+        for name in self.request_columns:
+            for rule in sorted({check.name for check in self.columns[name].checks} - FIELD_RULES):
+                yield (f"column {name!r} has the rule {rule!r}, which the service can't hold one record to; "
+                       f"use one of {', '.join(sorted(FIELD_RULES))}, or a dataframe_check")
+        for what, value, sound, rule in self._settings():
+            if not sound:
+                yield f"{what} is {value!r}; it must be {rule}: change it"
         if self.drift.cooldown < self.gate.window:
             yield (f"a cooldown of {self.drift.cooldown} is shorter than the gate's window of {self.gate.window}: "
                    "the next challenger would be judged on rows the champion was trained on; lengthen it")
-        if len(self.label.classes) < 2:
-            yield f"the label has {len(self.label.classes)} class; name at least two"
         unknown = set(self.gate.recall) - set(self.label.classes)
         if unknown:
             yield f"the gate limits the recall of {sorted(unknown)}, not among the classes {self.label.classes}"
+
+    def _settings(self):
+        """Each setting that can be nonsense: its name, value, whether it is sound, and the rule."""
+        when, label, drift, gate = self.columns[self.event_time], self.label, self.drift, self.gate
+        none, minute = timedelta(0), timedelta(minutes=1)
+        kind, known = self.python_type(self.event_time).__name__, when.metadata["known"]
+        yield "name", self.name, re.fullmatch(r"\w[\w-]*", self.name, re.ASCII), "letters, digits, _ and -, as in a path"
+        yield "the event time's type", kind, kind == "datetime", "datetime"
+        yield "the event time's nullability", when.nullable, not when.nullable, "False"
+        yield "the event time's known", known, known == "before", "'before', for callers send it"
+        yield "label.classes", label.classes, len({*label.classes}) == len(label.classes) >= 2, "two names or more, all different"
+        yield ("label.weights", label.weights, len(label.weights) in (0, len(label.classes)) and all(w > 0 for w in label.weights),
+               "one positive number for each class")
+        yield "label.matures", label.matures, label.matures >= none, "no less than nothing"
+        yield "gate.window", gate.window, gate.window > none, "more than nothing"
+        yield "drift.window", drift.window, drift.window > none and not drift.window % minute, "one or more whole minutes"
+        yield "drift.retrain_on", drift.retrain_on, {*drift.retrain_on} <= {*Drift.retrain_on}, f"out of {Drift.retrain_on}"
+        yield "bad_rows", self.bad_rows, 0 <= self.bad_rows <= 1, "a share from 0 to 1"
+        yield "stop_share", self.stop_share, 0 < self.stop_share < 1, "a share between 0 and 1"
 
     @cached_property
     def columns(self) -> dict[str, Any]:
@@ -342,16 +374,31 @@ def _code(thing: Any) -> str | None:
 def load(model: str) -> Contract:
     """The contract of a model: `contracts/<model>.py`, or any dotted module with a `contract` in it."""
     module = model if "." in model else f"contracts.{model}"
-    try:
-        return importlib.import_module(module).contract
-    except ModuleNotFoundError as error:
-        if error.name and not module.startswith(error.name):
-            raise
+    if not _is_module(module):
         here = sorted(path.stem for path in Path(__file__).parent.glob("*.py"))
         known = [name for name in here if name not in ("__init__", "contract", "quality", "drift", "canary")]
-        raise ContractError(f"no contract {model!r}: {module} does not exist; known: {', '.join(known)}") from None
-    except AttributeError:
-        raise ContractError(f"{module} has no `contract = Contract(…)`; add it") from None
+        raise ContractError(f"no contract {model!r}: {module} does not exist; known: {', '.join(known)}")
+    return contract_of(module, lambda: importlib.import_module(module))
+
+
+def _is_module(name: str) -> bool:
+    try:
+        return all(part.isidentifier() for part in name.split(".")) and importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:  # of the package around it
+        return False
+
+
+def contract_of(name: str, run: Callable[[], ModuleType]) -> Contract:
+    """The `contract` of the module that `run` gives; ContractError, whatever is wrong with it."""
+    try:
+        found = getattr(run(), "contract", None)
+    except PerennialError:
+        raise
+    except Exception as error:  # the file is its author's: it may raise anything
+        raise ContractError(f"{name} can't be read: {type(error).__name__}: {error}; mend it") from error
+    if not isinstance(found, Contract):
+        raise ContractError(f"{name} has no `contract = Contract(…)`; add it")
+    return found
 
 
 @dataclass(frozen=True)

@@ -63,14 +63,14 @@ def scored(contract: Contract, labels: np.ndarray, probabilities: np.ndarray) ->
 def drift(compared: Mapping[str, Compared], policy: Drift, *, rows: int, scores: Scores | None, bad: int = 0) -> Verdict:
     """The Verdict on a window of `rows` answered and `bad` refused records; its `kind` is the gravest finding, its reasons are all of them.
 
-    Distances count from `policy.min_rows` records on, the gap from as many matured labels.
+    Distances and missing values count from `policy.min_rows` records on, the gap from as many matured labels.
     """
     enough = rows >= max(policy.min_rows, 1)
     distances = {name: distance(one.reference, one.current) for name, one in compared.items()}
     far = [name for name, value in distances.items() if value > policy.distance] if enough else []
     inputs = [name for name in far if not is_output(name)]
     findings = {  # the gravest first
-        "broken contract": (_broken(compared, policy) if rows else []) + _refused(rows, bad, policy),
+        "broken contract": (_broken(compared, policy) if enough else []) + _refused(rows, bad, policy),
         "insufficient": [] if enough else [f"{rows} records of traffic, {max(policy.min_rows, 1)} are needed"],
         "worse on labels": _worse(scores, policy),
         "input drift": _far(inputs, distances, policy) if len(inputs) >= policy.features else [],

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pandera.errors
-from pandas.api.types import is_string_dtype
 from scipy.stats import bootstrap
 from sklearn.metrics import recall_score, roc_auc_score
 
@@ -18,6 +17,8 @@ from contracts.drift import row_losses
 EXAMPLES = 3
 CALIBRATION_BINS = 10
 RESAMPLES = 1_000
+SUM_ERROR = 1e-3  # a row's probabilities, in float32, add up to one but for this
+MISSING, OTHERS = "(missing)", "(others)"  # the slices of rows without a value, and of values with too few rows
 
 
 @dataclass(frozen=True)
@@ -30,23 +31,59 @@ class Checked:
 
 
 def check(contract: Contract, batch: pd.DataFrame) -> Checked:
-    """Hold a batch against the contract's schema; units are read from `batch.attrs["units"]` where stated."""
+    """Hold a batch against the contract's schema; units are read from `batch.attrs["units"]` where stated.
+
+    Cells of another type, rows that repeat an earlier one's key and rows that break a rule are set aside; a missing
+    column, a changed unit and a column of which most cells are of another type refuse the batch.
+    """
     batch = batch.reset_index(drop=True)
-    broken = _missing(contract, batch) + _changed_units(contract, batch) + _changed_types(contract, batch)
+    broken = _missing(contract, batch) + _changed_units(contract, batch)
     if broken:
         return _refused(batch, broken)
-    rows = batch[list(contract.columns)].astype({
-        name: "str" if contract.python_type(name) is str else float
-        for name in contract.columns if contract.python_type(name) in (float, str)})
-    failures = _failures(contract, rows)
+    rows = pd.DataFrame({name: cells(batch[name], contract.python_type(name)) for name in contract.columns})
+    odd = _odd_cells(contract, batch, rows)
+    broken = _changed_types(batch, odd)
+    if broken:
+        return _refused(rows, broken)
+    typed = rows.drop(index=odd["index"]).astype(
+        {name: spec.dtype.type for name, spec in contract.columns.items() if contract.python_type(name) in (int, bool)})
+    failures = pd.concat([odd, _failures(contract, typed)])
     broken = [f"{f.column}: {f.check}, found {f.failure_case}" for f in failures[failures["index"].isna()].itertuples()]
     if broken:
         return _refused(rows, broken)
-    reasons = (failures["column"] + ": " + failures["check"]).groupby(failures["index"].astype(int)).agg("; ".join)
-    is_bad = rows.index.isin(reasons.index)
-    verdict = _data_verdict(contract, len(rows), int(is_bad.sum()), _by_rule(failures))
-    bad = rows[is_bad].assign(reasons=reasons)
-    return Checked(rows[~is_bad].reset_index(drop=True), bad.reset_index(drop=True), verdict)
+    failures = pd.concat([failures, _repeated(contract, typed.drop(index=failures["index"], errors="ignore"))])
+    reasons = _reasons(failures)
+    verdict = _data_verdict(contract, len(rows), len(reasons), _by_rule(failures))
+    bad = rows.loc[reasons.index].assign(reasons=reasons)
+    return Checked(typed.drop(index=reasons.index, errors="ignore").reset_index(drop=True), bad.reset_index(drop=True), verdict)
+
+
+def _reasons(failures: pd.DataFrame) -> pd.Series:
+    """All that is wrong with each bad row, by its index."""
+    found = (", found " + failures["failure_case"].map(str)).where(failures["column"] != "row", "")
+    return (failures["column"] + ": " + failures["check"] + found).groupby(failures["index"].astype(int)).agg("; ".join)
+
+
+def cells(values: pd.Series, kind: type) -> pd.Series:
+    """A column's cells as `kind`; missing where they are, and where they can't be read as one. Text is read as a CSV's."""
+    plain = values.astype(object) if values.dtype.kind == "O" else values
+    if kind is str:
+        return plain.where(plain.map(lambda cell: isinstance(cell, str)), None).astype("str")
+    if kind is bool:
+        return plain.astype(str).str.lower().map({"true": True, "false": False}).astype("boolean")
+    if kind is datetime:
+        return plain if plain.dtype.kind == "M" and plain.dt.tz is None else pd.to_datetime(plain.map(_time)).astype("datetime64[us]")
+    numbers = pd.to_numeric(plain if plain.dtype.kind in "iufO" else plain.map(lambda _: None), errors="coerce")
+    return numbers.where(numbers % 1 == 0).astype("Int64") if kind is int else numbers.astype(float)
+
+
+def _time(cell: Any) -> datetime | None:
+    """A time without a zone, or its text in ISO 8601."""
+    try:
+        found = datetime.fromisoformat(cell) if isinstance(cell, str) else cell
+    except ValueError:
+        return None
+    return found if isinstance(found, datetime) and found.tzinfo is None else None
 
 
 def _missing(contract: Contract, batch: pd.DataFrame) -> list[str]:
@@ -62,17 +99,33 @@ def _changed_units(contract: Contract, batch: pd.DataFrame) -> list[str]:
     ]
 
 
-KINDS = {float: "fiu", int: "iu", bool: "b", datetime: "M"}
+def _cases(column: str, check: str, found: pd.Series) -> pd.DataFrame:
+    return pd.DataFrame({"column": column, "check": check, "failure_case": found.astype(object), "index": found.index.astype(object)})
 
 
-def _changed_types(contract: Contract, batch: pd.DataFrame) -> list[str]:
-    """A whole number where a float is declared is fine, and so is a column without any value."""
-    def fits(name: str) -> bool:
-        kind, values = contract.python_type(name), batch[name]
-        return values.isna().all() or (is_string_dtype(values) if kind is str else values.dtype.kind in KINDS[kind])
+def _odd_cells(contract: Contract, batch: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
+    """The cells that are not of the declared type, the empty ones of numpy's whole numbers and bools among them."""
+    def odd(name: str, spec: Any) -> pd.DataFrame:
+        kind = contract.python_type(name)
+        never_empty = kind in (int, bool) and isinstance(spec.dtype.type, np.dtype)
+        found = batch[name][rows[name].isna() & (batch[name].notna() | never_empty)]
+        return _cases(name, f"type {kind.__name__}{' without a zone' if kind is datetime else ''}", found)
 
-    return [f"{name}: type {batch[name].dtype}, rule: {contract.python_type(name).__name__}"
-            for name in contract.columns if name in batch and not fits(name)]
+    return pd.concat([odd(name, spec) for name, spec in contract.columns.items()])
+
+
+def _changed_types(batch: pd.DataFrame, odd: pd.DataFrame) -> list[str]:
+    """The columns of which most values are of another type."""
+    return [_said(rule, f", found {batch[rule['column']].dtype}") for rule in _by_rule(odd[odd["failure_case"].notna()])
+            if rule["count"] > batch[rule["column"]].notna().sum() / 2]
+
+
+def _repeated(contract: Contract, rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows whose key an earlier row has."""
+    key = list(contract.key)
+    again = rows[rows.duplicated(key)][key] if key else rows[[]].head(0)
+    found = [" ".join(map(str, values)) for values in again.itertuples(index=False)]
+    return _cases("row", "an earlier row has its key", pd.Series(found, again.index, dtype=object))
 
 
 def _refused(rows: pd.DataFrame, reasons: list[str]) -> Checked:
@@ -89,7 +142,7 @@ def _failures(contract: Contract, rows: pd.DataFrame) -> pd.DataFrame:
         cases = errors.failure_cases[["schema_context", "column", "check", "failure_case", "index"]].copy()
         cases.loc[cases["schema_context"] == "DataFrameSchema", "column"] = "row"
         return cases.drop_duplicates(["column", "check", "index"])
-    return pd.DataFrame({"column": [], "check": [], "failure_case": [], "index": []}, dtype=object)
+    return _cases("", "", pd.Series(dtype=object))
 
 
 def _by_rule(failures: pd.DataFrame) -> list[dict[str, Any]]:
@@ -108,20 +161,24 @@ def _data_verdict(contract: Contract, rows: int, bad: int, by_rule: list[dict[st
     if bad / rows <= contract.bad_rows:
         return Verdict("data", "passed", (), figures)
     reasons = [f"{bad} of {rows} rows are bad, the limit is {contract.bad_rows:.2%}"]
-    for rule in by_rule:
-        examples = ", ".join(example["value"] for example in rule["examples"])
-        reasons.append(f"{rule['column']}: {rule['rule']}, {rule['count']} rows, such as {examples}")
-    return Verdict("data", "failed", tuple(reasons), figures, "broken contract")
+    return Verdict("data", "failed", (*reasons, *map(_said, by_rule)), figures, "broken contract")
+
+
+def _said(rule: dict[str, Any], more: str = "") -> str:
+    examples = ", ".join(example["value"] for example in rule["examples"])
+    return f"{rule['column']}: {rule['rule']}{more}, {rule['count']} rows, such as {examples}"
 
 
 def scores(contract: Contract, labels: np.ndarray, probabilities: np.ndarray) -> dict[str, Any]:
-    """The absolute figures of a model on labelled rows; undefined ones are None."""
-    classes = np.arange(len(contract.label.classes))
+    """The absolute figures of a model on labelled rows; undefined ones are None, of wrong probabilities all."""
+    classes, rows = np.arange(len(contract.label.classes)), len(labels)
+    if wrong(contract, probabilities):
+        labels, probabilities = labels[:0], np.empty((0, len(classes)))
     named = (probabilities * contract.weights).argmax(axis=1)
     present = np.isin(classes, labels)
     recalls = recall_score(labels, named, labels=classes, average=None, zero_division=np.nan) if len(labels) else []
     return {
-        "rows": len(labels),
+        "rows": rows,
         "log_loss": float(row_losses(labels, probabilities).mean()) if len(labels) else None,
         "auc": float(_auc(labels, probabilities)) if present.all() else None,
         "calibration_error": calibration_error(labels, probabilities) if len(labels) else None,
@@ -130,6 +187,15 @@ def scores(contract: Contract, labels: np.ndarray, probabilities: np.ndarray) ->
             for name, recall, there in zip(contract.label.classes, recalls, present)
         },
     }
+
+
+def wrong(contract: Contract, probabilities: np.ndarray) -> str:
+    """What keeps these from being one probability a class in each row; empty if nothing does."""
+    given, wanted = probabilities.shape[1], len(contract.label.classes)
+    if given != wanted:
+        return f"answers {given} classes, the contract names {wanted}"
+    bad = ~((probabilities >= 0).all(axis=1) & (abs(probabilities.sum(axis=1) - 1) < SUM_ERROR))
+    return f"answers {bad.sum()} of {len(bad)} rows with what are no probabilities, such as {probabilities[bad][0]}" if bad.any() else ""
 
 
 def _auc(labels: np.ndarray, probabilities: np.ndarray) -> float:
@@ -160,16 +226,20 @@ def gate(
     difference between the probabilities judged here and those of the model refitted on every row, which serves.
     """
     limits = contract.gate
-    figures: dict[str, Any] = {"challenger": scores(contract, labels, challenger), "latency_ms": latency_ms,
-                               "size_mb": size_mb, "disagreement": disagreement, "refit_shift": refit_shift}
-    unknown = _undefined(limits, figures["challenger"])
-    reasons = [] if unknown else _absolute(limits, figures["challenger"])
+    costs = {"latency_ms": latency_ms, "size_mb": size_mb, "disagreement": disagreement, "refit_shift": refit_shift}
+    figures: dict[str, Any] = {"challenger": scores(contract, labels, challenger)}
+    figures |= {name: cost if np.isfinite(cost) else None for name, cost in costs.items()}  # the ledger holds no NaN
+    flaw = wrong(contract, challenger)
+    unknown = [] if flaw else _undefined(limits, figures["challenger"])
+    reasons = [f"the challenger {flaw}"] if flaw else [] if unknown else _absolute(limits, figures["challenger"])
     for name, value, limit in (("latency", latency_ms, limits.latency_ms), ("size", size_mb, limits.size_mb),
                                ("disagreement with the saved model", disagreement, 0.0),
                                ("shift of the refitted model", refit_shift, limits.refit_shift)):
         if not value <= limit:
             reasons.append(f"{name} {value:.4g} is above {limit:.4g}")
-    if champion is not None and not unknown:
+    if champion is not None and (lack := wrong(contract, champion)):
+        unknown.append(f"the champion {lack}: nothing to compare with")
+    elif champion is not None and not flaw and not unknown:
         figures["champion"] = scores(contract, labels, champion)
         figures["paired"] = paired(limits, labels, challenger, champion)
         figures["apart"] = apart(contract, challenger, champion)
@@ -230,22 +300,27 @@ def _not_better(limits: Gate, difference: Mapping[str, float]) -> list[str]:
 def _slices(
     limits: Gate, labels: np.ndarray, challenger: np.ndarray, champion: np.ndarray, slices: Mapping[str, np.ndarray],
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """Each slice with enough rows and how far the challenger is behind there; and the columns with none."""
+    """How far the challenger is behind in each slice; and the columns of which no value has enough rows.
+
+    Rows without a value are a slice; values with too few rows are one together.
+    """
     difference = row_losses(labels, challenger) - row_losses(labels, champion)
     judged, thin = [], []
     for column in limits.slices:
-        groups = pd.Series(difference).groupby(pd.Series(slices[column]))
-        enough = groups.agg(["size", "mean"]).query("size >= @limits.slice_rows")
-        if enough.empty:
+        values = pd.Series(slices[column], dtype=object)
+        enough = values.map(values.value_counts()) >= limits.slice_rows
+        if not enough.any():
             thin.append(f"no slice of {column} has {limits.slice_rows} rows")
-        judged += [{"column": column, "value": str(value), "rows": int(row["size"]), "behind": float(row["mean"])}
-                   for value, row in enough.iterrows()]
+        groups = pd.Series(difference).groupby(values.where(enough, OTHERS).mask(values.isna(), MISSING).astype(str))
+        judged += [{"column": column, "value": value, "rows": int(row["size"]), "behind": float(row["mean"])}
+                   for value, row in groups.agg(["size", "mean"]).iterrows()]
     return judged, thin
 
 
 def _behind(limits: Gate, judged: list[dict[str, Any]]) -> list[str]:
+    """Too few rows, of all small slices together or of those without a value, are shown and not judged."""
     return [
         f"{one['column']}={one['value']} falls behind the champion by {one['behind']:.4f}, "
         f"the margin is {limits.slice_margin}"
-        for one in judged if one["behind"] > limits.slice_margin
+        for one in judged if one["rows"] >= limits.slice_rows and one["behind"] > limits.slice_margin
     ]

@@ -53,8 +53,8 @@ def _classes(side: str, urls: Iterable[str]) -> Iterator[tuple[Counter, float]]:
     for url in urls:
         try:
             samples = list(_samples(url))
-        except (httpx.NetworkError, httpx.RemoteProtocolError):
-            continue  # it died, and its counts with it
+        except (httpx.NetworkError, httpx.RemoteProtocolError, NotReady):
+            continue  # it died, or hangs, and its counts with it; what callers met the balancer knows
         for sample in samples:
             if sample.name == "perennial_predictions_total":
                 yield Counter(url, side, "classes", sample.labels["class_name"]), sample.value
@@ -62,7 +62,7 @@ def _classes(side: str, urls: Iterable[str]) -> Iterator[tuple[Counter, float]]:
 
 def _samples(address: str) -> Iterator[Sample]:
     try:
-        text = httpx.get(f"{address}/metrics", timeout=10, trust_env=False, verify=False).raise_for_status().text
+        text = httpx.get(f"{address}/metrics", timeout=3, trust_env=False, verify=False).raise_for_status().text
     except (httpx.TimeoutException, httpx.HTTPStatusError) as error:
         raise NotReady(f"{address} does not tell its counters: {error!r}; see the logs of the run folder") from error
     for family in text_string_to_metric_families(text):

@@ -47,11 +47,11 @@ def show_window(model: str, window: str, verdict: Mapping[str, Any], action: str
 
 
 def show_release(model: str, version: str, released: Mapping[str, Any]) -> None:
-    rows = [(one["url"], one["records"], one["furthest"], f"{one['latency_ms']:.1f} ms") for one in released["checked"]]
+    rows = [(one["url"], one["records"], f"{one['latency_ms']:.1f} ms") for one in released["checked"]]
     canary = released["canary"]
     _show(model, "release", f"# Release of {model} `{version[:12]}`: {released['outcome']}",
           f"Champion before: `{(released['before'] or 'none')[:12]}`.",
-          table(("replica", "sample records", "furthest from the trainer", "one record in"), rows),
+          table(("replica", "sample records answered as by the trainer", "one record in"), rows),
           *((_heading("Canary", canary), _sides(canary["figures"])) if canary else ("No canary: nothing served before.",)))
 
 

@@ -19,6 +19,7 @@ app.add_typer(contracts, name="contract")
 
 Model = Annotated[str, typer.Argument(help="A contract: `flights` is contracts/flights.py; a dotted module works too.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
+TIMES = ["%Y-%m-%d", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S"]  # event times have no zone
 QUIET = {  # a flow's error reaches the shell once, not as a log too; nothing is reported to anybody
     "PREFECT_LOGGING_LEVEL": "CRITICAL", "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}
@@ -34,7 +35,7 @@ def main() -> None:
     except Exception as error:
         if not hasattr(error, "exit_code"):  # not a PerennialError, whose import would slow `--help`
             raise
-        Console(stderr=True).print(f"perennial: {error}", style="red", markup=False, highlight=False)
+        Console(stderr=True).print(f"perennial: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -55,8 +56,8 @@ def demo(
 @app.command()
 def ingest(
     model: Model,
-    start: Annotated[datetime | None, typer.Option(help="First event time; default: the newest version's end.")] = None,
-    end: Annotated[datetime | None, typer.Option(help="Event time to stop before; default: what has matured.")] = None,
+    start: Annotated[datetime | None, typer.Option(formats=TIMES, help="First event time; default: the newest version's end.")] = None,
+    end: Annotated[datetime | None, typer.Option(formats=TIMES, help="Event time to stop before; default: what has matured.")] = None,
     file: Annotated[str | None, typer.Option(help="A .parquet or .csv file; default: the contract's source.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -136,17 +137,17 @@ def ship(
 @app.command()
 def monitor(
     model: Model,
-    window: Annotated[datetime | None, typer.Option(help="Start of the window; default: every closed one not yet judged.")] = None,
+    window: Annotated[datetime | None, typer.Option(formats=TIMES, help="Its start; default: every closed one not yet judged.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Judge windows of traffic: what drifted, and what follows."""
     from flows.memory import remember
-    from flows.monitor import due, ship
+    from flows.monitor import closed, due, ship
     from flows.monitor import monitor as flow
 
     memory = remember(model)
     ship(memory)
-    windows = [window] if window else due(memory)
+    windows = [closed(memory, window.isoformat())] if window else due(memory)
     judged = {each.isoformat(): directly(flow, model, each.isoformat()) for each in windows}
     lines = [f"{key}: {one['verdict']['kind']} → {one['action']}" for key, one in judged.items()]
     _say(judged, as_json, "\n".join(lines) or f"{model}: no closed window waits to be judged")
@@ -231,7 +232,9 @@ def down() -> None:
 def deploy() -> None:
     """Register the deployments of prefect.yaml with the server at PREFECT_API_URL."""
     from deployments.orchestrator import deploy as register
+    from flows.memory import need_prefect
 
+    need_prefect()
     register()
     console.print("deployed: perennial's flows, their schedule and the automation")
 
@@ -264,12 +267,15 @@ def directly(flow: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
     """Run flows in this process, without Prefect's heartbeat: at a flow's end it sleeps on for up to a second."""
     from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
+    from flows.memory import need_prefect
+
+    need_prefect()
     with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
         return flow(*arguments, **named)
 
 
 def _say(value: Any, as_json: bool, text: str) -> None:
-    _print(value) if as_json else console.print(text, highlight=False)
+    _print(value) if as_json else console.print(text, highlight=False, soft_wrap=True)
 
 
 def _print(value: Any) -> None:

@@ -1,5 +1,7 @@
 """source → contract → data version."""
 
+import re
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -8,7 +10,7 @@ import pandas as pd
 from prefect import flow, task
 
 from contracts.contract import PerennialError, Refused
-from contracts.quality import check
+from contracts.quality import cells, check
 from flows.artifacts import show_data_check, tag_run
 from flows.memory import Memory, remember
 from registry import data
@@ -31,45 +33,74 @@ def take_in_batch(model: str, start: datetime | None, end: datetime | None, file
 
 def take_in(memory: Memory, start: datetime | None = None, end: datetime | None = None, file: str | None = None):
     """Check one batch and append its good rows; the data version and the Verdict. Raises Refused, storing nothing."""
+    known = data.versions(memory.store, memory.name)
     start, end = _span(memory, start, end)
     batch = read_batch(memory, start, end, file)
     checked = check(memory.contract, batch)
     span = {"start": start.isoformat(), "end": end.isoformat()}
     if not checked.verdict.passed:
-        memory.ledger.record("ingest_refused", span | {"verdict": checked.verdict.as_json()}, once=("start", "end"))
-        raise Refused(checked.verdict, f"nothing of [{start}, {end}) was stored; mend the source and ingest it again")
+        memory.ledger.record("ingest_refused", span | {"verdict": checked.verdict.as_json()}, once=("start", "end", "verdict"))
+        raise Refused(checked.verdict, f"nothing of [{start}, {end}) was stored; mend {file or 'the source'} and ingest it again")
     if len(checked.bad):
         data.set_aside(memory.store, memory.contract, checked.bad, start, end)
     version = data.append(memory.store, memory.contract, checked.good, start, end)
     memory.ledger.record("ingested", span | {"data": version.digest, "rows": version.rows, "bad": len(checked.bad)},
                          once=("data",))
-    return version, checked.verdict
+    return version, replace(checked.verdict, reasons=(*checked.verdict.reasons, *_gap(memory, known, start)))
+
+
+def _gap(memory: Memory, known: list[data.DataVersion], start: datetime) -> list[str]:
+    """What is said of the events between the newest ones held and this batch, if there are such."""
+    if not known or start <= (held := datetime.fromisoformat(known[-1].end)):
+        return []
+    return [f"nothing is held of [{held}, {start}); to fill the gap run: perennial ingest {memory.name} "
+            f"--start {held.isoformat()} --end {start.isoformat()}"]
 
 
 def _span(memory: Memory, start: datetime | None, end: datetime | None) -> tuple[datetime, datetime]:
     """The batch's window: from the newest version's end to the last midnight whose labels have matured."""
+    for given in (start, end):
+        if given and given.tzinfo:
+            raise PerennialError(f"{memory.name}: {given} has a zone, event times have none; name it as {given.replace(tzinfo=None)}")
+    matured = datetime.now() - memory.contract.label.matures
+    midnight = matured.replace(hour=0, minute=0, second=0, microsecond=0)
     if start is None:
         start = datetime.fromisoformat(data.newest(memory.store, memory.name).end)
     if end is None:
-        matured = datetime.now() - memory.contract.label.matures
-        end = matured.replace(hour=0, minute=0, second=0, microsecond=0)
+        end = midnight
+    if end > matured:
+        raise PerennialError(f"{memory.name}: labels of events before {end} are not all known: they mature after "
+                             f"{memory.contract.label.matures}; name --end {midnight.isoformat()} or earlier")
     if end <= start:
         raise PerennialError(f"{memory.name}: nothing to ingest: [{start}, {end}) is empty; name --start and --end")
     return start, end
 
 
 def read_batch(memory: Memory, start: datetime, end: datetime, file: str | None = None) -> pd.DataFrame:
-    """The source's rows of [start, end): the contract's own source, or a .parquet or .csv file."""
+    """The source's rows of [start, end): the contract's own source, or a .parquet or .csv file. Those of a file without a
+    readable event time are there too, for the check to count."""
     contract = memory.contract
     if file is None:
         if contract.source is None:
             raise PerennialError(f"contract {contract.name} has no source; name a file: --file rows.parquet")
         return contract.source(start, end)
-    path = Path(file)
-    if not path.is_file():
-        raise PerennialError(f"no file {file}; name a .parquet or .csv file")
-    times = [name for name in contract.columns if contract.python_type(name) is datetime]
-    rows = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path, parse_dates=times)
+    rows = _read(Path(file))
     if contract.event_time not in rows:
         return rows
-    return rows[(rows[contract.event_time] >= start) & (rows[contract.event_time] < end)]
+    times = cells(rows[contract.event_time], datetime)
+    return rows[~((times < start) | (times >= end))]
+
+
+def _read(path: Path) -> pd.DataFrame:
+    """A file's rows, of a .csv all as text; a unit in a .csv's header, `temp [°C]`, is read as one."""
+    if path.suffix not in (".parquet", ".csv") or not path.is_file():
+        raise PerennialError(f"no file {path}; name a .parquet or .csv file")
+    try:
+        rows = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path, dtype="str")
+    except (ValueError, OSError) as error:  # pandas' and Arrow's own are among them
+        raise PerennialError(f"{path} can't be read as {path.suffix}: {error}; mend it or name another --file") from error
+    if path.suffix == ".csv":
+        stated = [re.fullmatch(r"(.+?)(?: \[(.+)\])?", head) for head in rows]
+        rows.columns = [each[1] for each in stated]
+        rows.attrs["units"] = {each[1]: each[2] for each in stated if each[2]}
+    return rows

@@ -1,6 +1,10 @@
 """traffic profiles + matured labels → verdict → event → train."""
 
+import json
+import logging
 import signal
+from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from threading import Event
@@ -11,7 +15,7 @@ from prefect import flow, task
 from prefect.deployments import run_deployment
 from prefect.events import emit_event
 
-from contracts.contract import Verdict
+from contracts.contract import PerennialError, Verdict
 from contracts.drift import Scores, drift, pages, scored, wants_retraining
 from flows.artifacts import show_window, tag_run
 from flows.memory import Memory, remember
@@ -19,11 +23,17 @@ from flows.release import release_version
 from flows.rollout import served
 from flows.train import fetched, reference_key
 from registry import data, models
-from registry.store import Taken
+from registry.store import NotThere, Taken
 from service import profiles
-from service.model import Model, restore
+from service.model import SERVED, Model, restore
 
 PATIENCE = timedelta(minutes=10)  # longer than a training takes
+
+log = logging.getLogger("perennial.monitor")
+
+
+class NoProfile(PerennialError):
+    """Bytes that are no profile."""
 
 
 @flow(name="monitor", flow_run_name="{model} {window}")
@@ -38,26 +48,54 @@ def monitor(model: str, window: str) -> dict[str, Any]:
 
 @task(task_run_name="judge window {window} of {model}")
 def judge_window(model: str, window: str) -> tuple[dict[str, Any], str]:
+    """What the ledger holds of the window, judged now where it holds no answer yet; and what follows."""
     memory = remember(model)
     ship(memory)
-    verdict = watch(memory, datetime.fromisoformat(window))
-    return verdict.as_json(), act(memory, datetime.fromisoformat(window), verdict)
+    start = closed(memory, window)
+    held = memory.ledger.state().windows.get(window, {}).get("verdict")
+    answered = held and held["outcome"] != "insufficient"
+    action = act(memory, start, Verdict.from_json(held) if answered else watch(memory, start))
+    return memory.ledger.state().windows[window]["verdict"], action
+
+
+def closed(memory: Memory, window: str) -> datetime:
+    """The window's start; refuses what starts no window, and a window whose labels are not all in."""
+    contract, name = memory.contract, memory.name
+    try:
+        start, end = contract.window_of(datetime.fromisoformat(window))
+    except (ValueError, TypeError, OverflowError):  # no time, one with a zone, or one at the end of all times
+        raise PerennialError(f"{window!r} starts no window of {name}; name its start without a zone, as 2013-07-01T00:00:00") from None
+    if start.isoformat() != window:
+        raise PerennialError(f"{window} starts no window of {name}; the one around it starts at {start.isoformat()}: name that")
+    if end > (labelled := labelled_until(memory)):
+        last = contract.window_of(labelled)[0] - contract.drift.window
+        raise PerennialError(f"the window {window} of {name} is open: it ends at {end}, labels are in up to {labelled}; name "
+                             f"{last.isoformat()} or an earlier one, or first run: perennial ingest {name}")
+    return start
+
+
+def labelled_until(memory: Memory) -> datetime:
+    return datetime.fromisoformat(data.newest(memory.store, memory.name).end)
 
 
 def announce(model: str, window: str, verdict: dict[str, Any], action: str) -> None:
-    """Emit the window's one event; its id is the window's, so that Prefect keeps one of many."""
+    """Emit the window's event; its id is the window's and the action's, so that Prefect keeps one of many."""
     emit_event(
         event=f"perennial.window.{action}", resource={"prefect.resource.id": f"perennial.model.{model}"},
-        id=uuid5(NAMESPACE_URL, f"perennial/{model}/{window}"),
+        id=uuid5(NAMESPACE_URL, f"perennial/{model}/{window}/{action}"),
         payload={"model": model, "window": window, "kind": verdict["kind"], "reason": "; ".join(verdict["reasons"])})
 
 
 def ship(memory: Memory) -> int:
     """Copy the replicas' profiles from this machine's spool to the store, newer over older; how many were new."""
-    shipped = 0
+    shipped, junk = 0, []
     for path in sorted(memory.spool.glob(f"{memory.name}/*/*/*.bin")):
-        key, content = f"profiles/{path.relative_to(memory.spool).as_posix()}", path.read_bytes()
-        shipped += _replace(memory, key, content)
+        try:
+            shipped += _replace(memory, f"profiles/{path.relative_to(memory.spool).as_posix()}", path.read_bytes())
+        except NoProfile:
+            junk.append(str(path))
+    if junk:
+        log.warning("%d files are no profiles and were not shipped; remove them: %s", len(junk), ", ".join(junk))
     return shipped
 
 
@@ -72,27 +110,49 @@ def ship_until_told(memory: Memory, seconds: float) -> int:
 
 
 def _replace(memory: Memory, key: str, content: bytes) -> bool:
+    """Put a profile in the store unless as much is there already; once more where another monitor came first."""
+    while True:
+        try:
+            there, tag = memory.store.read(key)
+        except NotThere:
+            there, tag = None, ""
+        if there == content or _records(content) <= (_records(there) if there else -1):  # a replica's profile only grows
+            return False
+        with suppress(Taken):
+            memory.store.swap(key, content, tag) if tag else memory.store.create(key, content)
+            return True
+
+
+def _records(content: bytes) -> int:
+    """All that a profile counts; raises NoProfile."""
     try:
-        memory.store.create(key, content)
-        return True
-    except Taken:
-        there, tag = memory.store.read(key)
-    if there == content:
-        return False
-    memory.store.swap(key, content, tag)
-    return True
+        view = profiles.from_bytes(content)
+        return profiles.rows(view) + profiles.bad_inputs(view) + profiles.elsewhere(view)
+    except Exception as error:  # whylogs raises of all kinds on bytes that are not its own
+        raise NoProfile(f"{len(content)} bytes are no profile: {error}; remove them") from error
 
 
 def watch(memory: Memory, start: datetime) -> Verdict:
-    """The window's Verdict: the champion's traffic against its training data, and its score on matured labels."""
-    contract, champion = memory.contract, models.resolve(memory.ledger, "champion")
-    parts = [memory.store.get(key) for key in memory.store.list(f"profiles/{memory.name}/{champion}/{start:{profiles.START_FORMAT}}/")]
-    model = restore(contract, fetched(memory, champion))
-    reference = profiles.from_bytes(memory.store.get(reference_key(memory, champion)))
-    seen = profiles.merge(parts) if parts else None
+    """The window's Verdict: the traffic of the version that answered most of it against that version's training data,
+    and its score on matured labels. The figures name the version; without traffic it is the champion."""
+    contract, (version, seen) = memory.contract, _served(memory, start)
+    model = restore(contract, fetched(memory, version))
+    reference = profiles.from_bytes(memory.store.get(reference_key(memory, version)))
     compared = profiles.compare(contract, reference, seen) if seen else {}
     rows, bad = (profiles.rows(seen), profiles.bad_inputs(seen)) if seen else (0, 0)
-    return drift(compared, contract.drift, rows=rows, bad=bad, scores=score(memory, model, start))
+    verdict = drift(compared, contract.drift, rows=rows, bad=bad, scores=score(memory, model, start))
+    return replace(verdict, figures={**verdict.figures, "version": version})
+
+
+def _served(memory: Memory, start: datetime) -> tuple[str, profiles.DatasetProfileView | None]:
+    """Of all champions so far, the one that answered most of the window, and the profile of what it answered."""
+    champion, merged = models.resolve(memory.ledger, "champion"), {}
+    for version in champions(memory):
+        keys = memory.store.list(f"profiles/{memory.name}/{version}/{start:{profiles.START_FORMAT}}/")
+        if keys:
+            merged[version] = profiles.merge([memory.store.get(key) for key in keys])
+    most = max(merged, key=lambda version: profiles.rows(merged[version]), default=champion)
+    return most, merged.get(most)
 
 
 def score(memory: Memory, model: Model, start: datetime) -> Scores | None:
@@ -105,17 +165,16 @@ def score(memory: Memory, model: Model, start: datetime) -> Scores | None:
 
 
 def act(memory: Memory, start: datetime, verdict: Verdict) -> str:
-    """Write the Verdict down and say what follows: retrain (the ledger granted it), page, wait, noted (no cause to
-    retrain under this contract), insufficient or fine."""
+    """Write the Verdict down and say what follows from the one that the ledger keeps: retrain (the ledger granted it),
+    page, wait, noted (no cause to retrain under this contract), insufficient or fine."""
     window, drifted = start.isoformat(), memory.contract.drift
-    memory.ledger.window_judged(window, verdict, {"champion": memory.ledger.state().champion})
+    verdict = memory.ledger.window_judged(window, verdict, {"champion": memory.ledger.state().champion})
     if pages(verdict):
         return "page"
     if not wants_retraining(verdict, drifted):
         return {"passed": "fine", "failed": "noted"}.get(verdict.outcome, "insufficient")
-    claim = memory.ledger.claim_retraining(
-        window, now=start + drifted.window, reason="; ".join(verdict.reasons), drift=drifted)
-    return "retrain" if claim.granted else "wait"
+    memory.ledger.claim_retraining(window, now=start + drifted.window, reason="; ".join(verdict.reasons), drift=drifted)
+    return "wait" if memory.ledger.state().claims[window]["state"] == "refused" else "retrain"
 
 
 @flow(name="reconcile")
@@ -145,15 +204,24 @@ def known_models() -> list[str]:
 
 
 def due(memory: Memory) -> list[datetime]:
-    """Closed windows of the champion's traffic that nobody has judged: labels are in for their whole length."""
-    state = memory.ledger.state()
-    if state.champion is None:
+    """Closed windows of any champion's traffic that nobody has judged: labels are in for their whole length."""
+    state, mine = memory.ledger.state(), champions(memory)
+    if not mine:
         return []
-    labelled = datetime.fromisoformat(data.newest(memory.store, memory.name).end)
-    keys = memory.store.list(f"profiles/{memory.name}/{state.champion}/")
-    starts = sorted({datetime.strptime(key.split("/")[3], profiles.START_FORMAT) for key in keys})
+    labelled = labelled_until(memory)
+    keys = [key.split("/") for key in memory.store.list(f"profiles/{memory.name}/")]
+    starts = sorted({datetime.strptime(start, profiles.START_FORMAT) for _, _, version, start, _ in keys if version in mine})
     return [start for start in starts
             if start + memory.contract.drift.window <= labelled and start.isoformat() not in state.windows]
+
+
+def champions(memory: Memory) -> list[str]:
+    """The champion and those before it, but for those that the contract has outgrown: their traffic can't be judged."""
+    state = memory.ledger.state()
+
+    def serving(version: str) -> str:
+        return json.loads(memory.store.get(f"models/{memory.name}/{version}/{SERVED}.json"))["serving"]
+    return [version for version in state.promoted if version == state.champion or serving(version) == memory.contract.serving]
 
 
 def forgotten_claims(memory: Memory) -> list[str]:

@@ -20,12 +20,12 @@ from deployments.balancer import Beside
 from deployments.fleet import Server
 from flows.memory import Memory
 from registry import models
-from service.request import SAMPLE
+from service.request import MOST_RECORDS, SAMPLE
 
 REPLICAS = 2
 LOOK = 0.5  # seconds between two looks at a canary
 FINAL = ("died", "errors")  # findings that no further request can mend
-ONE_BY_ONE = 11  # records asked alone: the median of their times is what one caller waits, start-up hiccups left out
+ONE_BY_ONE = 11  # records that are asked alone as well: another way through the code, and what a caller waits
 
 
 class ReleaseFailed(PerennialError):
@@ -207,32 +207,50 @@ def _retire(memory: Memory, version: str) -> None:
 
 
 def answers_like_trainer(memory: Memory, server: Server) -> dict[str, Any]:
-    """Ask a replica the version's sample records over HTTP; refuse it unless it answers as the trainer did, in time."""
+    """Ask a replica the version's sample records over HTTP, together and alone; refuse it unless it answers as the trainer
+    did, in time."""
     files = models.fetch(memory.store, memory.name, server.version, memory.run / "models")
     samples = json.loads((files / "samples.json").read_bytes())
-    reply = _asked(server, samples["records"])
+    records, wanted = samples["records"], np.asarray(samples["probabilities"])
+    seconds = _compared(memory, server, records, wanted)
+    chosen = np.linspace(0, len(records) - 1, ONE_BY_ONE).astype(int)
+    alone = float(np.median([_compared(memory, server, [records[at]], wanted[[at]]) for at in chosen])) * 1000
+    if alone > (limit := memory.contract.gate.latency_ms):
+        raise ReleaseFailed(f"{server.url} takes {alone:.0f} ms for a single record, the median of {ONE_BY_ONE}; limit: {limit:g} ms")
+    return {"url": server.url, "records": len(records), "seconds": seconds, "latency_ms": alone}
+
+
+def answered_by(memory: Memory, version: str, records: list[dict]) -> np.ndarray:
+    """A version's probabilities by its live replica: for one whose features the contract here can't compute any more."""
+    alive = [each for each in fleet.running(memory.run, memory.name) if each.version == version]
+    if not alive:
+        raise ReleaseFailed(f"{memory.name}: {version[:12]} has other features than the contract has now, and no replica "
+                            f"of it runs here to be asked; run on the machine that serves it")
+    parts = [_asked(alive[0], records[at:at + MOST_RECORDS]) for at in range(0, len(records), MOST_RECORDS)]
+    if (bad := [part for part in parts if part.status_code != 200]):
+        raise ReleaseFailed(f"{memory.name}: {version[:12]} does not take records of the contract as it is now: {bad[0].text[:300]}")
+    answers = [one for part in parts for one in _parsed(alive[0], part, memory.contract.label.classes)["predictions"]]
+    return np.asarray([list(one["probabilities"].values()) for one in answers], dtype=np.float32)
+
+
+def _compared(memory: Memory, server: Server, records: list[dict], wanted: np.ndarray) -> float:
+    """Seconds that a replica took for records; ReleaseFailed unless version, probabilities and classes are the trainer's."""
+    reply, names = _asked(server, records), memory.contract.label.classes
     if reply.status_code != 200:
         raise ReleaseFailed(f"{server.url} answers the samples with {reply.status_code}: {reply.text[:500]}")
-    names = memory.contract.label.classes
     answer = _parsed(server, reply, names)
     got = np.asarray([[one["probabilities"][name] for name in names] for one in answer["predictions"]], dtype=float)
-    wanted = np.asarray(samples["probabilities"])
-    if answer["version"] != server.version or got.shape != wanted.shape or not np.array_equal(got, wanted):
+    if answer["version"] != server.version:
+        raise ReleaseFailed(f"{server.url} says that it serves {answer['version'][:12]}, and was started for {server.version[:12]}")
+    if got.shape != wanted.shape or not np.array_equal(got, wanted):
         far = np.abs(got - wanted).max() if got.shape == wanted.shape else f"shapes {got.shape} and {wanted.shape}"
-        raise ReleaseFailed(f"{server.url} serves {answer['version'][:12]} and its answers differ by {far} from the "
-                            f"trainer's of {server.version[:12]}; see {server.log}")
+        raise ReleaseFailed(f"{server.url} differs by {far} from the trainer's answers of {server.version[:12]}, asked "
+                            f"{len(records)} at once; see {server.log}")
     called = [names[index] for index in (wanted * memory.contract.weights).argmax(axis=1)]
     if (wrong := [(one["class"], name) for one, name in zip(answer["predictions"], called) if one["class"] != name]):
         raise ReleaseFailed(f"{server.url} names another class than the trainer for {len(wrong)} of {len(called)} samples, "
                             f"such as {wrong[0][0]} for {wrong[0][1]}")
-    alone, limit = _one_by_one(server, samples["records"]), memory.contract.gate.latency_ms
-    if alone > limit:
-        raise ReleaseFailed(f"{server.url} takes {alone:.0f} ms for a single record, the median of {ONE_BY_ONE}; limit: {limit:g} ms")
-    return {"url": server.url, "records": len(got), "furthest": 0.0, "seconds": reply.elapsed.total_seconds(), "latency_ms": alone}
-
-
-def _one_by_one(server: Server, records: list[dict]) -> float:
-    return float(np.median([_asked(server, [record]).elapsed.total_seconds() * 1000 for record in records[:ONE_BY_ONE]]))
+    return reply.elapsed.total_seconds()
 
 
 def _asked(server: Server, records: list[dict]) -> httpx.Response:

@@ -4,11 +4,12 @@ import importlib.util
 import json
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from rich.table import Table
 
-from contracts.contract import PerennialError, load
+from contracts.contract import PerennialError, contract_of, load
 from deployments import balancer, replicas
 from flows.memory import Memory, remember
 from registry import data, models
@@ -71,8 +72,12 @@ def described(name: str) -> dict[str, Any]:
         return load(name).describe()
     if not Path(name).is_file():
         raise PerennialError(f"no file {name}; name a contract, a .py file or model@version")
-    spec = importlib.util.spec_from_file_location(f"compared_{abs(hash(name))}", name)
+    return contract_of(name, lambda: _run(name)).describe()
+
+
+def _run(file: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"compared_{abs(hash(file))}", file)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # inspect.getsource of a class asks here
     spec.loader.exec_module(module)
-    return module.contract.describe()
+    return module

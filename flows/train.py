@@ -17,19 +17,20 @@ from prefect import State, flow, task
 from prefect.client.schemas import FlowRun
 
 from contracts.contract import PerennialError, Verdict, digest_of
-from contracts.quality import gate
+from contracts.quality import gate, scores
 from flows.artifacts import show_gate, tag_run
 from flows.memory import Memory, remember
 from flows.release import release_version
+from flows.rollout import answered_by
 from registry import data, models
 from registry.store import Taken
 from service import profiles
-from service.model import SERVED, TWIN, Model, columns_of_records, fit, records_of_columns, restore, rounds_of
+from service.model import SERVED, TWIN, Model, columns_of_records, fit, records_of_columns, restore, rounds_of, serves
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("numpy", "pandas", "pandera", "scikit-learn", "xgboost-cpu", "whylogs", "bentoml")
 BY_HAND = "by hand"  # the window of a training that a person asked for
-SAMPLES = 50
+SAMPLES = 200
 LATENCY_RECORDS = 300
 
 
@@ -96,18 +97,21 @@ def fit_version(memory: Memory) -> str:
     source = data.newest(memory.store, memory.name)
     rows = data.read(memory.store, source)
     older = (rows[contract.event_time] < judged_from(memory, source)).to_numpy()
-    if not older.any():
-        raise PerennialError(f"{memory.name}: all {len(rows)} rows lie in the gate's window; ingest older ones first")
+    if older.sum() < 2 or older.all():  # early stopping holds back one of those that train
+        raise PerennialError(f"{memory.name}: {older.sum()} of {len(rows)} rows are older than the gate's window, which starts at "
+                             f"{judged_from(memory, source)}; 2 must be, to train, and 1 in it, to judge: ingest more first")
     columns, labels = contract.columns_of(rows), contract.labels_of(rows)
     past = {name: values[older] for name, values in columns.items()}
     history = rounds_of(contract, past, labels[older])
     twin = fit(contract, past, labels[older], history["rounds"])
     model = fit(contract, columns, labels, history["rounds"])
     files = model.files() | twin.files(TWIN) | {
-        "samples.json": json.dumps(_samples(model, rows[~older])).encode(),
+        "samples.json": json.dumps(_samples(model, rows)).encode(),
         "contract.json": json.dumps(contract.describe(), indent=1, sort_keys=True, ensure_ascii=False).encode(),
     }
-    version = models.save(memory.store, memory.name, files, _manifest(memory, source, history, int(older.sum())))
+    judged = scores(contract, labels[~older], twin.probabilities({name: values[~older] for name, values in columns.items()}))
+    metrics = history | {"newest_window": judged}
+    version = models.save(memory.store, memory.name, files, _manifest(memory, source, metrics, int(older.sum())))
     probabilities = model.probabilities(columns)
     keep_reference(memory, version, profiles.profile(contract, columns, probabilities, model.classes(probabilities)))
     memory.ledger.registered(version, {"data": source.digest, "rounds": history["rounds"], "git": git_revision()})
@@ -125,17 +129,20 @@ def reference_key(memory: Memory, version: str) -> str:
 
 
 def _samples(model: Model, rows: pd.DataFrame) -> dict[str, Any]:
-    """Records as a caller would send them, and what the trainer answers: every replica must say the same."""
-    columns = model.contract.columns_of(rows.head(SAMPLES))
+    """Records as a caller would send them, and what the trainer answers: every replica must say the same.
+
+    Spread over all the rows: those of a single cold night would show no fault in how the temperature is read.
+    """
+    columns = model.contract.columns_of(rows.iloc[np.linspace(0, len(rows) - 1, SAMPLES).astype(int)])
     return {"records": records_of_columns(model.contract, columns), "probabilities": model.probabilities(columns).tolist()}
 
 
-def _manifest(memory: Memory, source: data.DataVersion, history: dict[str, Any], twin_rows: int) -> dict[str, Any]:
+def _manifest(memory: Memory, source: data.DataVersion, metrics: dict[str, Any], twin_rows: int) -> dict[str, Any]:
     contract = memory.contract
     return {
         "model": memory.name, "contract": contract.digest, "classes": list(contract.label.classes),
         "features": [feature.name for feature in contract.features], "data": source.as_json(),
-        "rows": source.rows, "twin_rows": twin_rows, "judged_from": judged_from(memory, source).isoformat(), "metrics": history,
+        "rows": source.rows, "twin_rows": twin_rows, "judged_from": judged_from(memory, source).isoformat(), "metrics": metrics,
         "seed": contract.seed, "code": code_digest(), "packages": {name: installed(name) for name in PACKAGES},
     }
 
@@ -180,7 +187,12 @@ def champion_probabilities(memory: Memory, champion: str | None, rows: pd.DataFr
     if seen > rows[memory.contract.event_time].min().isoformat():
         raise PerennialError(f"{memory.name}: the champion was trained on events up to {seen}, so nothing fresh is left "
                              f"to judge on; ingest newer events first: perennial ingest {memory.name}")
-    return restore(memory.contract, fetched(memory, champion)).probabilities(memory.contract.columns_of(rows))
+    contract, files = memory.contract, fetched(memory, champion)
+    if serves(contract, files):
+        return restore(contract, files).probabilities(contract.columns_of(rows))
+    wanted = json.loads((files / "contract.json").read_bytes())["request"]
+    known = contract.columns_of(rows, tuple(name for name in wanted if name in contract.columns))
+    return answered_by(memory, champion, records_of_columns(contract, known))
 
 
 def fetched(memory: Memory, version: str) -> Path:

@@ -27,7 +27,8 @@ class NoData(PerennialError):
 
 @dataclass(frozen=True)
 class DataVersion:
-    """One state of a model's table: `start` and `end` are its newest batch's window, `rows` all that it holds."""
+    """One state of a model's table: `start`, `end` and `rows` of all that it holds, `batch_start`, `batch_end` and `batch`
+    (a digest) of what was added last, which may be older than the rest."""
 
     table: str
     version: int
@@ -39,13 +40,15 @@ class DataVersion:
     digest: str
     contract: str
     at: str
+    batch_start: str
+    batch_end: str
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
     def from_json(cls, stored: dict[str, Any]) -> "DataVersion":
-        return cls(**stored)
+        return cls(**({"batch_start": stored["start"], "batch_end": stored["end"]} | stored))  # versions once had but these
 
 
 def append(store: Store, contract: Contract, frame: pd.DataFrame, start: datetime, end: datetime) -> DataVersion:
@@ -55,19 +58,20 @@ def append(store: Store, contract: Contract, frame: pd.DataFrame, start: datetim
     """
     if frame.empty:
         raise NoData(f"{contract.name}: no row in [{start}, {end}) to ingest; name a window that has some")
-    table, batch = f"data/{contract.name}", content_digest(frame)
+    table, batch, window = f"data/{contract.name}", content_digest(frame), (start.isoformat(), end.isoformat())
     for _ in range(TRIES):
         known = versions(store, contract.name)
         for one in known:
-            if (one.batch, one.start, one.end) == (batch, start.isoformat(), end.isoformat()):
+            if (one.batch, one.batch_start, one.batch_end) == (batch, *window):
                 return one
         rows = _new_rows(store, contract, frame, known, start, end)
         last = known[-1] if known else None
         reference = DataVersion(
-            table, last.version + 1 if last else 0, start.isoformat(), end.isoformat(),
+            table, last.version + 1 if last else 0,
+            min([window[0], *(one.start for one in known)]), max([window[1], *(one.end for one in known)]),
             len(rows) + (last.rows if last else 0), contract.event_time, batch,
-            digest_of([last.digest if last else "", batch, start.isoformat(), end.isoformat()]), contract.digest,
-            datetime.now(UTC).isoformat(timespec="seconds"))
+            digest_of([last.digest if last else "", batch, *window]), contract.digest,
+            datetime.now(UTC).isoformat(timespec="seconds"), *window)
         try:
             _commit(store, table, rows, reference, last)
         except DeltaError:
@@ -90,7 +94,7 @@ def _commit(store: Store, table: str, rows: pd.DataFrame, reference: DataVersion
 def _new_rows(
     store: Store, contract: Contract, frame: pd.DataFrame, known: list[DataVersion], start: datetime, end: datetime,
 ) -> pd.DataFrame:
-    overlaps = any(one.start < end.isoformat() and start.isoformat() < one.end for one in known)
+    overlaps = any(one.batch_start < end.isoformat() and start.isoformat() < one.batch_end for one in known)
     if not overlaps:
         return frame
     if not contract.key:
@@ -114,7 +118,7 @@ def versions(store: Store, model: str) -> list[DataVersion]:
         history = DeltaTable(_uri(store, f"data/{model}"), storage_options=_options(store)).history()
     except TableNotFoundError:
         return []
-    return [DataVersion(**json.loads(commit[MARK])) for commit in reversed(history) if MARK in commit]
+    return [DataVersion.from_json(json.loads(commit[MARK])) for commit in reversed(history) if MARK in commit]
 
 
 def newest(store: Store, model: str) -> DataVersion:

@@ -7,6 +7,7 @@ import socket
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import reduce
 from typing import Any
 
 from contracts.contract import Drift, PerennialError, Verdict, canonical, digest_of
@@ -137,17 +138,23 @@ class Ledger:
         keys = self.store.list(f"ledger/{self.model}/")
         for seq, key in enumerate(keys[len(self._known):], start=len(self._known)):
             if key != self._key(seq):
-                raise BrokenChain(f"{self.model}: event {seq} is missing from {self.store.address}; restore it from a backup")
+                raise BrokenChain(f"{self.model}: {key} is where {self._key(seq)} should be in {self.store.address}; restore event {seq} "
+                                  "from a backup, or remove what is no event")
             self._known.append(self._read(seq))
         return list(self._known)
 
     def _read(self, seq: int) -> Event:
-        stored = json.loads(self.store.get(self._key(seq)))
-        if stored.pop("format") != FORMAT:
-            raise BrokenChain(f"{self.model}: event {seq} has another format than {FORMAT}; upgrade perennial")
-        digest, event = stored.pop("digest"), Event(**stored)
-        if event.seq != seq or event.prev != self._head(seq) or event.digest != digest:
-            raise BrokenChain(f"{self.model}: event {seq} is not the one that was appended; restore it from a backup")
+        try:
+            stored = json.loads(self.store.get(self._key(seq)))
+            if stored.pop("format") != FORMAT:
+                raise BrokenChain(f"{self.model}: event {seq} has another format than {FORMAT}; upgrade perennial")
+            digest, event = stored.pop("digest"), Event(**stored)
+            appended = (event.seq, event.prev, event.digest) == (seq, self._head(seq), digest)
+        except (ValueError, KeyError, TypeError, AttributeError):  # torn, or other JSON than an event's
+            appended = False
+        if not appended:
+            raise BrokenChain(f"{self.model}: event {seq} is not the one that was appended; restore {self._key(seq)} in "
+                              f"{self.store.address} from a backup")
         return event
 
     def _head(self, seq: int) -> str:
@@ -157,13 +164,12 @@ class Ledger:
         return f"ledger/{self.model}/{seq:08d}.json"
 
     def state(self, at: str | None = None) -> State:
-        """What holds now, or held at a time (ISO-8601, UTC unless it says otherwise)."""
-        state, until = State(), _utc(at) if at else None
-        for event in self.events():
-            if until and datetime.fromisoformat(event.at) > until:
-                break
-            state = fold(state, event)
-        return state
+        """What holds now, or held at a time (ISO-8601, UTC unless it says otherwise): after the last event until then."""
+        events = self.events()
+        if at:
+            until = _utc(at)  # clocks may go backwards: an event later than one that follows it had happened, too
+            events = events[:max((n for n, event in enumerate(events, 1) if datetime.fromisoformat(event.at) <= until), default=0)]
+        return reduce(fold, events, State())
 
     def decide(self, decision: Decision) -> Event | None:
         """Append what a pure decision makes of the state; asked again whenever another writer came first."""
@@ -204,6 +210,9 @@ class Ledger:
         def decision(state: State):
             if state.champion == version:
                 return None
+            if state.champion is None and expect:
+                raise PromotionLost(f"{self.model}: {version[:12]} was not promoted in place of {expect[:12]}: there is no champion; "
+                                    f"run: perennial train {self.model}")
             if state.champion != expect:
                 winner = state.promoted[state.champion]
                 raise PromotionLost(
@@ -231,18 +240,30 @@ class Ledger:
     def alias(self, name: str, version: str) -> Event | None:
         if name in DERIVED:
             raise PerennialError(f"alias {name!r} follows from promotions; choose another name")
-        return self.decide(lambda state: None if state.aliases.get(name) == version else ("aliased", {"name": name, "version": version}))
+        return self._of(version, lambda state: None if state.aliases.get(name) == version
+                        else ("aliased", {"name": name, "version": version}))
 
     def tag(self, version: str, key: str, value: str) -> Event | None:
-        return self.decide(lambda state: None if state.tags.get(version, {}).get(key) == value
-                           else ("tagged", {"version": version, "key": key, "value": value}))
+        return self._of(version, lambda state: None if state.tags.get(version, {}).get(key) == value
+                        else ("tagged", {"version": version, "key": key, "value": value}))
 
     def note(self, version: str, text: str) -> Event | None:
-        return self.decide(lambda state: ("noted", {"version": version, "text": text}))
+        return self._of(version, lambda state: ("noted", {"version": version, "text": text}))
 
-    def window_judged(self, key: str, verdict: Verdict, data: dict[str, Any]) -> Event | None:
-        return self.decide(lambda state: None if key in state.windows
-                           else ("window_judged", {"key": key, "verdict": verdict.as_json(), **data}))
+    def _of(self, version: str, decision: Decision) -> Event | None:
+        if version not in self.state().versions:
+            raise PerennialError(f"{self.model}: no version {version!r} is registered; see: perennial history {self.model}")
+        return self.decide(decision)
+
+    def window_judged(self, key: str, verdict: Verdict, data: dict[str, Any]) -> Verdict:
+        """Keep a window's Verdict and give the one that is kept: the first, but a later answer replaces "insufficient"."""
+        def decision(state: State):
+            held = state.windows[key]["verdict"]["outcome"] if key in state.windows else None
+            if held not in (None, "insufficient") or held == verdict.outcome:
+                return None
+            return "window_judged", {"key": key, "verdict": verdict.as_json(), **data}
+        self.decide(decision)
+        return Verdict.from_json(self.state().windows[key]["verdict"])
 
     def claim_retraining(self, key: str, *, now: datetime, reason: str, drift: Drift) -> Claim:
         """Ask for a retraining of one cause; `now` is event time, so that a replayed year decides as it would have.
@@ -277,7 +298,6 @@ class Ledger:
     def retrain_finished(self, key: str, outcome: str, data: dict[str, Any]) -> Event | None:
         return self.decide(lambda state: None if state.claims.get(key, {}).get("state") == "finished"
                            else ("retrain_finished", {"key": key, "outcome": outcome, **data}))
-
 
     def retrain_failed(self, key: str, why: str, tries: int = 3) -> Event | None:
         """A run of a granted retraining failed: it may run again, but after `tries` of them it is over."""

@@ -13,7 +13,7 @@ from uuid import uuid4
 
 import boto3
 from botocore.config import Config
-from botocore.exceptions import ClientError
+from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
 from contracts.contract import PerennialError
 
@@ -30,6 +30,12 @@ class Taken(PerennialError):
 
 class StoreIgnoresConditions(PerennialError):
     """The store lets two writers win."""
+
+
+class StoreAway(PerennialError):
+    """The store does not answer, or refuses to."""
+
+    exit_code = 1
 
 
 class Store(Protocol):
@@ -52,18 +58,31 @@ class Store(Protocol):
     def list(self, prefix: str) -> list[str]:
         """The keys that start with the prefix, sorted."""
 
+    def remove(self, key: str) -> None:
+        """Forget a probe's key; nothing else is ever removed."""
+
 
 def open_store(address: str) -> Store:
     """The store at an address: `s3://bucket/prefix` (endpoint and keys as boto3 finds them) or a folder."""
-    parts = urlsplit(address)
-    if parts.scheme == "s3":
-        store: Store = S3Store(parts.netloc, parts.path.strip("/"))
-    elif parts.scheme in ("", "file"):
-        store = FolderStore(Path(parts.path if parts.scheme else address))
-    else:
-        raise PerennialError(f"no store for {address!r}; name a folder or s3://bucket/prefix")
-    probe(store)
+    try:
+        store = _named(address)
+        probe(store)
+    except (OSError, ValueError, NoCredentialsError) as error:
+        raise PerennialError(f"{address!r} can't be used as the store: {error}; name a folder that can be written in PERENNIAL_STORE, or "
+                             "s3://bucket/prefix, with AWS_ENDPOINT_URL and AWS_ACCESS_KEY_ID as boto3 wants them") from error
+    except (BotoCoreError, ClientError) as error:
+        raise StoreAway(f"the store {address!r} does not answer: {error}; "
+                        "is it up, and are AWS_ENDPOINT_URL, the keys and the bucket right?") from error
     return store
+
+
+def _named(address: str) -> Store:
+    parts = urlsplit(address)
+    if parts.scheme == "s3" and parts.netloc:
+        return S3Store(parts.netloc, parts.path.strip("/"))
+    if parts.scheme in ("", "file") and parts.path:
+        return FolderStore(Path(parts.path if parts.scheme else address))
+    raise PerennialError(f"no store for {address!r}; name a folder or s3://bucket/prefix in PERENNIAL_STORE")
 
 
 class FolderStore:
@@ -119,6 +138,9 @@ class FolderStore:
         keys = (path.relative_to(self.folder).as_posix() for path in start.rglob("*") if path.is_file())
         return sorted(key for key in keys if key.startswith(prefix) and not key.rpartition("/")[2].startswith("."))
 
+    def remove(self, key: str) -> None:
+        (self.folder / key).unlink()
+
 
 def _sync(folder: Path) -> None:
     handle = os.open(folder, os.O_RDONLY)
@@ -164,6 +186,10 @@ class S3Store:
         pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self.prefix + prefix)
         return sorted(one["Key"].removeprefix(self.prefix) for page in pages for one in page.get("Contents", ()))
 
+    def remove(self, key: str) -> None:
+        with suppress(ClientError):  # whoever may not delete here leaves it
+            self.client.delete_object(Bucket=self.bucket, Key=self.prefix + key)
+
 
 def probe(store: Store) -> None:
     """Refuse a store on which two writers can win: a second create, a stale swap and a race must all fail."""
@@ -178,6 +204,8 @@ def probe(store: Store) -> None:
         won = sum(pool.map(lambda n: _won(store.create, f"{key}-race", b"%d" % n), range(RACERS)))
     if won != 1:
         raise _ignores(store, f"{won} of {RACERS} racing writers won")
+    for each in (key, f"{key}-race"):
+        store.remove(each)
 
 
 def _won(write: Any, *arguments: Any) -> bool:

@@ -79,8 +79,8 @@ class Api:
     async def predict(self, body: bytes, sample: bool) -> Reply:
         try:
             records = self.requests.parse(body)
-        except BAD_BODY:
-            return self._bad(body)
+        except BAD_BODY as refusal:
+            return self._bad(body, refusal)
         if sample:
             return 200, self.encode({"version": self.version, "predictions": self._score(records, traffic=False)})
         answer = asyncio.get_running_loop().create_future()
@@ -89,21 +89,27 @@ class Api:
         self.waiting.append((records, answer))
         return 200, await answer
 
-    def _bad(self, body: bytes) -> Reply:
-        faults = self.requests.faults(body)
+    def _bad(self, body: bytes, refusal: Exception) -> Reply:
+        faults = self.requests.faults(body, refusal)
         for fault in faults:
             self.refused.labels(fault["field"] or "").inc()
         if self.profiler:
-            self.profiler.bad(len({fault["record"] for fault in faults}))
+            self.profiler.bad(self.requests.event_times(body, (fault["record"] for fault in faults)))
         return 400, self.encode({"errors": faults})
 
     def _score_waiting(self) -> None:
         batch, self.waiting = self.waiting, []
+        self._score_together(batch)
+
+    def _score_together(self, batch: list[tuple[list[Any], asyncio.Future]]) -> None:
         try:
             answers = self._score([record for records, _ in batch for record in records])
         except Exception as error:
-            for _, answer in batch:
-                answer.done() or answer.set_exception(error)
+            if len(batch) > 1:  # only the request at fault shall fail
+                for one in batch:
+                    self._score_together([one])
+            else:
+                batch[0][1].done() or batch[0][1].set_exception(error)
             return
         start = 0
         for records, answer in batch:

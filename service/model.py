@@ -59,12 +59,17 @@ class Model:
         }
 
 
+def serves(contract: Contract, folder: Path, stem: str = SERVED) -> bool:
+    """Whether a saved model has the features and classes that the contract has now."""
+    return json.loads((folder / f"{stem}.json").read_bytes())["serving"] == contract.serving
+
+
 def restore(contract: Contract, folder: Path, stem: str = SERVED, threads: int = 1) -> Model:
     """Load what `Model.files` gave; refuses another contract's model and a newer format."""
     state = json.loads((folder / f"{stem}.json").read_bytes())
     if state["format"] != FORMAT:
         raise PerennialError(f"{folder} has model format {state['format']}, this code reads {FORMAT}; upgrade perennial")
-    if state["serving"] != contract.serving:
+    if not serves(contract, folder, stem):
         raise PerennialError(
             f"{folder} was trained for other columns, features or classes than the contract of {contract.name} has now; "
             f"see: perennial contract diff {contract.name}@champion {contract.name}; train again: perennial train {contract.name}")
@@ -141,7 +146,7 @@ def columns_of_records(contract: Contract, records: list[Mapping[str, Any]]) -> 
 
 
 def records_of_columns(contract: Contract, columns: Columns) -> list[dict[str, Any]]:
-    """The inverse of `columns_of_records`; what a caller would send."""
+    """The inverse of `columns_of_records`; what a caller would send who knows these columns."""
     def plain(name: str, value: Any) -> Any:
         if contract.python_type(name) in (int, bool):
             return None if np.isnan(value) else contract.python_type(name)(value)
@@ -149,7 +154,7 @@ def records_of_columns(contract: Contract, columns: Columns) -> list[dict[str, A
             return str(value)
         return None if value is None or value != value else value
 
-    names = contract.request_columns
+    names = tuple(columns)
     return [
         {name: plain(name, value) for name, value in zip(names, row)}
         for row in zip(*(columns[name].tolist() if columns[name].dtype.kind == "f" else columns[name] for name in names))

@@ -2,11 +2,12 @@
 
 import logging
 import os
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import reduce
-from itertools import count, pairwise
+from itertools import pairwise
 from pathlib import Path
 from threading import Event, Lock, Thread
 from uuid import uuid4
@@ -26,12 +27,16 @@ from whylogs.core.metrics import Metric, StandardMetric
 from whylogs.core.resolvers import Resolver
 from whylogs.core.schema import ColumnSchema
 
-ROWS, BAD = "perennial.rows", "perennial.bad"  # the profile's metadata that merging adds up
+ROWS, BAD, ELSEWHERE = "perennial.rows", "perennial.bad", "perennial.elsewhere"  # metadata that merging adds up
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)  # every profile's time for whylogs, which can't write an earlier one
 START_FORMAT = "%Y-%m-%dT%H%M"  # of a window's folder
 DECILES = np.arange(1, 10) / 10
 COMMON = 0.01  # the least share in the training data for a category to be a bin of its own
 OTHER, MISSING = "(other)", "(missing)"
 BACKLOG = 40  # batches of `rows` that may wait while a disk hangs; later rows are served and not profiled
+REACH = 32  # windows around the clock, and around what the traffic is about, that are profiled
+RECENT = 31  # batches whose median says what the traffic is about; few, so that a replay's year is followed
+EARLIEST, LATEST = np.datetime64("1700-01-01"), np.datetime64("2200-01-01")  # event times that can be anybody's
 
 log = logging.getLogger("perennial.profiles")
 Shares = Callable[[ColumnProfileView], np.ndarray]  # of a column's present values, a share for each bin
@@ -66,10 +71,12 @@ def profile(
     if probabilities is not None:
         for name, values in zip(contract.label.classes, probabilities.T):
             seen[PROBABILITY + name] = _column(PROBABILITY + name, "number", values)
-    times = columns[contract.event_time]
-    first = times.min().item().replace(tzinfo=UTC)
-    return DatasetProfileView(
-        columns=seen, dataset_timestamp=first, creation_timestamp=first, metadata={ROWS: str(len(times)), BAD: "0"})
+    return _view(seen, rows=len(columns[contract.event_time]))
+
+
+def _view(columns: dict[str, ColumnProfileView], rows: int = 0, bad: int = 0, elsewhere: int = 0) -> DatasetProfileView:
+    counts = {ROWS: str(rows), BAD: str(bad), ELSEWHERE: str(elsewhere)}
+    return DatasetProfileView(columns=columns, dataset_timestamp=EPOCH, creation_timestamp=EPOCH, metadata=counts)
 
 
 def _column(name: str, kind: str, values: np.ndarray) -> ColumnProfileView:
@@ -107,13 +114,18 @@ def bad_inputs(view: DatasetProfileView) -> int:
     return int(view.metadata[BAD])
 
 
+def elsewhere(view: DatasetProfileView) -> int:
+    """Records that were answered and are in no profile: their event time is far from all the others'."""
+    return int(view.metadata.get(ELSEWHERE, 0))
+
+
 def merge(parts: list[bytes]) -> DatasetProfileView:
     """One profile of the rows of all parts, one or more."""
     return reduce(_add, map(from_bytes, parts))
 
 
 def _add(left: DatasetProfileView, right: DatasetProfileView) -> DatasetProfileView:
-    sums = {key: str(int(left.metadata[key]) + int(right.metadata[key])) for key in (ROWS, BAD)}
+    sums = {key: str(int(left.metadata.get(key, 0)) + int(right.metadata.get(key, 0))) for key in (ROWS, BAD, ELSEWHERE)}
     both = left.merge(right)
     both.metadata.update(sums)
     return both
@@ -179,7 +191,10 @@ class Profiler:
 
     A kill -9 loses at most the last `seconds` of traffic, or `rows` rows where those come sooner, and what arrives
     while these are being written. While writing fails, the newest `windows` wait in memory; every loss is logged.
-    Bad inputs have no event time: they count in the window that grew last.
+    A window is profiled when it lies within REACH windows of the clock or of the recent traffic's median, which
+    holds in a replay too. So a caller's wrong clock can't fill the disk: its rows are counted, not profiled.
+    Refused records count in the window of their event time. Where that is unreadable or far, they count in the
+    window that grew last, or the clock's.
     """
 
     def __init__(
@@ -187,9 +202,10 @@ class Profiler:
     ):
         self._contract, self._version, self._folder = contract, version, folder / contract.name / version
         self._seconds, self._rows, self._windows = seconds, rows, windows
-        self._replica, self._numbers = uuid4().hex, count()
-        self._batches: list[tuple[Columns, np.ndarray, np.ndarray]] = []
-        self._waiting = self._skipped = self._bad = 0
+        self._replica = uuid4().hex
+        self._batches: list[tuple[np.ndarray, tuple | None]] = []  # event times; what was answered, None if refused
+        self._waiting = self._skipped = 0
+        self._recent: deque[np.datetime64] = deque(maxlen=RECENT)
         self._parts: dict[datetime, Part] = {}  # by window; the one that grew last is last
         self._lock, self._wake, self._closing = Lock(), Event(), False
         self._thread = Thread(target=self._run, name="profiler", daemon=True)
@@ -197,19 +213,21 @@ class Profiler:
 
     def add(self, columns: Columns, probabilities: np.ndarray, classes: np.ndarray) -> None:
         """Take note of predictions; the arrays are read later, so they must not change."""
+        self._note(columns[self._contract.event_time], (columns, probabilities, classes))
+
+    def bad(self, times: np.ndarray) -> None:
+        """Take note of records that were refused: their event times, NaT where that can't be read."""
+        self._note(times, None)
+
+    def _note(self, times: np.ndarray, answered: tuple | None) -> None:
         with self._lock:
             if self._waiting >= BACKLOG * self._rows:
-                self._skipped += len(classes)
+                self._skipped += len(times)
                 return
-            self._batches.append((columns, probabilities, classes))
-            self._waiting += len(classes)
+            self._batches.append((times, answered))
+            self._waiting += len(times)
         if self._waiting >= self._rows:
             self._wake.set()
-
-    def bad(self, n: int) -> None:
-        """Take note of `n` records that were refused."""
-        with self._lock:
-            self._bad += n
 
     def close(self) -> None:
         """Write what is left and stop."""
@@ -232,32 +250,58 @@ class Profiler:
 
     def _absorb(self) -> None:
         with self._lock:
-            batches, skipped, bad = self._batches, self._skipped, self._bad if self._batches or self._parts else 0
-            self._batches, self._waiting, self._skipped, self._bad = [], 0, 0, self._bad - bad
+            batches, skipped = self._batches, self._skipped
+            self._batches, self._waiting, self._skipped = [], 0, 0
         if skipped:
             log.error("%s: %d rows were not profiled: writing can't keep up", self._folder, skipped)
-        if batches:
-            self._profile(*zip(*batches))
-        if bad:
-            part = list(self._parts.values())[-1]
-            part.view.metadata[BAD] = str(bad_inputs(part.view) + bad)
-            part.saved = False
+        answered = [answer for _, answer in batches if answer is not None]
+        refused = [times for times, answer in batches if answer is None]
+        if answered:
+            self._profile(*zip(*answered))
+        if refused:
+            self._count_refused(np.concatenate(refused))
 
     def _profile(self, columns: tuple[Columns, ...], probabilities: tuple, classes: tuple) -> None:
-        whole = {name: np.concatenate([batch[name] for batch in columns]) for name in columns[0]}
-        probabilities, classes = np.concatenate(probabilities), np.concatenate(classes)
-        for start, end, here in by_window(self._contract, whole[self._contract.event_time]):
+        name = self._contract.event_time
+        some = (batch[name] for batch in columns[::len(columns) // RECENT + 1])
+        self._recent.extend(_middle(times[_sane(times)]) for times in some if _sane(times).any())
+        near = self._near(np.concatenate([batch[name] for batch in columns]))
+        whole = {name: np.concatenate([batch[name] for batch in columns])[near] for name in columns[0]}
+        probabilities, classes = np.concatenate(probabilities)[near], np.concatenate(classes)[near]
+        for start, _, here in by_window(self._contract, whole[name]):
             inside = {name: values[here] for name, values in whole.items()}
-            view = profile(self._contract, inside, probabilities[here], classes[here])
-            view.metadata.update(
-                model=self._contract.name, version=self._version, start=start.isoformat(), end=end.isoformat())
-            self._grow(start, view)
+            self._grow(start, profile(self._contract, inside, probabilities[here], classes[here]))
+        if far := int((~near).sum()):
+            log.error("%s: %d rows were counted, not profiled: their event times are far from all others", self._folder, far)
+            self._grow(self._latest(), _view({}, elsewhere=far))
+
+    def _count_refused(self, times: np.ndarray) -> None:
+        near = self._near(times)
+        for start, _, here in by_window(self._contract, times[near]):
+            self._grow(start, _view({}, bad=int(here.sum())))
+        if far := int((~near).sum()):
+            self._grow(self._latest(), _view({}, bad=far))
+
+    def _near(self, times: np.ndarray) -> np.ndarray:
+        """A mask of the event times that lie in windows to profile."""
+        sane = _sane(times)
+        usual = np.array(self._recent) if self._recent else times[sane]
+        centres = [np.datetime64("now"), *([_middle(usual)] if len(usual) else [])]
+        reach = REACH * np.timedelta64(self._contract.drift.window)
+        return sane & np.any([abs(times - centre) <= reach for centre in centres], axis=0)
+
+    def _latest(self) -> datetime:
+        return next(reversed(self._parts), None) or self._contract.window_of(np.datetime64("now").item())[0]
 
     def _grow(self, start: datetime, view: DatasetProfileView) -> None:
+        path = self._folder / start.strftime(START_FORMAT) / f"{self._replica}.bin"
         if part := self._parts.pop(start, None):
-            self._parts[start] = Part(part.path, _add(part.view, view))
-            return
-        path = self._folder / start.strftime(START_FORMAT) / f"{self._replica}-{next(self._numbers)}.bin"
+            view = _add(part.view, view)
+        elif path.exists():
+            view = _add(from_bytes(path.read_bytes()), view)
+        end = start + self._contract.drift.window
+        view.metadata.update(
+            model=self._contract.name, version=self._version, start=start.isoformat(), end=end.isoformat())
         self._parts[start] = Part(path, view)
         if len(self._parts) > self._windows:
             evicted = self._parts.pop(next(iter(self._parts)))
@@ -269,7 +313,7 @@ class Profiler:
             try:
                 write_whole(part.path, to_bytes(part.view))
                 part.saved = True
-            except OSError as error:
+            except Exception as error:  # whatever it is, the thread goes on
                 log.error("%s: not written, kept for the next try: %s", part.path, error)
         return part.saved
 
@@ -281,6 +325,14 @@ class Part:
     path: Path
     view: DatasetProfileView
     saved: bool = False
+
+
+def _sane(times: np.ndarray) -> np.ndarray:
+    return (times >= EARLIEST) & (times < LATEST)  # NaT is neither
+
+
+def _middle(times: np.ndarray) -> np.datetime64:
+    return np.sort(times)[len(times) // 2]
 
 
 def by_window(contract: Contract, times: np.ndarray) -> Iterator[tuple[datetime, datetime, np.ndarray]]:

@@ -45,14 +45,50 @@ def test_without_a_prefect_server_a_mistake_is_still_one_line(tmp_path):
     (("ingest", "flights", "--start", "2013-01-01", "--end", "2013-01-02", "--file", "no.csv"), ("no file no.csv", ".parquet")),
     (("contract", "diff", "flights", "no.py"), ("no file no.py", "model@version")),
     (("history", "flights", "--at", "teatime"), ("teatime", "2013-07-01T12:00")),
+    (("monitor", "flights", "--window", "2013-01-02"), ("2013-01-02T00:00:00 starts no window", "starts at 2012-12-31T00:00:00")),
+    (("status", "..foo"), ("no contract '..foo'", "known: flights")),
 ])
 def test_the_users_mistake_is_one_line_that_names_the_remedy(servers, tmp_path, words, named):
     said = perennial(*words, PERENNIAL_STORE=str(tmp_path / "store"), PERENNIAL_RUN=str(tmp_path / "run"),
                      PREFECT_LOGGING_LEVEL="CRITICAL")  # the fixture's servers log more
-    assert said.returncode == 2, said.stderr
-    line = " ".join(said.stderr.split())
-    assert line.startswith("perennial: ") and "Traceback" not in line
-    assert all(part in line for part in named), line
+    assert said.returncode == 2 and all(part in one_line(said) for part in named), said.stderr
+
+
+def one_line(said: subprocess.CompletedProcess) -> str:
+    [line] = said.stderr.splitlines()
+    assert line.startswith("perennial: "), said.stderr
+    return line
+
+
+@pytest.mark.parametrize(("text", "fault"), [
+    ("x = (", "SyntaxError: '(' was never closed"), ("import nothere", "No module named 'nothere'"),
+    ("from contracts.contract import Contract\ncontract = Contract(colour='red')", "unexpected keyword argument 'colour'"),
+    ("contract = 5", "no `contract = Contract(…)`"), ("", "no `contract = Contract(…)`"),
+], ids=["syntax", "import", "argument", "five", "empty"])
+def test_a_faulty_contract_is_one_line(tmp_path, text, fault):
+    (tmp_path / "faulty").mkdir()
+    (tmp_path / "faulty" / "x.py").write_text(text)
+    for words in (("status", "faulty.x"), ("contract", "diff", "flights", str(tmp_path / "faulty" / "x.py"))):
+        said = perennial(*words, PYTHONPATH=str(tmp_path), PERENNIAL_STORE=str(tmp_path / "store"))
+        assert said.returncode == 2 and fault in one_line(said), said.stderr
+
+
+@pytest.mark.parametrize("words", [("deploy",), ("ingest", "flights", "--start", "2013-01-01", "--end", "2013-01-02")])
+def test_prefect_away_is_a_failure_of_one_line(tmp_path, words):
+    said = perennial(*words, PERENNIAL_STORE=str(tmp_path / "store"), PERENNIAL_RUN=str(tmp_path / "run"),
+                     PREFECT_HOME=str(tmp_path / "prefect"), PREFECT_API_URL="http://127.0.0.1:9/api")
+    assert said.returncode == 1 and "no Prefect server answers at http://127.0.0.1:9/api" in one_line(said), said.stderr
+
+
+def test_a_time_with_a_zone_is_refused(tmp_path):
+    for words in (("ingest", "flights", "--start"), ("monitor", "flights", "--window")):
+        said = perennial(*words, "2013-01-01T00:00:00+00:00", PERENNIAL_STORE=str(tmp_path), COLUMNS="200")
+        assert said.returncode == 2 and "does not match" in said.stderr and "Traceback" not in said.stderr
+
+
+def test_a_store_that_is_none_is_one_line(tmp_path):
+    said = perennial("status", "flights", PERENNIAL_STORE="/proc/nope")
+    assert said.returncode == 2 and "'/proc/nope'" in one_line(said) and "PERENNIAL_STORE" in said.stderr
 
 
 def test_status_and_history_for_programs(remembered, flights_version):

@@ -4,10 +4,12 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from contracts.contract import ContractError, Rollout, Verdict, diff, digest_of, load, number
+from contracts.contract import ContractError, Rollout, Verdict, column, diff, digest_of, load, number
 from contracts.flights import contract as flights
+from tests.pumps import Pumps
 from tests.pumps import contract as pumps
 
 AFTER = ["dep_time", "dep_delay", "arr_time", "arr_delay", "air_time"]
@@ -35,6 +37,40 @@ def test_a_feature_known_only_after_the_event_is_refused_by_name(leak):
 def test_a_feature_of_a_column_that_the_schema_lacks_is_refused():
     with pytest.raises(ContractError, match="'shoe_size', which the schema lacks"):
         replace(flights, features=(*flights.features, number("shoe_size")))
+
+
+@pytest.mark.parametrize(("changes", "said"), [
+    ({"name": "../../x"}, "name is '../../x'"), ({"name": ""}, "name is ''"), ({"bad_rows": 7}, "bad_rows is 7"),
+    ({"bad_rows": -0.1}, "bad_rows is -0.1"), ({"stop_share": 1.0}, "stop_share is 1.0"),
+    ({"label": replace(pumps.label, weights=(1.0, 2.0, 3.0))}, "one positive number for each class"),
+    ({"label": replace(pumps.label, weights=(1.0, 0.0))}, "one positive number for each class"),
+    ({"label": replace(pumps.label, classes=("runs", "runs"))}, "all different"),
+    ({"label": replace(pumps.label, classes=("runs",))}, "two names or more"),
+    ({"label": replace(pumps.label, matures=timedelta(hours=-1))}, "label.matures"),
+    ({"gate": replace(pumps.gate, window=timedelta(0))}, "gate.window"),
+    ({"drift": replace(pumps.drift, window=timedelta(0))}, "one or more whole minutes"),
+    ({"drift": replace(pumps.drift, window=timedelta(seconds=90))}, "one or more whole minutes"),
+    ({"drift": replace(pumps.drift, retrain_on=("inputdrift",))}, "out of .'input drift'"),
+    ({"event_time": "vibration"}, "the event time's type is 'float'")])
+def test_nonsense_is_refused(changes, said):
+    with pytest.raises(ContractError, match=said):
+        replace(pumps, **changes)
+
+
+def test_settings_at_their_limits_are_taken():
+    replace(pumps, bad_rows=0, label=replace(pumps.label, matures=timedelta(0), weights=(1.0, 2.0)),
+            drift=replace(pumps.drift, window=timedelta(minutes=1), retrain_on=()))
+    replace(pumps, bad_rows=1, name="pump-house_2")
+
+
+@pytest.mark.parametrize(("field", "said"), [
+    (column(description="time", nullable=True), "nullability is True"),
+    (column(description="time", known="after"), "known is 'after'"),
+    (column(description="time", unique_values_eq=[1]), "'unique_values_eq', which the service can't hold one record to")])
+def test_an_event_time_is_there_is_sent_and_has_rules_that_the_service_can_apply(field, said):
+    schema = type("Pumps", (Pumps,), {"__annotations__": {"measured_at": pd.Timestamp}, "measured_at": field})
+    with pytest.raises(ContractError, match=said):
+        replace(pumps, schema=schema)
 
 
 def test_a_recall_limit_of_an_unknown_class_is_refused():

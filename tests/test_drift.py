@@ -119,6 +119,14 @@ def test_a_feature_that_is_gone(reference, current, n, broken):
     assert pages(judged(gust=without(current, reference, n))) == broken
 
 
+@pytest.mark.parametrize(("rows", "kind"), [(1, "insufficient"), (99, "insufficient"), (100, "broken contract")])
+@pytest.mark.parametrize("gone", [without(1.0), without(1.0, n=0), without(0.6)])
+def test_a_few_stray_records_page_nobody(rows, kind, gone):
+    verdict = judged(rows=rows, heat=gone)
+    assert verdict.kind == kind and pages(verdict) == (kind == "broken contract")
+    assert len(verdict.reasons) == (1 if kind == "insufficient" else 2)
+
+
 def test_missing_predictions_page_nobody():
     assert not pages(judged(prediction=without(1.0)))
 
@@ -169,9 +177,8 @@ def test_the_gravest_finding_names_the_verdict_and_all_are_told():
     assert verdict.kind == "broken contract"
     about = [reason.split(":")[0] for reason in verdict.reasons]
     assert about == ["seats", "labels", "seats", "temp", "prediction"]
-    assert judged(rows=50, scores=bad, **everything).kind == "broken contract"
-    del everything["seats"]
     assert judged(rows=50, scores=bad, **everything).kind == "insufficient"
+    del everything["seats"]
     assert judged(scores=bad, **everything).kind == "worse on labels"
     assert judged(**everything).kind == "input drift"
     del everything["temp"]

@@ -58,6 +58,10 @@ def traffic(n: int = 1_000, start: datetime = DAY, days: float = 1.0, seed: int 
     return columns, probabilities, probabilities.argmax(axis=1)
 
 
+def times(*texts):
+    return np.array(texts, "datetime64[s]")
+
+
 def take(rows, chosen):
     columns, probabilities, classes = rows
     return {name: values[chosen] for name, values in columns.items()}, probabilities[chosen], classes[chosen]
@@ -165,13 +169,13 @@ def test_rows_go_to_the_window_of_their_event_time(tmp_path):
     profiler.add(*on_time)
     until(lambda: len(windows(tmp_path, "doors", "v1")) == 2)
     profiler.add(*late)
-    profiler.bad(3)
+    profiler.bad(times(None, None, "2024-05-07T09:00:00", "0001-01-01", "9999-12-31"))
     profiler.close()
     starts = windows(tmp_path, "doors", "v1")
     assert starts == [DAY - timedelta(days=20), DAY, DAY + timedelta(days=1)]
     views = [collect(tmp_path, "doors", "v1", start) for start in starts]
     assert [profiles.rows(view) for view in views] == [40, 200, 300]
-    assert [profiles.bad_inputs(view) for view in views] == [3, 0, 0]  # the window that grew last
+    assert [profiles.bad_inputs(view) for view in views] == [0, 0, 5]  # of their own, else the one that grew last
     assert counts(views[0], "force") == (40, np.isnan(late[0]["force"]).sum())
     facts = views[2].metadata
     assert (facts["model"], facts["version"]) == ("doors", "v1")
@@ -203,26 +207,98 @@ def test_enough_rows_are_written_before_their_time(tmp_path):
     profiler.close()
 
 
-def test_bad_inputs_before_any_row_wait_for_a_window(tmp_path):
+def test_a_caller_whose_every_record_is_refused_is_found(tmp_path):
     profiler = Profiler(doors, "v1", tmp_path, seconds=0.01)
-    profiler.bad(5)
-    time.sleep(0.1)
-    profiler.add(*traffic(10))
+    profiler.bad(times(*["2024-05-06T12:00:00"] * 5))
     until(lambda: windows(tmp_path, "doors", "v1") == [DAY])
-    profiler.bad(2)  # with no row beside it
+    profiler.add(*traffic(10))
+    profiler.bad(times(None, None))
     profiler.close()
-    assert profiles.bad_inputs(collect(tmp_path, "doors", "v1", DAY)) == 7
+    seen = collect(tmp_path, "doors", "v1", DAY)
+    assert (profiles.rows(seen), profiles.bad_inputs(seen)) == (10, 7)
 
 
-def test_an_evicted_window_goes_on_in_another_file(tmp_path):
+def test_a_window_of_refused_records_alone_is_a_broken_contract(tmp_path):
+    profiler = Profiler(doors, "v1", tmp_path)
+    profiler.bad(times(*["2024-05-06T12:00:00"] * 60))
+    profiler.close()
+    seen = collect(tmp_path, "doors", "v1", DAY)
+    compared = compare(doors, profile(doors, *traffic(500)), seen)
+    verdict = drift(compared, doors.drift, rows=profiles.rows(seen), bad=profiles.bad_inputs(seen), scores=None)
+    assert verdict.kind == "broken contract" and "60 of 60 records were refused" in verdict.reasons[0]
+
+
+def test_refused_records_without_any_time_count_by_the_clock(tmp_path):
+    profiler = Profiler(doors, "v1", tmp_path)
+    profiler.bad(times(None, None, None))
+    profiler.close()
+    [start] = windows(tmp_path, "doors", "v1")
+    assert abs(start - datetime.now()) < timedelta(days=2) and profiles.bad_inputs(collect(tmp_path, "doors", "v1", start)) == 3
+
+
+@pytest.mark.parametrize("strange", ["0001-01-01", "1066-10-14", "1969-12-31", "9999-12-31T23:59:59", "NaT"])
+def test_no_event_time_ends_the_profiler_or_costs_others_their_profile(tmp_path, strange):
+    columns, probabilities, classes = traffic(20)
+    columns["seen"][0] = np.datetime64(strange)
+    profiler = Profiler(doors, "v1", tmp_path, seconds=0.01)
+    profiler.add(*take((columns, probabilities, classes), slice(0, 1)))
+    profiler.bad(times(strange))
+    until(lambda: not profiler._batches)
+    for _ in range(2):
+        profiler.add(columns, probabilities, classes)
+    until(lambda: DAY in windows(tmp_path, "doors", "v1"))
+    assert profiler._thread.is_alive()
+    profiler.close()
+    assert profiles.rows(collect(tmp_path, "doors", "v1", DAY)) == 38
+    views = [collect(tmp_path, "doors", "v1", start) for start in windows(tmp_path, "doors", "v1")]
+    assert sum(map(profiles.rows, views)) + sum(map(profiles.elsewhere, views)) == 41
+
+
+def test_a_profile_before_1970_can_be_written():
+    view = profile(doors, *traffic(10, datetime(1950, 1, 1)))
+    assert profiles.rows(profiles.from_bytes(profiles.to_bytes(view))) == 10
+
+
+def test_a_wrong_clock_does_not_fill_the_disk_and_its_rows_are_counted(tmp_path, caplog):
+    """Five thousand days in one request, three times, beside a replay of four months in which every other clock is right."""
+    wrong = traffic(5_000)
+    wrong[0]["seen"][:] = np.datetime64(DAY, "s") + 10 * np.arange(5_000) * np.timedelta64(1, "D")
+    profiler = Profiler(doors, "v1", tmp_path, seconds=1_000)
+    days = [DAY + timedelta(days=day) for day in range(0, 120, 2)]
+    for index, day in enumerate(days):
+        profiler.add(*traffic(50, day, seed=index))
+        if index % 20 == 10:
+            profiler.add(*wrong)
+            until(lambda: not profiler._batches)
+    profiler.close()
+    files = list(tmp_path.rglob("*.bin"))
+    assert len(files) < 2 * len(days) and len(files) == len(windows(tmp_path, "doors", "v1"))
+    views = [collect(tmp_path, "doors", "v1", start) for start in windows(tmp_path, "doors", "v1")]
+    assert sum(map(profiles.rows, views)) + sum(map(profiles.elsewhere, views)) == 3 * 5_000 + len(days) * 50
+    assert all(profiles.rows(collect(tmp_path, "doors", "v1", day)) >= 50 for day in days)
+    assert "counted, not profiled" in caplog.text
+
+
+def test_both_sides_of_the_reach(tmp_path):
+    profiler = Profiler(doors, "v1", tmp_path)
+    noon = DAY + timedelta(hours=12)
+    near, far = (np.datetime64(noon, "s") + np.timedelta64(profiles.REACH * 86_400 + more, "s") for more in (0, 1))
+    for day in (np.datetime64(noon, "s"), near, far, np.datetime64(noon, "s"), np.datetime64(noon, "s")):
+        columns, probabilities, classes = traffic(1)
+        profiler.add(columns | {"seen": np.array([day])}, probabilities, classes)
+    profiler.close()
+    assert windows(tmp_path, "doors", "v1") == [DAY, DAY + profiles.REACH * timedelta(days=1)]
+    assert sum(profiles.elsewhere(collect(tmp_path, "doors", "v1", day)) for day in windows(tmp_path, "doors", "v1")) == 1
+
+
+def test_a_window_that_returns_goes_on_in_its_file(tmp_path):
     profiler = Profiler(doors, "v1", tmp_path, seconds=0.01, windows=2)
     for day in (0, 1, 2, 0):
         profiler.add(*traffic(50, DAY + timedelta(days=day), seed=day))
         until(lambda: not profiler._waiting and all(part.saved for part in list(profiler._parts.values())))
         assert len(profiler._parts) <= 2
     profiler.close()
-    assert len(list(tmp_path.rglob(f"{DAY:%Y-%m-%dT%H%M}/*.bin"))) == 2
-    assert len(list(tmp_path.rglob("*.bin"))) == 4
+    assert len(list(tmp_path.rglob("*.bin"))) == 3
     assert profiles.rows(collect(tmp_path, "doors", "v1", DAY)) == 100
 
 

@@ -23,7 +23,7 @@ from flows.monitor import act, watch
 from flows.train import fit_version, judge
 from registry import data, models
 from registry.ledger import BrokenChain, Ledger, NotAllowed, NothingToRollBackTo, PromotionLost
-from registry.store import FolderStore, NotThere, StoreIgnoresConditions, Taken, open_store
+from registry.store import FolderStore, NotThere, StoreAway, StoreIgnoresConditions, Taken, open_store
 from tests.conftest import PUMPS
 from tests.pumps import contract as pumps
 from tests.pumps import readings
@@ -128,9 +128,47 @@ def test_a_store_that_ignores_conditions_is_refused(tmp_path, monkeypatch):
         process.wait()
 
 
-def test_an_unknown_kind_of_store_is_refused():
-    with pytest.raises(PerennialError, match="name a folder or s3://"):
-        open_store("ftp://somewhere")
+@pytest.mark.parametrize("address", ["ftp://somewhere", "s3://", "s3:///team", ""])
+def test_an_unknown_kind_of_store_is_refused(address):
+    with pytest.raises(PerennialError, match=r"name a folder or s3://"):
+        open_store(address)
+
+
+def test_a_store_that_cannot_be_written_is_the_users_mistake(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    for name, value in (KEYS | {"AWS_ENDPOINT_URL": "nonsense"}).items():
+        monkeypatch.setenv(name, value)
+    for address in ("/proc/nope", str(tmp_path / "file"), "s3://bucket", "http://["):
+        with pytest.raises(PerennialError, match=r"can't be used as the store.*PERENNIAL_STORE") as refused:
+            open_store(address)
+        assert refused.value.exit_code == 2 and address in str(refused.value)
+
+
+def test_a_store_without_credentials_is_the_users_mistake_and_one_away_a_failure(tmp_path, monkeypatch):
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
+    for name in KEYS:
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(PerennialError, match=r"credentials.*AWS_ACCESS_KEY_ID"):
+        open_store("s3://bucket")
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
+    for name, value in KEYS.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(StoreAway, match=r"'s3://bucket' does not answer.*is it up"):
+        open_store("s3://bucket")
+
+
+def test_a_bucket_that_is_not_there_is_named(s3):
+    with pytest.raises(StoreAway, match=r"'s3://nowhere' does not answer.*bucket"):
+        open_store("s3://nowhere")
+
+
+def test_opening_a_store_leaves_nothing_in_it(store):
+    open_store(store.address)
+    assert store.list("") == []
 
 
 def test_champion_and_previous_follow_from_events(ledger):
@@ -155,6 +193,25 @@ def test_what_served_at_a_time(ledger):
     second = ledger.promote(B, expect=A)
     assert ledger.state(at=first.at).champion == A and ledger.state(at=second.at).champion == B
     assert ledger.state(at="2000-01-01T00:00:00").champion is None
+
+
+def test_what_served_at_a_time_though_a_writers_clock_was_ahead(ledger, monkeypatch):
+    class Ahead(datetime):
+        @classmethod
+        def now(cls, zone=None):
+            return datetime.now(zone) + timedelta(hours=2)
+    with monkeypatch.context() as patch:
+        patch.setattr("registry.ledger.datetime", Ahead)
+        ahead = ledger.judged(A, PASSED, None, {})
+    promoted = ledger.promote(A, expect=None)
+    assert promoted.at < ahead.at
+    assert ledger.state(at=promoted.at).champion == A
+
+
+def test_a_promotion_in_place_of_a_champion_that_is_not_there_is_lost(ledger):
+    ledger.judged(A, PASSED, B, {})
+    with pytest.raises(PromotionLost, match=r"there is no champion; run: perennial train pumps"):
+        ledger.promote(A, expect=B)
 
 
 def test_only_a_passing_verdict_against_the_champion_promotes(ledger):
@@ -207,6 +264,20 @@ def test_a_changed_or_removed_event_is_noticed(tmp_path, harm):
         Ledger(store, "pumps").events()
 
 
+@pytest.mark.parametrize("harm", [
+    lambda whole: whole[:50], lambda _: b"", lambda _: b"[]", lambda _: b"5", lambda _: b"\xff\xfe",
+    lambda whole: whole.replace(b'"format":1,', b""), lambda whole: whole.replace(b'"format":1,', b'"format":1,"x":2,'),
+    lambda whole: whole.replace(b'"n":1', b'"n":NaN'), lambda whole: whole.replace(b'"seq":1', b'"seq":"1"'),
+], ids=["torn", "empty", "list", "number", "bytes", "no format", "a field more", "not a number", "text"])
+def test_a_file_that_is_no_event_is_named_with_the_remedy(tmp_path, harm):
+    for n in range(3):
+        Ledger(FolderStore(tmp_path), "pumps").record("said", {"n": n})
+    file = tmp_path / "ledger/pumps/00000001.json"
+    file.write_bytes(harm(file.read_bytes()))
+    with pytest.raises(BrokenChain, match=r"event 1 .*ledger/pumps/00000001\.json in .*from a backup"):
+        Ledger(FolderStore(tmp_path), "pumps").events()
+
+
 def claim(ledger, key, day, drift=pumps.drift):
     return ledger.claim_retraining(key, now=datetime(2024, 1, day), reason="drift", drift=drift)
 
@@ -252,6 +323,9 @@ def test_aliases_tags_and_notes(ledger):
     assert models.resolve(ledger, "blue") == models.resolve(ledger, "1") == models.resolve(ledger, "aaaaaa") == A
     with pytest.raises(PerennialError, match="follows from promotions"):
         ledger.alias("champion", A)
+    for mark in (lambda: ledger.alias("red", "f" * 64), lambda: ledger.tag("f" * 64, "team", "ops"), lambda: ledger.note("f" * 64, "?")):
+        with pytest.raises(PerennialError, match=r"is registered; see: perennial history pumps"):
+            mark()
     for ref in ("aaaaa", "9", "green"):
         with pytest.raises(models.NoSuchVersion, match="there are: champion"):
             models.resolve(ledger, ref)

@@ -1,9 +1,11 @@
 """The power fails between any two writes; the same thing run again ends as if it had not."""
 
 import shutil
+from dataclasses import replace
 from datetime import datetime, timedelta
 from itertools import count
 
+import numpy as np
 import pytest
 
 import flows.train
@@ -205,3 +207,14 @@ def test_killed_before_the_old_replicas_are_retired_the_reconciler_notices(two_v
     assert len(replicas.running(memory.run, "pumps")) == 4 and not rollout.served(memory)
     rollout.put_in_front(memory, second, release.build_bento(memory, second))
     assert len(replicas.running(memory.run, "pumps")) == 2 and rollout.served(memory)
+
+
+def test_a_champion_with_other_features_is_asked_over_http(two_versions):
+    """A data scientist adds or drops a feature: the challenger is still judged against what serves."""
+    memory, first, _ = two_versions
+    rollout.put_in_front(memory, first, release.build_bento(memory, first))
+    rows = readings(datetime(2024, 2, 12), datetime(2024, 2, 14))
+    fewer = Memory(replace(contract, features=contract.features[:2]), memory.store, memory.ledger, memory.run)
+    same = flows.train.champion_probabilities(memory, first, rows)
+    asked = flows.train.champion_probabilities(fewer, first, rows)
+    assert np.array_equal(same, asked) and len(asked) == len(rows)

@@ -1,22 +1,32 @@
 """The bento, served in its own process: what a caller can send, and what it gets."""
 
+import asyncio
 import json
 import os
 import socket
 import subprocess
 import venv
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import datetime
+from itertools import count
+from unittest.mock import MagicMock
 
 import httpx
 import numpy as np
 import pytest
 
+from contracts.contract import FIELD_RULES, category, column, number
 from contracts.flights import contract as flights
 from deployments import replicas
 from flows.rollout import answers_like_trainer
 from flows.train import fetched
 from service import profiles
+from service.app import Api
+from service.model import restore
+from service.request import BAD_BODY, BOUNDS, HOLDS, Requests
+from tests.pumps import Pumps
+from tests.pumps import contract as pumps
 from tests.spool import collect, windows
 
 GOOD = {"departs": "2013-01-15T17:30:00", "arrives": 1200, "carrier": "UA", "origin": "EWR", "dest": "ORD", "distance": 719}
@@ -102,6 +112,85 @@ def test_no_body_makes_the_service_fail(replica, body):
     assert all(fault["rule"] for fault in reply.json()["errors"])
 
 
+class Parcels(Pumps):
+    starts: int = column(description="any whole number")
+    heat: float = column(description="not five", ne=5, notin=[6])
+    door: int = column(description="one of two", isin=[1, 2], nullable=True)
+    code: str = column(description="rules of text", str_startswith="A", str_endswith="Z", str_contains="q", str_matches="A[a-z]")
+    exact: str = column(description="three", str_length={"exact_value": 3}, str_matches="^a|^b", isin=["abc"])
+
+
+PARCEL = {"measured_at": "2024-02-12T00:00:00", "starts": 1, "heat": 4.0, "door": 1, "code": "AqZ", "exact": "abc"}
+parcels = replace(
+    pumps, schema=Parcels, features=(number("starts"), number("heat"), number("door"), category("code"), category("exact")))
+
+
+@pytest.mark.parametrize(("field", "inside", "outside"), [
+    ("starts", 2**63 - 1, 2**63), ("starts", -2**63, -2**63 - 1), ("starts", 0, 10**310), ("heat", 5.1, 5), ("heat", 6.1, 6.0),
+    ("door", 2, 3), ("code", "AqqZ", "BqZ"), ("code", "AqZ", "AqY"), ("code", "AaqZ", "AaZ"), ("code", "AqZ", "A1qZ"),
+    ("exact", "bcd", "abcd"), ("exact", "axx", "cab"), ("door", None, 0)])
+def test_callers_are_held_to_every_rule_of_one_value(field, inside, outside):
+    requests = Requests(parcels)
+    requests.columns(requests.parse(json.dumps({"records": [PARCEL, PARCEL | {field: inside}]}).encode()))
+    body = json.dumps({"records": [PARCEL, PARCEL | {field: outside}]}).encode()
+    with pytest.raises(BAD_BODY) as refusal:
+        requests.parse(body)
+    [fault] = requests.faults(body, refusal.value)
+    assert (fault["record"], fault["field"]) == (1, field) and fault["rule"]
+
+
+def test_every_rule_that_a_contract_may_hold_is_held_against_callers():
+    checks = {check.name for spec in parcels.columns.values() for check in spec.checks}
+    assert set(BOUNDS) | {"in_range", "isin", "str_matches", "str_length"} == FIELD_RULES and checks <= FIELD_RULES
+    assert set(BOUNDS.values()) <= set(HOLDS)
+
+
+@pytest.mark.parametrize(("body", "record"), [
+    (json.dumps({"records": [GOOD]})[:-3] + ', "temp": "x", "temp": 1}]}', 0),
+    (json.dumps({"records": [GOOD, GOOD]})[:-3] + ', "temp": "x", "temp": 1}], "records": [' + json.dumps(GOOD) + "]}", 1),
+    ('{"records": "x", "records": [' + json.dumps(GOOD) + "]}", None)])
+def test_a_key_that_is_there_twice_is_a_fault_that_is_named(replica, body, record):
+    reply = ask(replica, body.encode())
+    assert reply.status_code == 400
+    [fault] = reply.json()["errors"]
+    assert fault["record"] == record and "Expected" in fault["rule"]
+
+
+def test_a_refused_record_says_when_it_was_where_that_can_be_read():
+    requests = Requests(flights)
+    records = [GOOD | {"departs": departs} for departs in ("2013-01-15T17:30:00Z", "1066-10-14T09:00:00", "soon", 7)]
+    found = requests.event_times(json.dumps({"records": [*records, 7, {}]}).encode(), range(6))
+    assert [str(time) for time in found] == ["2013-01-15T17:30:00", "1066-10-14T09:00:00"] + ["NaT"] * 4
+    assert np.isnat(requests.event_times(b"{", [None])).all()
+
+
+def test_one_request_that_cannot_be_scored_fails_alone(flights_version):
+    """Whatever its fault is: the requests that came in the same turn of the event loop are answered."""
+    memory, version = flights_version
+    api = Api(flights, fetched(memory, version), {"version": version})
+    api.prefix, api.numbers, api.model = "x", count(), Fussy(restore(flights, fetched(memory, version)))
+    api.predicted = MagicMock()
+
+    async def turn():
+        bodies = [json.dumps({"records": [GOOD | {"carrier": carrier}]}).encode() for carrier in ("UA", "ZZ", "AA")]
+        return await asyncio.gather(*(api.predict(body, False) for body in bodies), return_exceptions=True)
+
+    first, guilty, last = asyncio.run(turn())
+    assert first[0] == last[0] == 200 and isinstance(guilty, OverflowError)
+
+
+class Fussy:
+    """A model that fails on one carrier."""
+
+    def __init__(self, model):
+        self.model, self.classes = model, model.classes
+
+    def probabilities(self, columns):
+        if "ZZ" in columns["carrier"]:
+            raise OverflowError
+        return self.model.probabilities(columns)
+
+
 def test_ten_thousand_records_are_one_request(replica):
     assert len(rows_of(replica, [GOOD] * 10_000)["predictions"]) == 10_000
 
@@ -131,6 +220,9 @@ def test_the_documentation_describes_each_field_with_range_and_unit(replica):
 def test_the_model_its_health_and_its_counts_can_be_asked(replica, flights_version):
     about = httpx.get(replica.url + "/model").json()
     assert about["version"] == flights_version[1] and about["data"]["rows"] > 20_000 and about["metrics"]["rounds"] > 0
+    judged = about["metrics"]["newest_window"]
+    assert judged["rows"] > 5_000 and 0.5 < judged["auc"] < 1 and judged["log_loss"] < 1.05 and judged["calibration_error"] < 0.2
+    assert set(judged["recall"]) == set(flights.label.classes)
     assert all(httpx.get(replica.url + path).status_code == 200 for path in ("/readyz", "/livez"))
     assert httpx.get(replica.url + "/predict").status_code == 405
 

@@ -1,0 +1,180 @@
+"""Windows of traffic: which are judged, against whom, how often; and how profiles come to the store."""
+
+import logging
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timedelta
+from threading import Barrier
+
+import numpy as np
+import pytest
+
+from contracts.contract import PerennialError, Verdict
+from flows.ingest import take_in
+from flows.memory import Memory, remember
+from flows.monitor import _records, _replace, act, closed, due, judge_window, ship, watch
+from flows.train import fetched, fit_version
+from registry.store import FolderStore
+from service import profiles
+from service.model import restore
+from tests.conftest import PUMPS
+from tests.pumps import contract, readings
+
+WEEK, LAST = timedelta(days=7), datetime(2024, 2, 5)  # the newest labelled window
+PASSED = Verdict("gate", "passed")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A store with a champion and a version that passed the gate against it; on five weeks and on six."""
+    home = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PERENNIAL_STORE", str(home / "store"))
+        patch.setenv("PERENNIAL_RUN", str(home / "run"))
+        memory = remember(PUMPS)
+    take_in(memory, datetime(2024, 1, 1), LAST)
+    first = fit_version(memory)
+    take_in(memory, LAST, LAST + WEEK)
+    second = fit_version(memory)
+    memory.ledger.judged(first, PASSED, None, {})
+    memory.ledger.promote(first, expect=None)
+    memory.ledger.judged(second, PASSED, first, {})
+    return memory, first, second
+
+
+@pytest.fixture
+def memory(trained, tmp_path, addresses) -> Memory:
+    shutil.copytree(trained[0].store.folder, tmp_path / "store")
+    return remember(PUMPS)
+
+
+def profile(memory: Memory, version: str, start: datetime = LAST, rows: int = 2_800, hotter: float = 0.0) -> bytes:
+    """What a replica of the version would write of the window's first rows."""
+    traffic = readings(start, start + WEEK).head(rows)
+    traffic["heat"] += hotter
+    columns = contract.columns_of(traffic)
+    probabilities = np.asarray(restore(contract, fetched(memory, version)).probabilities(columns))
+    return profiles.to_bytes(profiles.profile(contract, columns, probabilities, probabilities.argmax(axis=1)))
+
+
+def leave(memory: Memory, version: str, content: bytes, start: datetime = LAST, replica: str = "one"):
+    path = memory.spool / "pumps" / version / start.strftime(profiles.START_FORMAT) / f"{replica}.bin"
+    profiles.write_whole(path, content)
+    return path
+
+
+def judged(window: datetime = LAST):
+    return judge_window.fn(PUMPS, window.isoformat())
+
+
+@pytest.mark.parametrize(("window", "remedy"), [
+    ("2024-02-07T00:00:00", "starts at 2024-02-05T00:00:00"), ("2024-02-05T00:01:00", "starts at 2024-02-05T00:00:00"),
+    ("2024-02-05", "starts at 2024-02-05T00:00:00"), ("2024-02-12T00:00:00", "name 2024-02-05T00:00:00 or an earlier one"),
+    ("2031-01-06T00:00:00", "ingest pumps"), ("teatime", "as 2013-07-01T00:00:00"), ("9999-12-31T00:00:00", "as 2013"),
+    ("2024-02-05T00:00:00+00:00", "without a zone"),
+])
+def test_what_is_no_closed_window_is_refused_and_not_written_down(memory, window, remedy):
+    before = memory.ledger.events()
+    with pytest.raises(PerennialError, match=remedy) as refused:
+        judge_window.fn(PUMPS, window)
+    assert refused.value.exit_code == 2 and memory.ledger.events() == before
+    assert closed(memory, "2024-02-05T00:00:00") == LAST
+
+
+def test_a_window_judged_twice_has_one_answer(memory, trained):
+    leave(memory, trained[1], profile(memory, trained[1]))
+    assert judged()[1] == "fine"
+    leave(memory, trained[1], profile(memory, trained[1], hotter=40), replica="two")
+    verdict, action = judged()
+    assert (verdict["kind"], action) == ("fine", "fine") and memory.ledger.state().claims == {}
+    assert act(memory, LAST, watch(memory, LAST)) == "fine"  # a judge that began before the first had ended
+    assert [event.kind for event in memory.ledger.events()].count("window_judged") == 1
+
+
+def test_an_answer_takes_the_place_of_insufficient_and_keeps_it(memory, trained):
+    leave(memory, trained[1], profile(memory, trained[1], rows=10, hotter=40))
+    assert judged()[1] == judged()[1] == "insufficient"
+    leave(memory, trained[1], profile(memory, trained[1], hotter=40), replica="two")
+    verdict, action = judged()
+    assert (verdict["kind"], action) == ("input drift", "retrain")
+    assert memory.ledger.state().windows[LAST.isoformat()]["verdict"] == verdict
+    memory.ledger.window_judged(LAST.isoformat(), Verdict("drift", "insufficient", kind="insufficient"), {})
+    assert judged() == (verdict, "retrain")
+    memory.ledger.retrain_finished(LAST.isoformat(), "passed", {})
+    assert judged() == (verdict, "retrain")
+    assert [event.kind for event in memory.ledger.events()].count("window_judged") == 2
+
+
+def test_a_former_champions_window_is_judged_against_that_champion(memory, trained):
+    _, first, second = trained
+    leave(memory, first, profile(memory, first, rows=1_000))
+    leave(memory, second, profile(memory, second, rows=900, hotter=40))  # in the shadow, say: it was never champion
+    ship(memory)
+    assert due(memory) == [LAST]
+    memory.ledger.promote(second, expect=first)
+    assert due(memory) == [LAST]
+    verdict, action = judged()
+    assert (verdict["figures"]["version"], verdict["figures"]["rows"], action) == (first, 1_000, "fine")
+    assert due(memory) == []
+
+
+@pytest.mark.parametrize("rows", [999, 1_001])
+def test_the_version_with_most_of_the_windows_rows_is_judged(memory, trained, rows):
+    _, first, second = trained
+    memory.ledger.promote(second, expect=first)
+    leave(memory, first, profile(memory, first, rows=1_000))
+    leave(memory, second, profile(memory, second, rows=rows))
+    assert judged()[0]["figures"]["version"] == (second if rows > 1_000 else first)
+
+
+def test_a_version_that_the_contract_has_outgrown_is_not_asked(memory, trained, monkeypatch):
+    _, first, second = trained
+    leave(memory, first, profile(memory, first))
+    memory.ledger.promote(second, expect=first)
+    ship(memory)
+    monkeypatch.setitem(contract.__dict__, "serving", "of another contract")
+    assert due(memory) == []
+
+
+def test_a_grown_profile_replaces_a_smaller_one_and_never_the_other_way(memory, trained):
+    small, large = (profile(memory, trained[1], rows=rows) for rows in (100, 200))
+    key = f"profiles/pumps/{trained[1]}/{LAST:{profiles.START_FORMAT}}/one.bin"
+    memory.store.create(key, b"")  # as an earlier Perennial shipped it
+    for content, shipped in ((small, 1), (small, 0), (large, 1), (small, 0)):
+        leave(memory, trained[1], content)
+        assert ship(memory) == shipped
+    assert _records(memory.store.get(key)) == 200
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_of_two_shippers_at_once_none_fails_and_the_newer_profile_stays(memory, trained, monkeypatch, there):
+    """Both have read before either writes."""
+    old, small, large = (profile(memory, trained[1], rows=rows) for rows in (50, 100, 200))
+    if there:
+        leave(memory, trained[1], old)
+        ship(memory)
+    key = f"profiles/pumps/{trained[1]}/{LAST:{profiles.START_FORMAT}}/one.bin"
+    both, read, readers = Barrier(2, timeout=10), FolderStore.read, []
+
+    def together(store, asked):
+        try:
+            return read(store, asked)
+        finally:
+            if len(readers) < 2:
+                readers.append(asked)
+                both.wait()
+
+    monkeypatch.setattr(FolderStore, "read", together)
+    with ThreadPoolExecutor(2) as pool:
+        shipped = sum(pool.map(lambda content: _replace(memory, key, content), (large, small)))
+    assert 1 <= shipped <= 2 and _records(memory.store.get(key)) == 200
+
+
+@pytest.mark.parametrize("junk", [b"", b"junk", "torn"])
+def test_junk_in_the_spool_stops_no_window(memory, trained, junk, caplog):
+    whole = profile(memory, trained[1])
+    leave(memory, trained[1], whole)
+    path = leave(memory, trained[1], whole[:len(whole) // 2] if junk == "torn" else junk, replica="two")
+    with caplog.at_level(logging.WARNING):
+        assert judged()[1] == "fine"
+    assert "1 files are no profiles" in caplog.text and str(path) in caplog.text
