@@ -93,8 +93,10 @@ def read_batch(memory: Memory, start: datetime, end: datetime, file: str | None 
 
 def _read(path: Path) -> pd.DataFrame:
     """A file's rows, of a .csv all as text; a unit in a .csv's header, `temp [°C]`, is read as one."""
-    if path.suffix not in (".parquet", ".csv") or not path.is_file():
+    if not path.is_file():
         raise PerennialError(f"no file {path}; name a .parquet or .csv file")
+    if path.suffix not in (".parquet", ".csv"):
+        raise PerennialError(f"{path} is a {path.suffix!r}; name a .parquet or .csv file")
     try:
         rows = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path, dtype="str")
     except (ValueError, OSError) as error:  # pandas' and Arrow's own are among them

@@ -87,15 +87,18 @@ def announce(model: str, window: str, verdict: dict[str, Any], action: str) -> N
 
 
 def ship(memory: Memory) -> int:
-    """Copy the replicas' profiles from this machine's spool to the store, newer over older; how many were new."""
+    """Copy the replicas' profiles from this machine's spool to the store, newer over older; how many were new.
+
+    What is no profile is set aside as a `.junk` file beside it, for a person to look at.
+    """
     shipped, junk = 0, []
     for path in sorted(memory.spool.glob(f"{memory.name}/*/*/*.bin")):
         try:
             shipped += _replace(memory, f"profiles/{path.relative_to(memory.spool).as_posix()}", path.read_bytes())
         except NoProfile:
-            junk.append(str(path))
+            junk.append(str(path.replace(path.with_suffix(".junk"))))
     if junk:
-        log.warning("%d files are no profiles and were not shipped; remove them: %s", len(junk), ", ".join(junk))
+        log.warning("%d files are no profiles and were set aside; look at them: %s", len(junk), ", ".join(junk))
     return shipped
 
 

@@ -177,4 +177,4 @@ def test_junk_in_the_spool_stops_no_window(memory, trained, junk, caplog):
     path = leave(memory, trained[1], whole[:len(whole) // 2] if junk == "torn" else junk, replica="two")
     with caplog.at_level(logging.WARNING):
         assert judged()[1] == "fine"
-    assert "1 files are no profiles" in caplog.text and str(path) in caplog.text
+    assert "1 files are no profiles" in caplog.text and str(path.with_suffix(".junk")) in caplog.text and not path.exists()

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from contracts.contract import Gate
+from contracts.contract import Gate, canonical
 from contracts.flights import contract as flights
 from contracts.quality import apart, calibration_error, check, gate, paired, scores
 from tests.pumps import contract as pumps
@@ -57,7 +57,10 @@ def test_both_sides_of_the_limit_of_bad_rows(week):
 @pytest.mark.parametrize(("spoil", "said"), [
     (lambda rows: rows.drop(columns="temp"), "temp: column missing"),
     (lambda rows: rows.assign(temp="warm"), "temp: type"),
-    (lambda rows: rows.assign(departs=rows["departs"].astype(str)), "departs: type"),
+    (lambda rows: rows.assign(carrier=7), "carrier: type str, found int64, 6099 rows, such as 7"),
+    (lambda rows: rows.assign(departs=rows["departs"].astype("int64")), "departs: type datetime without a zone, found int64"),
+    (lambda rows: rows.assign(temp=rows["departs"]), "temp: type float, found datetime64[us]"),
+    (lambda rows: rows.assign(flight=rows["flight"] + 0.5), "flight: type int, found float64"),
 ])
 def test_a_batch_of_another_shape_is_refused_whole(week, spoil, said):
     checked = check(flights, spoil(week))
@@ -70,6 +73,21 @@ def test_a_changed_unit_is_refused_whole(week):
     celsius.attrs["units"] = {"temp": "°C"}
     verdict = check(flights, celsius).verdict
     assert verdict.outcome == "failed" and verdict.reasons == ("temp: unit '°C', rule: '°F'",)
+
+
+def test_text_that_reads_as_its_type_is_read(week):
+    checked, plain = check(flights, week.astype(str).where(week.notna())), check(flights, week)
+    assert checked.verdict.passed and checked.good.equals(plain.good)
+
+
+def test_both_sides_of_a_changed_type(week):
+    rows = week.head(100).astype({"distance": object})
+    rows.loc[:49, "distance"] = "far"
+    verdict = check(replace(flights, bad_rows=0.5), rows).verdict
+    assert verdict.passed and verdict.figures["by_rule"][0]["examples"][0] == {"row": 0, "value": "far"}
+    rows.loc[:50, "distance"] = "far"
+    verdict = check(replace(flights, bad_rows=1), rows).verdict
+    assert verdict.outcome == "failed" and verdict.reasons == ("distance: type float, found object, 51 rows, such as far, far, far",)
 
 
 def test_an_empty_batch_is_insufficient(week):
@@ -171,6 +189,46 @@ def test_a_slice_that_falls_behind_refuses_what_is_better_on_the_whole():
     verdict = judged(labels, challenger, champion, shops)
     assert verdict.outcome == "failed" and any("starts=south falls behind" in reason for reason in verdict.reasons)
     assert judged(labels, good, champion, shops).passed
+
+
+@pytest.mark.parametrize("broken", [np.nan, np.inf, -0.2, 0.2])
+def test_what_are_no_probabilities_is_a_verdict(broken):
+    labels, good, shops = world()
+    bad = good.copy()
+    bad[5, 0] = broken if not np.isfinite(broken) else bad[5, 0] + broken
+    verdict = judged(labels, bad, good, shops, refit_shift=float("nan"))
+    assert verdict.outcome == "failed" and "the challenger answers 1 of 2000 rows with" in verdict.reasons[0]
+    assert verdict.figures["challenger"]["log_loss"] is None and canonical(verdict.as_json())
+    verdict = judged(labels, good, bad, shops)
+    assert verdict.outcome == "insufficient" and "the champion answers 1 of 2000" in verdict.reasons[0]
+    assert canonical(verdict.as_json())
+
+
+def test_a_model_of_other_classes_is_a_verdict():
+    labels, good, shops = world()
+    three = np.column_stack([good * 0.5, np.full(len(good), 0.5)])
+    assert judged(labels, good, three, shops).reasons == ("the champion answers 3 classes, the contract names 2: nothing to compare with",)
+    assert judged(labels, good, three, shops).outcome == "insufficient"
+    assert judged(labels, three, good, shops).outcome == "failed"
+
+
+@pytest.mark.parametrize(("behind", "name"), [(np.array([None] * 100), "(missing)"), (np.arange(100).astype(object), "(others)")])
+def test_rows_without_a_value_and_those_of_small_slices_are_slices_too(behind, name):
+    labels, good, _ = world()
+    champion, challenger = worse(good), good.copy()
+    champion[:100], challenger[:100] = good[:100], worse(good[:100])
+    shops = np.concatenate([behind, np.full(1_900, "north", object)])
+    verdict = judged(labels, challenger, champion, shops)
+    assert verdict.outcome == "failed" and verdict.reasons[0].startswith(f"starts={name} falls behind")
+    shops[0] = "north"  # 99 rows are too few to judge, but are shown
+    verdict = judged(labels, challenger, champion, shops)
+    assert verdict.passed and (name, 99) in [(one["value"], one["rows"]) for one in verdict.figures["slices"]]
+
+
+def test_a_slice_column_without_values_is_insufficient():
+    labels, good, _ = world()
+    verdict = judged(labels, good, worse(good), np.full(len(labels), None))
+    assert verdict.outcome == "insufficient" and verdict.reasons == ("no slice of starts has 100 rows",)
 
 
 def test_undefined_figures_are_insufficient_and_never_a_pass():

@@ -349,6 +349,22 @@ def test_a_batch_is_appended_once_and_old_versions_read_back_equal(store):
     assert len(part) == 800 and part["measured_at"].is_monotonic_increasing
 
 
+def test_a_version_knows_the_newest_end_of_all_it_holds(store):
+    take(store, 5, 7)
+    older = take(store, 1, 5)
+    assert (older.start, older.end) == ("2024-01-01T00:00:00", "2024-01-07T00:00:00")
+    assert (older.batch_start, older.batch_end) == ("2024-01-01T00:00:00", "2024-01-05T00:00:00")
+    assert take(store, 1, 5) == older
+    newer = take(store, 7, 8)
+    assert newer.end == newer.batch_end == "2024-01-08T00:00:00"
+
+
+def test_a_version_stored_without_its_batchs_window_is_read(tmp_path):
+    known = take(open_store(str(tmp_path)), 1, 3)
+    stored = {name: value for name, value in known.as_json().items() if not name.startswith("batch_")}
+    assert data.DataVersion.from_json(stored) == known
+
+
 def test_the_same_batch_from_many_at_once_is_there_once(tmp_path):
     store = open_store(str(tmp_path))
     take(store, 1, 3)

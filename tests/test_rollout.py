@@ -5,7 +5,9 @@ import signal
 import subprocess
 import sys
 import threading
+from datetime import datetime
 
+import numpy as np
 import pytest
 
 from deployments import balancer, fleet, kustomize, replicas
@@ -13,6 +15,7 @@ from flows import release, rollout
 from flows.train import fit_version, judge
 from service import profiles
 from tests.conftest import PUMPS
+from tests.pumps import readings
 
 IMAGE = f"registry.example.org/pumps@sha256:{'a' * 64}"
 
@@ -37,19 +40,25 @@ def test_a_version_that_did_not_pass_is_handed_to_nobody(pumps, tmp_path):
 def test_shipping_goes_on_until_it_is_told_to_end_and_then_ships_a_last_time(pumps):
     command = [sys.executable, "-c", "from flows.cli import main; main()", "ship", PUMPS, "--every", "0.2"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as shipping:
-        leave(pumps, "one-0.bin")
-        assert replicas.until(lambda: stored(pumps) == {"one-0.bin"}, 30)
-        os.kill(shipping.pid, signal.SIGSTOP)  # else the next round, not the last one, might ship it
-        leave(pumps, "two-0.bin")
-        os.kill(shipping.pid, signal.SIGTERM)
-        os.kill(shipping.pid, signal.SIGCONT)
-        said, _ = shipping.communicate(timeout=30)
+        try:
+            leave(pumps, "one-0.bin")
+            assert replicas.until(lambda: stored(pumps) == {"one-0.bin"}, 30)
+            os.kill(shipping.pid, signal.SIGSTOP)  # else the next round, not the last one, might ship it
+            leave(pumps, "two-0.bin")
+            os.kill(shipping.pid, signal.SIGTERM)
+            os.kill(shipping.pid, signal.SIGCONT)
+            said, _ = shipping.communicate(timeout=30)
+        finally:
+            shipping.kill()
     assert shipping.returncode == 0 and "2 new or changed profiles" in said
     assert stored(pumps) == {"one-0.bin", "two-0.bin"}
 
 
 def leave(memory, name: str) -> None:
-    profiles.write_whole(memory.spool / "pumps" / ("f" * 64) / "20240219T000000" / name, name.encode())
+    columns = memory.contract.columns_of(readings(datetime(2024, 2, 19), datetime(2024, 2, 20)))
+    even = np.full((len(columns["heat"]), 2), 0.5)
+    view = profiles.profile(memory.contract, columns, even, even.argmax(axis=1))
+    profiles.write_whole(memory.spool / "pumps" / ("f" * 64) / "20240219T000000" / name, profiles.to_bytes(view))
 
 
 def stored(memory) -> set[str]:

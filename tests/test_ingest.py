@@ -1,0 +1,177 @@
+"""A batch from a file to a data version: what is read, what is set aside, and what is refused in plain words."""
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from contracts.contract import PerennialError, Refused
+from flows.ingest import read_batch, take_in
+from flows.memory import remember
+from flows.train import champion_probabilities, fit_version, judged_from
+from registry import data, models
+from tests.conftest import PUMPS
+from tests.pumps import readings
+
+START, END = datetime(2024, 1, 1), datetime(2024, 1, 3)
+
+
+@pytest.fixture
+def memory(addresses):
+    return remember(PUMPS)
+
+
+def spoiled(row: int, **values) -> pd.DataFrame:
+    """Two days of readings, one of them with these cells."""
+    rows = readings(START, END).astype(object)
+    rows.loc[row, list(values)] = list(values.values())
+    return rows
+
+
+def written(folder, rows: pd.DataFrame, suffix: str = ".csv") -> str:
+    path = folder / f"rows{suffix}"
+    rows.to_csv(path, index=False) if suffix == ".csv" else rows.to_parquet(path)
+    return str(path)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_a_file_gives_what_the_source_gives(memory, addresses, suffix):
+    rows = readings(START, END + timedelta(days=2))
+    version, verdict = take_in(memory, START, END, written(addresses, rows, suffix))
+    assert verdict.passed and data.read(memory.store, version).equals(take_in_source(memory))
+
+
+def take_in_source(memory) -> pd.DataFrame:
+    other = replace(memory, contract=replace(memory.contract, name="other"))
+    return data.read(memory.store, take_in(other, START, END)[0])
+
+
+@pytest.mark.parametrize(("column", "value", "said"), [
+    ("measured_at", "soon", "measured_at: type datetime without a zone, found soon"),
+    ("measured_at", "2024-01-01T12:00:00Z", "measured_at: type datetime without a zone, found 2024-01-01T12:00:00Z"),
+    ("measured_at", None, "measured_at: not_nullable"),
+    ("vibration", "strong", "vibration: type float, found strong"),
+    ("starts", None, "starts: type int"),
+    ("starts", 1.5, "starts: type int, found 1.5"),
+    ("stopped", "maybe", "stopped: type bool, found maybe"),
+    ("stopped", None, "stopped: type bool"),
+])
+def test_one_odd_cell_is_set_aside_and_the_rest_goes_through(memory, addresses, column, value, said):
+    version, verdict = take_in(memory, START, END, written(addresses, spoiled(7, **{column: value})))
+    assert verdict.passed and (version.rows, verdict.figures["bad"]) == (799, 1)
+    assert [rule["count"] for rule in verdict.figures["by_rule"]] == [1]
+    assert data.bad_rows(memory.store, memory.name)["reasons"][0].startswith(said)
+    assert dict(data.read(memory.store, version).dtypes) == dict(take_in_source(memory).dtypes)
+
+
+def test_odd_cells_of_several_batches_are_kept_in_one_table(memory, addresses):
+    take_in(memory, START, END, written(addresses, spoiled(7, starts="many", heat="hot", stopped=None)))
+    later = readings(END, END + timedelta(days=1))
+    later.loc[3, "vibration"] = 500.0
+    take_in(memory, END, END + timedelta(days=1), written(addresses, later, ".parquet"))
+    assert len(data.bad_rows(memory.store, memory.name)) == 2
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_rows_without_a_time_are_counted_and_refuse_the_batch_above_the_limit(memory, addresses, suffix):
+    rows = readings(START, END)
+    rows.loc[:7, "measured_at"] = pd.NaT
+    assert take_in(memory, START, END, written(addresses, rows, suffix))[1].figures["bad"] == 8  # of 800: the limit itself
+    rows.loc[:8, "measured_at"] = pd.NaT
+    with pytest.raises(Refused, match=r"9 of 800 rows are bad.*measured_at: not_nullable, 9 rows.*rows.*ingest it again"):
+        take_in(memory, START, END, written(addresses, rows, suffix))
+
+
+def test_a_key_is_stored_once_a_batch(memory, addresses):
+    keyed = replace(memory, contract=replace(memory.contract, key=("measured_at", "vibration")))
+    rows = readings(START, END)
+    rows = pd.concat([rows, rows.head(3).assign(starts=0)])
+    version, verdict = take_in(keyed, START, END, written(addresses, rows))
+    assert version.rows == 800 and data.read(memory.store, version)["starts"].equals(readings(START, END)["starts"])
+    assert set(data.bad_rows(memory.store, memory.name)["reasons"]) == {"row: an earlier row has its key"}
+    assert verdict.figures["by_rule"][0]["count"] == 3
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_a_unit_that_a_file_states_must_be_the_contracts(memory, addresses, suffix):
+    def stating(unit: str) -> str:
+        rows = readings(START, END)
+        rows.attrs["units"] = {"heat": unit}
+        return written(addresses, rows.rename(columns={"heat": f"heat [{unit}]"}) if suffix == ".csv" else rows, suffix)
+
+    assert take_in(memory, START, END, stating("°C"))[1].passed
+    with pytest.raises(Refused, match="heat: unit '°F', rule: '°C'"):
+        take_in(memory, START, END, stating("°F"))
+
+
+@pytest.mark.parametrize(("name", "content", "said"), [
+    ("empty.csv", b"", "empty.csv can't be read as .csv"), ("junk.csv", b"\x9e\xff\x00", "junk.csv can't be read as .csv"),
+    ("junk.parquet", b"hello", "junk.parquet can't be read as .parquet"), ("rows.txt", b"a,b", "rows.txt is a '.txt'; name a .parquet"),
+    ("bare.csv", b"vibration\n1\n", "measured_at: column missing.*mend .*bare.csv"),
+    ("head.csv", ",".join(readings(START, START)).encode(), "the batch has no rows.*mend .*head.csv")])
+def test_a_file_that_is_no_batch_says_what_to_mend(memory, addresses, name, content, said):
+    (addresses / name).write_bytes(content)
+    with pytest.raises(PerennialError, match=said):
+        take_in(memory, START, END, str(addresses / name))
+    assert data.versions(memory.store, memory.name) == []
+
+
+def test_times_with_a_zone_are_refused_with_examples(memory, addresses):
+    rows = readings(START, END)
+    aware = rows.assign(measured_at=rows["measured_at"].dt.tz_localize("UTC"))
+    for suffix in (".csv", ".parquet"):
+        with pytest.raises(Refused, match=r"measured_at: type datetime without a zone, found .*, 800 rows, such as 2024-01-01 .*\+00:00"):
+            take_in(memory, START, END, written(addresses, aware, suffix))
+    with pytest.raises(PerennialError, match=r"has a zone.*name it as 2024-01-01 00:00:00"):
+        take_in(memory, START.replace(tzinfo=UTC), END)
+
+
+def test_labels_that_have_not_matured_are_refused(memory):
+    matured = datetime.now() - memory.contract.label.matures
+    with pytest.raises(PerennialError, match=r"mature after 12:00:00; name --end .* or earlier"):
+        take_in(memory, matured - timedelta(days=2), matured + timedelta(minutes=1))
+    assert take_in(memory, matured - timedelta(days=2), matured)[1].passed
+
+
+def test_a_gap_before_a_batch_is_said(memory):
+    take_in(memory, START, END)
+    assert take_in(memory, END, END + timedelta(days=1))[1].reasons == ()
+    verdict = take_in(memory, END + timedelta(days=2), END + timedelta(days=3))[1]
+    assert verdict.passed and "--start 2024-01-04T00:00:00 --end 2024-01-05T00:00:00" in verdict.reasons[0]
+
+
+def test_older_events_ingested_later_move_no_window(memory, monkeypatch):
+    """A backfill: the newest window, the default start and the champion's guard stay where the newest events are."""
+    newest = datetime(2024, 2, 26)
+    take_in(memory, datetime(2024, 1, 15), newest)
+    version = fit_version(memory)
+    source = take_in(memory, START, datetime(2024, 1, 15))[0]
+    assert (source.start, source.end) == (START.isoformat(), newest.isoformat())
+    assert (source.batch_start, source.batch_end) == (START.isoformat(), "2024-01-15T00:00:00")
+    assert judged_from(memory, source) == newest - memory.contract.gate.window
+    with pytest.raises(PerennialError, match="nothing fresh is left"):
+        champion_probabilities(memory, version, data.read(memory.store, source, judged_from(memory, source)))
+    later = fit_version(memory)
+    assert models.manifest(memory.store, memory.name, later)["data"]["end"] == newest.isoformat()
+    monkeypatch.setattr("flows.ingest.read_batch", lambda memory, start, end, file: readings(start, START + (newest - START) * 2).head(9))
+    assert take_in(memory)[0].batch_start == newest.isoformat()
+
+
+def test_too_few_rows_on_a_side_of_the_gates_window_are_named(memory, monkeypatch):
+    rows = readings(START, datetime(2024, 1, 9))
+    rows = rows[(rows["measured_at"] >= datetime(2024, 1, 2)) | (np.arange(len(rows)) < 1)]
+    monkeypatch.setattr("flows.ingest.read_batch", lambda *_: rows)
+    take_in(memory, START, datetime(2024, 1, 9))
+    with pytest.raises(PerennialError, match=r"pumps: 1 of 2801 rows are older than the gate's window.*ingest more first"):
+        fit_version(memory)
+    monkeypatch.setattr("flows.ingest.read_batch", lambda *_: readings(datetime(2024, 1, 9), datetime(2024, 1, 10)))
+    take_in(memory, datetime(2024, 1, 9), datetime(2024, 3, 1))
+    with pytest.raises(PerennialError, match="3201 of 3201 rows are older"):
+        fit_version(memory)
+
+
+def test_a_file_is_cut_to_the_window_but_for_unreadable_times(memory, addresses):
+    file = written(addresses, spoiled(7, measured_at="soon"))
+    assert len(read_batch(memory, START, START + timedelta(days=1), file)) == 400
