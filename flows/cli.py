@@ -1,6 +1,7 @@
 """`perennial …`: every flow and every question from a shell. Imports wait until a command needs them."""
 
 import json
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -30,6 +31,7 @@ def main() -> None:
     """Run a command; an error is one line, exit code 2 for the user's mistake and 1 for a failure."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
+    logging.getLogger("EventsWorker").setLevel(logging.ERROR)  # Prefect tells at an end that some events are still on their way
     try:
         app(standalone_mode=True)
     except Exception as error:

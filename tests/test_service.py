@@ -5,11 +5,13 @@ import json
 import os
 import socket
 import subprocess
+import sys
 import venv
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import datetime
 from itertools import count
+from pathlib import Path
 from unittest.mock import MagicMock
 
 import httpx
@@ -65,11 +67,11 @@ def test_each_record_gets_a_class_by_name_every_probability_and_an_id_of_its_own
 
 
 def test_what_is_asked_together_is_answered_apart(replica, samples):
-    alone = {index: rows_of(replica, [record])["predictions"][0]["probabilities"] for index, record in enumerate(samples["records"])}
+    records = samples["records"][:40]
+    alone = [rows_of(replica, [record])["predictions"][0]["probabilities"] for record in records]
     with ThreadPoolExecutor(16) as pool:
-        together = list(pool.map(lambda record: rows_of(replica, [record]), samples["records"] * 4))
-    for index, answer in enumerate(together):
-        assert answer["predictions"][0]["probabilities"] == alone[index % len(alone)]
+        together = list(pool.map(lambda record: rows_of(replica, [record]), records * 4))
+    assert [answer["predictions"][0]["probabilities"] for answer in together] == alone * 4
 
 
 def test_unknown_categories_and_missing_optional_fields_are_predictions(replica):
@@ -249,10 +251,11 @@ def test_a_bento_holds_the_service_the_contracts_and_the_model_and_nothing_else(
 
 def test_the_bento_serves_in_a_clean_environment(flights_bento, samples, tmp_path):
     """Installed from the bento's own hash-locked requirements and nothing else, far from this project's folder."""
-    venv.create(tmp_path / "clean", with_pip=True)
+    venv.create(tmp_path / "clean")
     python, port = str(tmp_path / "clean" / "bin" / "python"), replicas.free_ports(1)[0]
     requirements = flights_bento / "env" / "python" / "requirements.txt"
-    subprocess.run([python, "-m", "pip", "install", "-q", "--no-deps", "--require-hashes", "-r", requirements], check=True)
+    uv = Path(sys.executable).with_name("uv")  # in half of pip's time
+    subprocess.run([uv, "pip", "install", "-q", "--python", python, "--no-deps", "--require-hashes", "-r", requirements], check=True)
     command = [python, "-m", "bentoml", "serve", str(flights_bento), "--host", "127.0.0.1", "--port", str(port)]
     with (tmp_path / "log").open("w") as log:
         serving = subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log, env={
