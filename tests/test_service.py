@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import datetime
 from itertools import count
-from pathlib import Path
 from unittest.mock import MagicMock
 
 import httpx
@@ -254,8 +253,8 @@ def test_the_bento_serves_in_a_clean_environment(flights_bento, samples, tmp_pat
     venv.create(tmp_path / "clean")
     python, port = str(tmp_path / "clean" / "bin" / "python"), replicas.free_ports(1)[0]
     requirements = flights_bento / "env" / "python" / "requirements.txt"
-    uv = Path(sys.executable).with_name("uv")  # in half of pip's time
-    subprocess.run([uv, "pip", "install", "-q", "--python", python, "--no-deps", "--require-hashes", "-r", requirements], check=True)
+    install = [sys.executable, "-m", "pip", "--python", python, "install", "-q", "--no-compile", "--no-deps", "--require-hashes"]
+    subprocess.run([*install, "-r", requirements], check=True)
     command = [python, "-m", "bentoml", "serve", str(flights_bento), "--host", "127.0.0.1", "--port", str(port)]
     with (tmp_path / "log").open("w") as log:
         serving = subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log, env={
