@@ -144,7 +144,7 @@ STEPS = [(replicas, "start"), (Ledger, "promote"), (balancer, "route")]
 
 @pytest.fixture(scope="module")
 def two_versions(tmp_path_factory):
-    """A store with two versions and their bentos; the second passed the gate and is not promoted yet."""
+    """A store with two versions and their bentos; the second passed the gate and is not promoted yet. One replica serves."""
     home = tmp_path_factory.mktemp("two")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PERENNIAL_STORE", str(home / "store"))
@@ -156,7 +156,9 @@ def two_versions(tmp_path_factory):
     take_in(memory, datetime(2024, 2, 12), datetime(2024, 3, 18))
     second = flows.train.fit_version(memory)
     assert flows.train.judge(memory, second).passed
-    yield memory, first, second
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rollout, "REPLICAS", 1)
+        yield memory, first, second
     balancer.stop_all(memory.run)
 
 
@@ -204,9 +206,9 @@ def test_killed_before_the_old_replicas_are_retired_the_reconciler_notices(two_v
         patch.setattr(rollout, "_retire", killed)
         with pytest.raises(PowerFails):
             rollout.put_in_front(memory, second, release.build_bento(memory, second))
-    assert len(replicas.running(memory.run, "pumps")) == 4 and not rollout.served(memory)
+    assert len(replicas.running(memory.run, "pumps")) == 2 and not rollout.served(memory)
     rollout.put_in_front(memory, second, release.build_bento(memory, second))
-    assert len(replicas.running(memory.run, "pumps")) == 2 and rollout.served(memory)
+    assert len(replicas.running(memory.run, "pumps")) == 1 and rollout.served(memory)
 
 
 def test_a_champion_with_other_features_is_asked_over_http(two_versions):
