@@ -10,7 +10,7 @@ demo: $(ENV)/installed  ## Replay a real year through the whole loop; ARGS="--un
 
 test: $(ENV)/installed  ## Style, then every test that needs no docker; ARGS="-k ledger" for a few.
 	@$(BIN)/ruff check .
-	@$(BIN)/python -m pytest -m "not containers" $(ARGS)
+	@$(BIN)/python -m pytest -m "not containers" -n 2 --dist loadfile $(ARGS)
 
 test-containers: $(ENV)/installed  ## The tests of images, containers and the compose stack; needs docker, docker-compose and a registry at 127.0.0.1:5000.
 	@$(BIN)/python -m pytest -m containers $(ARGS)
@@ -19,7 +19,7 @@ $(ENV)/installed: requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13) and "Perennial needs Python 3.11 or 3.12, this is %s; run: make PYTHON=python3.12" % sys.version.split()[0])'
 	@echo "installing into $(ENV) (once, about two minutes) ..."
 	@$(PYTHON) -m venv --clear $(ENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 

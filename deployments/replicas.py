@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -22,6 +23,7 @@ from contracts.contract import PerennialError
 MARK = "PERENNIAL_PROCESS"  # the path of its log, in the environment of each process we start and of its children
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "BENTOML_DO_NOT_TRACK": "True", "OTEL_SDK_DISABLED": "true",
                "WHYLOGS_NO_ANALYTICS": "True"}
+PORTS = range(20_000, 32_768)  # below those that Linux and macOS give to clients' ends of connections
 QUIET_LOOKS = 15  # a tenth of a second each: the balancer may still hold a request whose body is on its way
 
 
@@ -232,10 +234,16 @@ def answers(url: str) -> bool:
 
 
 def free_ports(count: int) -> list[int]:
-    """Different ports of 127.0.0.1 on which nothing listens."""
+    """Different ports of 127.0.0.1 on which nothing listens, and which no client's end of a connection is given."""
     with ExitStack() as held:
-        sockets = [held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [each.getsockname()[1] for each in sockets]
+        found = []
+        for port in random.sample(PORTS, len(PORTS)):
+            if len(found) == count:
+                return found
+            with suppress(OSError):
+                held.enter_context(socket.create_server(("127.0.0.1", port)))
+                found.append(port)
+    raise OSError(f"no {count} free ports in {PORTS}")
 
 
 def port_or_free(port: int | None) -> int:

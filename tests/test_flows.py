@@ -137,3 +137,14 @@ def test_the_orchestrator_shows_what_was_done(servers):
     assert all(f"model:{PUMPS}" in run.tags for run in runs if run.parameters.get("model") == PUMPS and run.state.is_completed())
     assert {"data-check", "gate", "window", "release"} <= {artifact.key.split("pumps-")[-1] for artifact in artifacts if artifact.key}
     assert any("retraining" in automation.name for automation in automations)
+
+
+def test_the_reconcilers_runs_are_planned_and_the_server_has_no_fault_to_tell(servers):
+    def planned():
+        with get_client(sync_client=True) as client:
+            reconciler = client.read_deployment_by_name("reconcile/reconcile").id
+            return [run for run in client.read_flow_runs() if run.deployment_id == reconciler and run.state.is_scheduled()]
+
+    assert all(run.auto_scheduled and run.expected_start_time.minute == 17 for run in until(planned))
+    log = (remember(PUMPS).run / "logs" / "prefect-server.log").read_text()
+    assert "Traceback" not in log, log[-3000:]
