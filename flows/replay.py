@@ -72,7 +72,8 @@ class Traffic:
             sent, deadline = 0, time.monotonic() + TRAINING
             while not await asyncio.to_thread(finished):
                 if time.monotonic() > deadline:
-                    raise PerennialError(f"the retraining did not end in {TRAINING} s; read its run in the Prefect UI")
+                    log = demo_home() / "run" / "logs" / "prefect-worker.log"
+                    raise PerennialError(f"the retraining did not end in {TRAINING} s; its worker's log says why: {log}")
                 pace = FAST if await asyncio.to_thread(watched) else PACE
                 for _ in range(round(0.5 / pace)):
                     if sent < len(indices) - BATCH:
