@@ -7,15 +7,18 @@ challenger here carries its "passed", so that only what the rollout itself sees 
 import argparse
 import http.client
 import json
+import multiprocessing
 import os
+import queue
 import shutil
 import signal
 import statistics
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -91,52 +94,77 @@ def COLUMNS(code):
 '''
 
 
-@dataclass
+Asked = list[tuple[float, float, int | str]]  # (when, seconds, status or error) of each request
+
+
 class Callers:
-    """Steady load from threads that keep their connections; `asked` holds (when, seconds, status or error)."""
+    """Steady load from another process, so that what the release itself computes holds up no caller."""
 
-    url: str
-    bodies: list[bytes]
-    asked: list[tuple[float, float, int | str]] = field(default_factory=list)
-
-    def run(self, over: threading.Event, offset: int) -> None:
-        host = self.url.removeprefix("http://").split("/")[0]
-        path, pace = "/" + self.url.split("/", 3)[3], THREADS / RATE
-        connection, due, turn = http.client.HTTPConnection(host, timeout=30), time.monotonic() + offset / RATE, offset
-        while not over.is_set():
-            time.sleep(max(0.0, due - time.monotonic()))
-            begun, due, turn = time.monotonic(), max(due + pace, time.monotonic() - 1), turn + THREADS
-            try:
-                connection.request("POST", path, self.bodies[turn % len(self.bodies)], {"Content-Type": "application/json"})
-                reply = connection.getresponse()
-                reply.read()
-                said: int | str = reply.status
-            except (OSError, http.client.HTTPException) as error:
-                said = repr(error)
-                connection.close()
-            self.asked.append((begun, time.monotonic() - begun, said))
-        connection.close()
+    def __init__(self, url: str, bodies: list[bytes]):
+        context = multiprocessing.get_context("spawn")
+        self.asked: Asked = []
+        self._over, self._told = context.Event(), context.Queue()
+        self._process = context.Process(target=call, args=(url, bodies, self._over, self._told), daemon=True)
 
     @contextmanager
     def calling(self) -> Iterator[None]:
-        over = threading.Event()
-        threads = [threading.Thread(target=self.run, args=(over, index)) for index in range(THREADS)]
-        for each in threads:
-            each.start()
+        self._process.start()
+        self._hear()
         try:
             yield
         finally:
-            over.set()
-            for each in threads:
-                each.join()
+            self._over.set()
+            while self._process.is_alive() or not self._told.empty():
+                with suppress(queue.Empty):
+                    self.asked += self._told.get(timeout=0.1)
+
+    def _hear(self) -> None:
+        """Take in what was told, until something that was asked after now is among it."""
+        now = time.monotonic()
+        while not self.asked or self.asked[-1][0] < now:
+            self.asked += self._told.get(timeout=60)
 
     def between(self, start: float, end: float) -> dict[str, Any]:
+        if self._process.is_alive():
+            self._hear()
         seen = [(seconds, said) for begun, seconds, said in self.asked if start <= begun < end]
         times = np.array([seconds for seconds, _ in seen]) * 1000
         failed = [said for _, said in seen if said != 200]
         return {"requests": len(seen), "requests_failed": len(failed), "failures": sorted({str(said) for said in failed}),
                 "per_second": round(len(seen) / (end - start), 1), "p50_ms": float(np.percentile(times, 50)),
                 "p99_ms": float(np.percentile(times, 99)), "max_ms": float(times.max())}
+
+
+def call(url: str, bodies: list[bytes], over: Any, told: Any) -> None:
+    """RATE requests a second from THREADS threads that keep their connections, told of twice a second, in order of time."""
+    asked: deque = deque()
+    threads = [threading.Thread(target=_ask, args=(url, bodies, index, over, asked)) for index in range(THREADS)]
+    for each in threads:
+        each.start()
+    while any(each.is_alive() for each in threads):
+        time.sleep(0.5)
+        if chunk := [asked.popleft() for _ in range(len(asked))]:
+            told.put(chunk)
+    told.put(list(asked))
+
+
+def _ask(url: str, bodies: list[bytes], offset: int, over: Any, asked: deque) -> None:
+    host = url.removeprefix("http://").split("/")[0]
+    path, pace = "/" + url.split("/", 3)[3], THREADS / RATE
+    connection, due, turn = http.client.HTTPConnection(host, timeout=30), time.monotonic() + offset / RATE, offset
+    while not over.is_set():
+        time.sleep(max(0.0, due - time.monotonic()))
+        begun, due, turn = time.monotonic(), max(due + pace, time.monotonic() - 1), turn + THREADS
+        try:
+            connection.request("POST", path, bodies[turn % len(bodies)], {"Content-Type": "application/json"})
+            reply = connection.getresponse()
+            reply.read()
+            said: int | str = reply.status
+        except (OSError, http.client.HTTPException) as error:
+            said = repr(error)
+            connection.close()
+        asked.append((begun, time.monotonic() - begun, said))
+    connection.close()
 
 
 def main() -> None:
@@ -169,6 +197,7 @@ def measure(memory: Memory, asked: argparse.Namespace) -> dict[str, Any]:
     callers = Callers(f"{balancer.start(memory.run).url}/flights/predict", bodies)
     with callers.calling():
         found["quiet"] = during(callers, lambda: time.sleep(QUIET))
+        print("quiet", json.dumps(found["quiet"]), flush=True)
         if asked.releases:
             found["releases"] = releases(memory, callers, second, asked.releases)
             found["p99_ratio"] = found["releases"]["load"]["p99_ms"] / found["quiet"]["p99_ms"]
