@@ -13,7 +13,7 @@ test: $(ENV)/installed  ## Style, then every test that needs no docker; ARGS="-k
 	@$(BIN)/python -m pytest -m "not containers" -n 2 --dist loadfile $(ARGS)
 
 test-containers: $(ENV)/installed  ## The tests of images, containers and the compose stack; needs docker, docker-compose and a registry at 127.0.0.1:5000.
-	@$(BIN)/python -m pytest -m containers $(ARGS)
+	@$(BIN)/python -m pytest -m containers --timeout 1800 $(ARGS)
 
 $(ENV)/installed: requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13) and "Perennial needs Python 3.11 or 3.12, this is %s; run: make PYTHON=python3.12" % sys.version.split()[0])'
