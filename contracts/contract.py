@@ -25,6 +25,7 @@ PROBABILITY = "probability."  # a class's probability, in a profile: this and th
 FIELD_RULES = {  # Pandera's checks of one value, which the service holds callers to as well
     "equal_to", "not_equal_to", "greater_than_or_equal_to", "greater_than", "less_than_or_equal_to", "less_than", "in_range",
     "isin", "notin", "str_matches", "str_contains", "str_startswith", "str_endswith", "str_length"}
+ROOM = {"__init__", "contract", "bins", "reference", "quality", "drift", "canary"}  # what is no contract in contracts/
 WEEK_ZERO = datetime(1970, 1, 5)  # a Monday: windows of a week start on Mondays
 
 
@@ -152,21 +153,48 @@ class Gate:
 class Drift:
     """When a window of traffic asks for a retraining, and how often it may.
 
-    `distance`: population stability index of a feature. `bad_inputs`: share of records that were refused, as a broken
-    caller sends them. `label_gap`: divergence, in nats, of the class shares
-    that came true from those that the model expected (calibration in the large).
+    `false_alarms`: share of windows of unchanged traffic that any check may fail. `detect`: the Jensen-Shannon distance
+    (0.1: a normal column moved by a quarter of its deviation) that a window must be able to find, from which follow the
+    rows it needs; `min_rows` sets these by hand. `ordinary`: the least distance, and `share` the least part of the
+    records missing or never seen, that matter at all, however sure they are. Floors above these are learnt at training.
+    `floors` and `severity` set a floor, or what follows ("page", "drift", "note"), by hand: for a column ("temp") or for
+    one of its checks ("temp.missing", "dest.new", "temp.values"). Columns to `ignore` are not judged.
+
+    `persist`: of how many of the last windows drift must be told, the newest among them, before it starts a retraining.
+    `bad_inputs`: share of records that were refused, as a broken caller sends them, if they are more than `bad_rows`.
+    `label_gap`: divergence, in nats, of the class shares that came true, on `min_labels` labels or more, from those that
+    the model expected (calibration in the large).
     """
 
     window: timedelta = timedelta(days=7)
-    min_rows: int = 500
-    distance: float = 0.25
-    features: int = 1
+    false_alarms: float = 0.005
+    detect: float = 0.1
+    min_rows: int | None = None
+    ordinary: float = 0.02
+    share: float = 0.005
+    floors: Mapping[str, float] = field(default_factory=dict)
+    severity: Mapping[str, Literal["page", "drift", "note"]] = field(default_factory=dict)
+    ignore: tuple[str, ...] = ()
+    persist: tuple[int, int] = (2, 3)
     label_gap: float = 0.02
+    min_labels: int = 500
     retrain_on: tuple[str, ...] = ("input drift", "prediction drift", "worse on labels")
-    null_share: float = 0.5
     bad_inputs: float = 0.05
+    bad_rows: int = 20
     cooldown: timedelta = timedelta(days=14)
     weekly_budget: int = 1
+
+    def floor(self, column: str, check: str) -> float | None:
+        """What the contract says of the check's floor, if anything."""
+        return self.floors.get(f"{column}.{check}", self.floors.get(column))
+
+    def severity_of(self, column: str, check: str) -> Literal["page", "drift", "note"] | None:
+        """What the contract says should follow from the check, if anything."""
+        return self.severity.get(f"{column}.{check}", self.severity.get(column))
+
+    def least(self, check: str) -> float:
+        """The least effect of a check that matters at all."""
+        return self.ordinary if check == "values" else self.share
 
 
 @dataclass(frozen=True)
@@ -243,6 +271,10 @@ class Contract:
         if self.drift.cooldown < self.gate.window:
             yield (f"a cooldown of {self.drift.cooldown} is shorter than the gate's window of {self.gate.window}: "
                    "the next challenger would be judged on rows the champion was trained on; lengthen it")
+        columns = {*(feature.name for feature in self.features), PREDICTION, *(PROBABILITY + name for name in self.label.classes)}
+        judged = {f"{name}{check}" for name in columns for check in ("", ".values", ".missing", ".new")}
+        for name in sorted({*self.drift.floors, *self.drift.severity, *self.drift.ignore} - judged):
+            yield f"drift speaks of {name!r}, which is no feature, no answer and no check of one; the columns: {', '.join(sorted(columns))}"
         unknown = set(self.gate.recall) - set(self.label.classes)
         if unknown:
             yield f"the gate limits the recall of {sorted(unknown)}, not among the classes {self.label.classes}"
@@ -262,6 +294,11 @@ class Contract:
         yield "label.matures", label.matures, label.matures >= none, "no less than nothing"
         yield "gate.window", gate.window, gate.window > none, "more than nothing"
         yield "drift.window", drift.window, drift.window > none and not drift.window % minute, "one or more whole minutes"
+        yield "drift.false_alarms", drift.false_alarms, 0 < drift.false_alarms < 1, "a share between 0 and 1"
+        yield "drift.detect", drift.detect, 0 < drift.detect < 1, "a distance between 0 and 1"
+        yield "drift.severity", drift.severity, {*drift.severity.values()} <= {"page", "drift", "note"}, "of 'page', 'drift', 'note'"
+        yield ("drift.persist", drift.persist, len(drift.persist) == 2 and 1 <= drift.persist[0] <= drift.persist[1],
+               "(k, m): k of the last m windows")
         yield "drift.retrain_on", drift.retrain_on, {*drift.retrain_on} <= {*Drift.retrain_on}, f"out of {Drift.retrain_on}"
         yield "bad_rows", self.bad_rows, 0 <= self.bad_rows <= 1, "a share from 0 to 1"
         yield "stop_share", self.stop_share, 0 < self.stop_share < 1, "a share between 0 and 1"
@@ -280,6 +317,13 @@ class Contract:
         """What a caller sends: the event time and the columns that features read."""
         wanted = {self.event_time, *(name for feature in self.features for name in feature.needs)}
         return tuple(name for name in self.columns if name in wanted)
+
+    @cached_property
+    def closed(self) -> frozenset[str]:
+        """The features that are a text column whose vocabulary the schema states."""
+        return frozenset(
+            feature.name for feature in self.features if feature.compute is None and feature.kind == "category"
+            and any(check.name == "isin" for check in self.columns[feature.needs[0]].checks))
 
     @cached_property
     def source_file(self) -> Path:
@@ -375,10 +419,13 @@ def load(model: str) -> Contract:
     """The contract of a model: `contracts/<model>.py`, or any dotted module with a `contract` in it."""
     module = model if "." in model else f"contracts.{model}"
     if not _is_module(module):
-        here = sorted(path.stem for path in Path(__file__).parent.glob("*.py"))
-        known = [name for name in here if name not in ("__init__", "contract", "quality", "drift", "canary")]
-        raise ContractError(f"no contract {model!r}: {module} does not exist; known: {', '.join(known)}")
+        raise ContractError(f"no contract {model!r}: {module} does not exist; known: {', '.join(known_models())}")
     return contract_of(module, lambda: importlib.import_module(module))
+
+
+def known_models() -> list[str]:
+    """Every contract in contracts/."""
+    return sorted({path.stem for path in Path(__file__).parent.glob("*.py")} - ROOM)
 
 
 def _is_module(name: str) -> bool:

@@ -154,7 +154,12 @@ contract = Contract(
         window=timedelta(days=7), log_loss=1.05, auc=0.60, calibration_error=0.2,
         recall={"on_time": 0.3, "late": 0.01, "disrupted": 0.03}, slices=("carrier", "origin"), slice_margin=0.08, confidence=0.9,
         refit_shift=0.1),  # a stormy week can move the served model by more: then the champion stays
-    # Weather swings from week to week, so its drift is shown but does not start a retraining by itself.
-    drift=Drift(window=timedelta(days=7), cooldown=timedelta(days=14), label_gap=0.02, retrain_on=("worse on labels",)),
+    # Timetables and weather move with the seasons: that is shown, and a retraining starts once labels say that it hurts.
+    # A weather station that is silent for a day, or a storm whose cancelled flights have no plane, is nothing that a person
+    # on call could mend.
+    drift=Drift(
+        window=timedelta(days=7), cooldown=timedelta(days=14), label_gap=0.02, retrain_on=("worse on labels",), persist=(1, 1),
+        floors={f"{name}.missing": 0.15 for name in (
+            "temp", "dewp", "humid", "wind_dir", "wind_speed", "precip", "visib", "age", "seats")}),
     rollout=Rollout(requests=30),  # of the 300 that the replay sends meanwhile; a busy service would ask for more
 )

@@ -8,6 +8,8 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.client.orchestration import get_client
 from prefect.runtime import flow_run
 
+from contracts.drift import how_far
+
 MARKS = {"passed": "✅ passed", "failed": "❌ failed", "insufficient": "❔ insufficient"}
 
 
@@ -40,10 +42,12 @@ def show_gate(model: str, version: str, verdict: Mapping[str, Any]) -> None:
 
 def show_window(model: str, window: str, verdict: Mapping[str, Any], action: str) -> None:
     figures = verdict["figures"]
-    ranked = sorted(figures["distances"].items(), key=lambda item: -item[1])
+    far, checks = how_far(figures), figures["checks"]
+    ranked = [(name, f"{far[name]:.2f}", *(_short(checks[name].get(check, {}).get("effect")) for check in ("values", "missing", "new")))
+              for name in sorted(far, key=far.get, reverse=True)]
     _show(model, "window", _heading(f"Window {window} of {model}: {verdict['kind']}", verdict),
           f"{figures['rows']:,} records answered, {figures['bad']:,} refused. What is done: **{action}**.",
-          table(("feature", "distance (PSI)"), [(name, _short(value)) for name, value in ranked]))
+          table(("column", "times its floor", "distance of values", "missing, apart", "never seen, more"), ranked))
 
 
 def show_release(model: str, version: str, released: Mapping[str, Any]) -> None:

@@ -6,7 +6,6 @@ import signal
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from threading import Event
 from typing import Any
 from uuid import NAMESPACE_URL, uuid5
@@ -15,18 +14,22 @@ from prefect import flow, task
 from prefect.deployments import run_deployment
 from prefect.events import emit_event
 
-from contracts.contract import PerennialError, Verdict
-from contracts.drift import Scores, drift, pages, scored, wants_retraining
+from contracts.bins import REFERENCE
+from contracts.contract import PerennialError, Verdict, known_models
+from contracts.drift import Scores, drift, pages, persists, scored, wants_retraining
+from contracts.reference import from_bytes
 from flows.artifacts import show_window, tag_run
 from flows.memory import Memory, remember
 from flows.release import release_version
 from flows.rollout import served
-from flows.train import fetched, reference_key
+from flows.train import fetched
 from registry import data, models
 from registry.store import NotThere, Taken
 from service import profiles
 from service.model import SERVED, Model, restore
+from service.profiles import NOTHING, Tally
 
+WIDEST = 4  # windows that are judged together where one has too few rows
 PATIENCE = timedelta(minutes=10)  # longer than a training takes
 
 log = logging.getLogger("perennial.monitor")
@@ -129,33 +132,42 @@ def _replace(memory: Memory, key: str, content: bytes) -> bool:
 def _records(content: bytes) -> int:
     """All that a profile counts; raises NoProfile."""
     try:
-        view = profiles.from_bytes(content)
-        return profiles.rows(view) + profiles.bad_inputs(view) + profiles.elsewhere(view)
+        seen = profiles.tally(content)
+        return seen.rows + seen.bad + seen.elsewhere
     except Exception as error:  # whylogs raises of all kinds on bytes that are not its own
         raise NoProfile(f"{len(content)} bytes are no profile: {error}; remove them") from error
 
 
 def watch(memory: Memory, start: datetime) -> Verdict:
     """The window's Verdict: the traffic of the version that answered most of it against that version's training data,
-    and its score on matured labels. The figures name the version; without traffic it is the champion."""
+    and its score on matured labels. The figures name the version; without traffic it is the champion.
+
+    Where the window has too few rows it is widened by those before it, of the same version, WIDEST windows in all.
+    """
     contract, (version, seen) = memory.contract, _served(memory, start)
-    model = restore(contract, fetched(memory, version))
-    reference = profiles.from_bytes(memory.store.get(reference_key(memory, version)))
-    compared = profiles.compare(contract, reference, seen) if seen else {}
-    rows, bad = (profiles.rows(seen), profiles.bad_inputs(seen)) if seen else (0, 0)
-    verdict = drift(compared, contract.drift, rows=rows, bad=bad, scores=score(memory, model, start))
-    return replace(verdict, figures={**verdict.figures, "version": version})
+    files = fetched(memory, version)
+    reference, scores = from_bytes((files / REFERENCE).read_bytes()), score(memory, restore(contract, files), start)
+    bad, since = seen.bad, start
+    while True:
+        verdict = drift(contract, reference, seen.counts, rows=seen.rows, bad=bad, scores=scores)
+        earlier = since - contract.drift.window
+        if verdict.outcome != "insufficient" or start - earlier >= WIDEST * contract.drift.window:
+            return replace(verdict, figures={**verdict.figures, "version": version, "since": since.isoformat()})
+        seen, since = _traffic(memory, version, earlier) + seen, earlier
 
 
-def _served(memory: Memory, start: datetime) -> tuple[str, profiles.DatasetProfileView | None]:
-    """Of all champions so far, the one that answered most of the window, and the profile of what it answered."""
-    champion, merged = models.resolve(memory.ledger, "champion"), {}
-    for version in champions(memory):
-        keys = memory.store.list(f"profiles/{memory.name}/{version}/{start:{profiles.START_FORMAT}}/")
-        if keys:
-            merged[version] = profiles.merge([memory.store.get(key) for key in keys])
-    most = max(merged, key=lambda version: profiles.rows(merged[version]), default=champion)
-    return most, merged.get(most)
+def _served(memory: Memory, start: datetime) -> tuple[str, Tally]:
+    """Of all champions so far, the one that answered most of the window, and what it saw."""
+    seen = {version: _traffic(memory, version, start) for version in champions(memory)}
+    most = max(seen, key=lambda version: (seen[version].rows, seen[version].bad), default=None)
+    version = most if most and (seen[most].rows or seen[most].bad) else models.resolve(memory.ledger, "champion")
+    return version, seen.get(version, NOTHING)
+
+
+def _traffic(memory: Memory, version: str, start: datetime) -> Tally:
+    """What all replicas of a version saw in a window."""
+    keys = memory.store.list(f"profiles/{memory.name}/{version}/{start:{profiles.START_FORMAT}}/")
+    return sum((profiles.tally(memory.store.get(key)) for key in keys), NOTHING)
 
 
 def score(memory: Memory, model: Model, start: datetime) -> Scores | None:
@@ -168,14 +180,18 @@ def score(memory: Memory, model: Model, start: datetime) -> Scores | None:
 
 
 def act(memory: Memory, start: datetime, verdict: Verdict) -> str:
-    """Write the Verdict down and say what follows from the one that the ledger keeps: retrain (the ledger granted it),
-    page, wait, noted (no cause to retrain under this contract), insufficient or fine."""
+    """Write the Verdict down and say what follows from the one that the ledger keeps: retrain (the ledger granted it), page,
+    watch (it must persist first), wait (cooldown or budget), noted (no cause to retrain under this contract), insufficient
+    or fine."""
     window, drifted = start.isoformat(), memory.contract.drift
     verdict = memory.ledger.window_judged(window, verdict, {"champion": memory.ledger.state().champion})
     if pages(verdict):
         return "page"
     if not wants_retraining(verdict, drifted):
         return {"passed": "fine", "failed": "noted"}.get(verdict.outcome, "insufficient")
+    judged = sorted((key, one["verdict"]) for key, one in memory.ledger.state().windows.items() if key <= window)
+    if not persists([Verdict.from_json(one) for _, one in judged], drifted):
+        return "watch"
     memory.ledger.claim_retraining(window, now=start + drifted.window, reason="; ".join(verdict.reasons), drift=drifted)
     return "wait" if memory.ledger.state().claims[window]["state"] == "refused" else "retrain"
 
@@ -198,12 +214,6 @@ def start_training(model: str, window: str) -> str:
     """Ask for the deployment's run, so that its concurrency limit holds; gives the run's name."""
     parameters = {"model": model, "window": window, "reason": "reconciled: its event was lost"}
     return run_deployment("train/train", parameters=parameters, timeout=0, tags=[f"model:{model}"]).name
-
-
-def known_models() -> list[str]:
-    """Every contract in contracts/."""
-    folder = Path(__file__).parent.parent / "contracts"
-    return sorted({path.stem for path in folder.glob("*.py")} - {"__init__", "contract", "quality", "drift", "canary"})
 
 
 def due(memory: Memory) -> list[datetime]:

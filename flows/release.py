@@ -102,7 +102,7 @@ def _stage(memory: Memory, version: str, folder: Path) -> Path:
     for room in ("service", "contracts"):
         (folder / room).mkdir()
         for source in (ROOT / room).glob("*.py"):
-            if room == "service" or source.stem in ("__init__", "contract", "drift"):
+            if room == "service" or source.stem in ("__init__", "contract", "bins"):
                 shutil.copy(source, folder / room)
     shutil.copy(memory.contract.source_file, folder / "contracts" / f"{memory.name}.py")
     files = models.fetch(memory.store, memory.name, version, memory.run / "models")

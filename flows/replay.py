@@ -19,6 +19,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from contracts.contract import Contract, PerennialError, load
+from contracts.drift import how_far
 from contracts.quality import scores
 from service.model import Model, fit, records_of_columns, restore, rounds_of
 
@@ -177,7 +178,7 @@ def _close_window(memory: Any, start: datetime, end: datetime) -> dict[str, Any]
     judged = monitor(memory.name, window.isoformat())
     verdict = judged["verdict"]
     return {"window": window.isoformat(), "start": window.date().isoformat(), "end": end, "kind": verdict["kind"],
-            "action": judged["action"], "reasons": list(verdict["reasons"]), "distances": verdict["figures"].get("distances", {})}
+            "action": judged["action"], "reasons": list(verdict["reasons"]), "distances": how_far(verdict["figures"])}
 
 
 def _finished(memory: Any, window: str) -> bool:
@@ -240,7 +241,7 @@ def _report(traffic: Traffic, memory: Any, weeks: list, frozen: np.ndarray, cale
         "promotions": sum(event.kind == "promoted" for event in events), "refusals": len(refused),
         "drift_events": sum("drift" in week["kind"] or "worse" in week["kind"] for week in weeks),
         "months": [{"month": month, **compared(answered & (months == month))} for month in dict.fromkeys(months)],
-        "distance_limit": contract.drift.distance, "total": compared(answered), "weeks": weeks, "versions": _versions(events, state, memory),
+        "distance_limit": 1.0, "total": compared(answered), "weeks": weeks, "versions": _versions(events, state, memory),
         "refused": [{"version": version, "at": _data_end(memory, version), "reasons": list(judged[version]["reasons"])} for version in refused],
         "calibration": _calibration(contract, labels[answered], traffic.answers[answered]), "days": _days(traffic),
     }

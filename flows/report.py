@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, TwoSlopeNorm
 from matplotlib.figure import Figure
 
-from contracts.contract import Drift, is_output
+from contracts.contract import is_output
 from deployments.replicas import write_whole
 
 Report = dict[str, Any]
@@ -131,8 +131,8 @@ def versions_in_service(axes: Axes, report: Report) -> float:
 
 
 def drift_by_week(axes: Axes, report: Report) -> float:
-    """Distance (PSI) from the training data; amber to brown is beyond the limit. Below the line: the model's answers."""
-    found, limit = distances(report), report.get("distance_limit", Drift.distance)
+    """How far from the training data, 1 being what an ordinary week keeps; amber to brown is beyond. Below the line: the model's answers."""
+    found, limit = distances(report), report.get("distance_limit", 1.0)
     names, norm, height = list(found), TwoSlopeNorm(limit, 0, 4 * limit), 0.2 * max(len(found), 2)
     for at, start in enumerate(column(report["weeks"], "start", DAY)):
         heat = np.array([[found[name][at]] for name in names]).reshape(-1, 1)

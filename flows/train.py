@@ -4,7 +4,6 @@ import json
 import subprocess
 import sys
 import time
-from contextlib import suppress
 from datetime import datetime
 from hashlib import sha256
 from importlib.metadata import version as installed
@@ -16,6 +15,8 @@ import pandas as pd
 from prefect import State, flow, task
 from prefect.client.schemas import FlowRun
 
+from contracts import reference
+from contracts.bins import REFERENCE, watched
 from contracts.contract import PerennialError, Verdict, digest_of
 from contracts.quality import gate, scores
 from flows.artifacts import show_gate, tag_run
@@ -23,8 +24,6 @@ from flows.memory import Memory, remember
 from flows.release import release_version
 from flows.rollout import answered_by
 from registry import data, models
-from registry.store import Taken
-from service import profiles
 from service.model import SERVED, TWIN, Model, columns_of_records, fit, records_of_columns, restore, rounds_of, serves
 
 ROOT = Path(__file__).parent.parent
@@ -105,27 +104,19 @@ def fit_version(memory: Memory) -> str:
     history = rounds_of(contract, past, labels[older])
     twin = fit(contract, past, labels[older], history["rounds"])
     model = fit(contract, columns, labels, history["rounds"])
+    probabilities = model.probabilities(columns)
+    seen = watched(contract, columns, probabilities, model.classes(probabilities))
     files = model.files() | twin.files(TWIN) | {
+        REFERENCE: reference.to_bytes(reference.learn(
+            seen, columns[contract.event_time], contract.drift.window, contract.drift.false_alarms)),
         "samples.json": json.dumps(_samples(model, rows)).encode(),
         "contract.json": json.dumps(contract.describe(), indent=1, sort_keys=True, ensure_ascii=False).encode(),
     }
     judged = scores(contract, labels[~older], twin.probabilities({name: values[~older] for name, values in columns.items()}))
     metrics = history | {"newest_window": judged}
     version = models.save(memory.store, memory.name, files, _manifest(memory, source, metrics, int(older.sum())))
-    probabilities = model.probabilities(columns)
-    keep_reference(memory, version, profiles.profile(contract, columns, probabilities, model.classes(probabilities)))
     memory.ledger.registered(version, {"data": source.digest, "rounds": history["rounds"], "git": git_revision()})
     return version
-
-
-def keep_reference(memory: Memory, version: str, reference: Any) -> None:
-    """Keep the training data's profile beside the version, not in it: whylogs' sketches draw random numbers."""
-    with suppress(Taken):  # trained before: the first one stays
-        memory.store.create(reference_key(memory, version), profiles.to_bytes(reference))
-
-
-def reference_key(memory: Memory, version: str) -> str:
-    return f"references/{memory.name}/{version}.bin"
 
 
 def _samples(model: Model, rows: pd.DataFrame) -> dict[str, Any]:

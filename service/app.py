@@ -57,7 +57,7 @@ class Api:
         """Start what only a worker process needs: the model, counters, profiles, a frozen heap."""
         # Imported here: BentoML's supervisor loads this module as well, and answers nothing.
         from service.model import restore
-        from service.profiles import Profiler
+        from service.profiles import Profiler, bins_of
 
         self.model = restore(self.contract, self.folder)
         self.predicted = bentoml.metrics.Counter("perennial_predictions_total", "records by named class", ["class_name"])
@@ -65,7 +65,7 @@ class Api:
         self.prefix, self.numbers = uuid4().hex, count()
         if folder := os.environ.get("PERENNIAL_PROFILES"):
             seconds = float(os.environ.get("PERENNIAL_PROFILE_SECONDS", 5))
-            self.profiler = Profiler(self.contract, self.version, Path(folder), seconds)
+            self.profiler = Profiler(self.contract, bins_of(self.folder), self.version, Path(folder), seconds)
         else:
             log.warning("traffic is not profiled: PERENNIAL_PROFILES names no folder")
         gc.collect()

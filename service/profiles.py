@@ -1,45 +1,103 @@
 """whylogs profiles of the traffic, by event-time window."""
 
+import json
 import logging
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import reduce
-from itertools import pairwise
+from io import BytesIO
 from pathlib import Path
 from threading import Event, Lock, Thread
+from typing import Any
 from uuid import uuid4
 
 import numpy as np
 import pandas as pd
 
-from contracts.contract import PREDICTION, PROBABILITY, Columns, Contract, PerennialError, is_output
-from contracts.drift import Compared
+from contracts.bins import LONGEST, REFERENCE, Bins, Watched, watched
+from contracts.contract import Columns, Contract
 
 os.environ.setdefault("WHYLOGS_NO_ANALYTICS", "True")  # read once, when whylogs is imported
 
 from whylogs.core import ColumnProfileView, DatasetProfileView
 from whylogs.core.column_profile import ColumnProfile
+from whylogs.core.configs import SummaryConfig
 from whylogs.core.datatypes import DataType, Fractional, String, TypeMapper
+from whylogs.core.errors import DeserializationError
 from whylogs.core.metrics import Metric, StandardMetric
+from whylogs.core.metrics.aggregators import aggregator
+from whylogs.core.metrics.deserializers import deserializer
+from whylogs.core.metrics.metric_components import CustomComponent
+from whylogs.core.metrics.metrics import MetricConfig, OperationResult, custom_metric
+from whylogs.core.metrics.serializers import serializer
+from whylogs.core.preprocessing import PreprocessedColumn
+from whylogs.core.proto import ChunkHeader, ChunkMessage, DatasetProfileHeader, DatasetSegmentHeader, HllSketchMessage, MetricComponentMessage
 from whylogs.core.resolvers import Resolver
 from whylogs.core.schema import ColumnSchema
+from whylogs.core.utils import read_delimited_protobuf
+from whylogs.core.view.dataset_profile_view import WHYLOGS_MAGIC_HEADER_BYTES
 
 ROWS, BAD, ELSEWHERE = "perennial.rows", "perennial.bad", "perennial.elsewhere"  # metadata that merging adds up
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)  # every profile's time for whylogs, which can't write an earlier one
 START_FORMAT = "%Y-%m-%dT%H%M"  # of a window's folder
-DECILES = np.arange(1, 10) / 10
-COMMON = 0.01  # the least share in the training data for a category to be a bin of its own
-OTHER, MISSING = "(other)", "(missing)"
+SMALL = MetricConfig(kll_k=128, large_kll_k=False, fi_lg_max_k=7, max_frequent_item_size=LONGEST)  # the sketches are for people to look at
+BINS_PATH = "bins/counts"
+BIN_COUNTS = 100  # whylogs' number for our component; it leaves those from 100 on to its users
 BACKLOG = 40  # batches of `rows` that may wait while a disk hangs; later rows are served and not profiled
 REACH = 32  # windows around the clock, and around what the traffic is about, that are profiled
 RECENT = 31  # batches whose median says what the traffic is about; few, so that a replay's year is followed
 EARLIEST, LATEST = np.datetime64("1700-01-01"), np.datetime64("2200-01-01")  # event times that can be anybody's
 
 log = logging.getLogger("perennial.profiles")
-Shares = Callable[[ColumnProfileView], np.ndarray]  # of a column's present values, a share for each bin
+
+
+@serializer(type_id=BIN_COUNTS)
+def _to_message(value: np.ndarray) -> MetricComponentMessage:
+    """In the field of another sketch's bytes, for whylogs' message has none of its own for bytes."""
+    return MetricComponentMessage(hll=HllSketchMessage(sketch=value.astype("<i8").tobytes()))
+
+
+@deserializer(type_id=BIN_COUNTS)
+def _of_message(msg: MetricComponentMessage) -> np.ndarray:
+    return np.frombuffer(msg.hll.sketch, "<i8")
+
+
+@aggregator(type_id=BIN_COUNTS)
+def _sum(lhs: np.ndarray, rhs: np.ndarray) -> np.ndarray:
+    if len(lhs) != len(rhs):
+        raise ValueError(f"{len(lhs)} and {len(rhs)} bins can't be added: they are of two versions")
+    return lhs + rhs
+
+
+class Counted(CustomComponent[np.ndarray]):
+    """Rows in each bin, int64 (bins,)."""
+
+    type_id = BIN_COUNTS
+
+
+@custom_metric
+@dataclass(frozen=True)
+class BinCounts(Metric):
+    """Exact counts in the bins that were fixed at training: what drift is judged by, whatever is merged in which order."""
+
+    counts: Counted = field(default_factory=lambda: Counted(np.zeros(0, np.int64)))
+
+    @property
+    def namespace(self) -> str:
+        return "bins"
+
+    def columnar_update(self, data: PreprocessedColumn) -> OperationResult:
+        raise NotImplementedError("bins are counted as whole columns; see contracts.bins")
+
+    def to_summary_dict(self, cfg: SummaryConfig | None = None) -> dict[str, Any]:
+        return {"counts": self.counts.value.tolist()}
+
+    @classmethod
+    def zero(cls, config: MetricConfig | None = None) -> "BinCounts":
+        return cls()
 
 
 class Types(TypeMapper):
@@ -50,7 +108,7 @@ class Types(TypeMapper):
 
 
 class Metrics(Resolver):
-    """Only what a drift verdict reads."""
+    """What a person may want to ask of a profile besides the counts: quantiles, frequent values."""
 
     def resolve(self, name: str, why_type: DataType, column_schema: ColumnSchema) -> dict[str, Metric]:
         shape = StandardMetric.distribution if isinstance(why_type, Fractional) else StandardMetric.frequent_items
@@ -59,19 +117,19 @@ class Metrics(Resolver):
 
 
 def profile(
-    contract: Contract, columns: Columns, probabilities: np.ndarray | None, classes: np.ndarray | None
+    contract: Contract, bins: Mapping[str, Bins], columns: Columns, probabilities: np.ndarray, classes: np.ndarray
 ) -> DatasetProfileView:
     """The profile of one or more rows: raw features, the named classes and every class's probability.
 
-    Sketches of more than about a thousand rows hold random choices, so equal rows give equal counts, not equal bytes.
+    Equal rows give equal counts. The sketches beside them are random beyond about a thousand rows: no two are equal bytes.
     """
-    seen = {feature.name: _column(feature.name, feature.kind, feature.values(columns)) for feature in contract.features}
-    if classes is not None:
-        seen[PREDICTION] = _column(PREDICTION, "category", np.asarray(contract.label.classes, object)[classes])
-    if probabilities is not None:
-        for name, values in zip(contract.label.classes, probabilities.T):
-            seen[PROBABILITY + name] = _column(PROBABILITY + name, "number", values)
-    return _view(seen, rows=len(columns[contract.event_time]))
+    return of_columns(watched(contract, columns, probabilities, classes), bins)
+
+
+def of_columns(seen: Mapping[str, Watched], bins: Mapping[str, Bins]) -> DatasetProfileView:
+    """The profile of one or more rows of any columns."""
+    rows = len(next(iter(seen.values())).values)
+    return _view({name: _column(name, *one, bins[name]) for name, one in seen.items()}, rows=rows)
 
 
 def _view(columns: dict[str, ColumnProfileView], rows: int = 0, bad: int = 0, elsewhere: int = 0) -> DatasetProfileView:
@@ -79,22 +137,18 @@ def _view(columns: dict[str, ColumnProfileView], rows: int = 0, bad: int = 0, el
     return DatasetProfileView(columns=columns, dataset_timestamp=EPOCH, creation_timestamp=EPOCH, metadata=counts)
 
 
-def _column(name: str, kind: str, values: np.ndarray) -> ColumnProfileView:
-    column = _empty(name, kind)
+def _column(name: str, kind: str, values: np.ndarray, bins: Bins) -> ColumnProfileView:
+    dtype = np.dtype(float if kind == "number" else object)
+    column = ColumnProfile(name, ColumnSchema(dtype, cfg=SMALL, type_mapper=Types(), resolver=Metrics()), cache_size=0)
     if kind == "category":
         column.track_column(pd.Series(values, dtype="str"))
-        return column.view()
-    values = np.asarray(values, np.float64)
-    present = values[np.isfinite(values)]
-    column.track_column(present)  # an array: whylogs walks a pandas column of numbers value by value
-    if len(present) < len(values):
-        column.track_column([None] * (len(values) - len(present)))
-    return column.view()
-
-
-def _empty(name: str, kind: str) -> ColumnProfile:
-    dtype = np.dtype(float if kind == "number" else object)
-    return ColumnProfile(name, ColumnSchema(dtype, type_mapper=Types(), resolver=Metrics()), cache_size=0)
+    else:
+        values = np.asarray(values, np.float64)
+        present = values[np.isfinite(values)]
+        column.track_column(present)  # an array: whylogs walks a pandas column of numbers value by value
+        if len(present) < len(values):
+            column.track_column([None] * (len(values) - len(present)))
+    return column.view() + ColumnProfileView({"bins": BinCounts(Counted(bins.count(values)))})
 
 
 def to_bytes(view: DatasetProfileView) -> bytes:
@@ -121,69 +175,57 @@ def elsewhere(view: DatasetProfileView) -> int:
 
 def merge(parts: list[bytes]) -> DatasetProfileView:
     """One profile of the rows of all parts, one or more."""
-    return reduce(_add, map(from_bytes, parts))
+    return reduce(add, map(from_bytes, parts))
 
 
-def _add(left: DatasetProfileView, right: DatasetProfileView) -> DatasetProfileView:
+def add(left: DatasetProfileView, right: DatasetProfileView) -> DatasetProfileView:
+    """One profile of the rows of both."""
     sums = {key: str(int(left.metadata.get(key, 0)) + int(right.metadata.get(key, 0))) for key in (ROWS, BAD, ELSEWHERE)}
     both = left.merge(right)
     both.metadata.update(sums)
     return both
 
 
-def compare(contract: Contract, reference: DatasetProfileView, current: DatasetProfileView) -> dict[str, Compared]:
-    """Each feature and, where both profiles have it, each output: by deciles or categories of the reference."""
-    there = set(reference.get_columns()) & set(current.get_columns())
-    kinds = {feature.name: feature.kind for feature in contract.features}
-    kinds |= {name: "category" if name == PREDICTION else "number" for name in sorted(filter(is_output, there))}
-    if lacking := [name for name in kinds if reference.get_column(name) is None]:
-        raise PerennialError(f"the training data's profile lacks {lacking}; run: perennial train {contract.name}")
-    return {
-        name: _compared(kind, reference.get_column(name), current.get_column(name) or _empty(name, kind).view())
-        for name, kind in kinds.items()
-    }
+@dataclass(frozen=True)
+class Tally:
+    """What a drift verdict reads of profiles: each column's rows by bin, int64 (bins,), and the numbers of records."""
+
+    counts: Mapping[str, np.ndarray]
+    rows: int
+    bad: int
+    elsewhere: int
+
+    def __add__(self, other: "Tally") -> "Tally":
+        new = {name: found for name, found in other.counts.items() if name not in self.counts}
+        both = {name: _sum(found, other.counts[name]) if name in other.counts else found for name, found in self.counts.items()}
+        return Tally(both | new, self.rows + other.rows, self.bad + other.bad, self.elsewhere + other.elsewhere)
 
 
-def _compared(kind: str, reference: ColumnProfileView, current: ColumnProfileView) -> Compared:
-    bins, shares = _deciles(reference) if kind == "number" else _categories(reference)
-    before, now = _nulls(reference), _nulls(current)
-    return Compared(
-        bins=(*bins, MISSING), reference=np.append(shares(reference) * (1 - before), before),
-        current=np.append(shares(current) * (1 - now), now), reference_nulls=before, current_nulls=now,
-        n=current.get_metric("counts").n.value)
+NOTHING = Tally({}, 0, 0, 0)
 
 
-def _nulls(column: ColumnProfileView) -> float:
-    counts = column.get_metric("counts")
-    return counts.null.value / counts.n.value if counts.n.value else 1.0
+def tally(content: bytes) -> Tally:
+    """The tally of a profile's bytes; its sketches are left unread, for reading and merging them takes ten times as long."""
+    file = BytesIO(content)
+    if file.read(len(WHYLOGS_MAGIC_HEADER_BYTES)) != WHYLOGS_MAGIC_HEADER_BYTES:
+        raise DeserializationError("a profile begins otherwise")
+    read_delimited_protobuf(file, DatasetSegmentHeader)
+    header = read_delimited_protobuf(file, DatasetProfileHeader)
+    start, facts = file.tell(), header.properties.metadata
+    [ours] = [index for index, path in header.indexed_metric_paths.items() if path == BINS_PATH] or [None]
+    counts = {}
+    for name, chunks in header.column_offsets.items():
+        for offset in chunks.offsets:
+            length = read_delimited_protobuf(file, ChunkHeader, offset=start + offset).length
+            found = ChunkMessage.FromString(file.read(length)).metric_components
+            if ours in found:
+                counts[name] = _of_message(msg=found[ours])
+    return Tally(counts, *(int(facts.get(key, 0)) for key in (ROWS, BAD, ELSEWHERE)))
 
 
-def _deciles(reference: ColumnProfileView) -> tuple[list[str], Shares]:
-    """Bins of equal shares; a value that several deciles fall on is a bin of its own."""
-    sketch = reference.get_metric("distribution").kll.value
-    found = [] if sketch.is_empty() else sketch.get_quantiles(DECILES.tolist())  # empty, it would crash the process
-    cuts = [(value, upto) for value in sorted(set(found)) for upto in (False, True)[:found.count(value)]]
-    ends = pairwise([(-np.inf, True), *cuts, (np.inf, False)])
-    bins = [f"{'(' if after else '['}{low:g}, {high:g}{']' if upto else ')'}" for (low, after), (high, upto) in ends]
-
-    def shares(column: ColumnProfileView) -> np.ndarray:
-        kll = column.get_metric("distribution").kll.value
-        return np.diff([0, *(0 if kll.is_empty() else kll.get_rank(value, upto) for value, upto in cuts), 1])
-
-    return bins, shares
-
-
-def _categories(reference: ColumnProfileView) -> tuple[list[str], Shares]:
-    items = reference.get_metric("frequent_items").strings
-    whole = sum(item.est for item in items)
-    names = sorted(item.value for item in items if item.est >= COMMON * whole)
-
-    def shares(column: ColumnProfileView) -> np.ndarray:
-        sketch = column.get_metric("frequent_items").frequent_strings.value
-        named = np.array([sketch.get_estimate(name) for name in names]) / max(sketch.get_total_weight(), 1)
-        return np.append(named, max(0.0, 1 - named.sum()))
-
-    return [*names, OTHER], shares
+def bins_of(folder: Path) -> dict[str, Bins]:
+    """What the traffic of the version whose files lie in `folder` is counted in."""
+    return {name: Bins.from_json(one["bins"]) for name, one in json.loads((folder / REFERENCE).read_bytes()).items()}
 
 
 class Profiler:
@@ -198,9 +240,10 @@ class Profiler:
     """
 
     def __init__(
-        self, contract: Contract, version: str, folder: Path, seconds: float = 5.0, rows: int = 5_000, windows: int = 8
+        self, contract: Contract, bins: Mapping[str, Bins], version: str, folder: Path, seconds: float = 5.0, rows: int = 5_000,
+        windows: int = 8
     ):
-        self._contract, self._version, self._folder = contract, version, folder / contract.name / version
+        self._contract, self._bins, self._version, self._folder = contract, bins, version, folder / contract.name / version
         self._seconds, self._rows, self._windows = seconds, rows, windows
         self._replica = uuid4().hex
         self._batches: list[tuple[np.ndarray, tuple | None]] = []  # event times; what was answered, None if refused
@@ -270,7 +313,7 @@ class Profiler:
         probabilities, classes = np.concatenate(probabilities)[near], np.concatenate(classes)[near]
         for start, _, here in by_window(self._contract, whole[name]):
             inside = {name: values[here] for name, values in whole.items()}
-            self._grow(start, profile(self._contract, inside, probabilities[here], classes[here]))
+            self._grow(start, profile(self._contract, self._bins, inside, probabilities[here], classes[here]))
         if far := int((~near).sum()):
             log.error("%s: %d rows were counted, not profiled: their event times are far from all others", self._folder, far)
             self._grow(self._latest(), _view({}, elsewhere=far))
@@ -296,9 +339,9 @@ class Profiler:
     def _grow(self, start: datetime, view: DatasetProfileView) -> None:
         path = self._folder / start.strftime(START_FORMAT) / f"{self._replica}.bin"
         if part := self._parts.pop(start, None):
-            view = _add(part.view, view)
+            view = add(part.view, view)
         elif path.exists():
-            view = _add(from_bytes(path.read_bytes()), view)
+            view = add(from_bytes(path.read_bytes()), view)
         end = start + self._contract.drift.window
         view.metadata.update(
             model=self._contract.name, version=self._version, start=start.isoformat(), end=end.isoformat())

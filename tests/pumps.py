@@ -56,6 +56,6 @@ contract = Contract(
     xgboost={"learning_rate": 0.2, "max_depth": 3},
     rounds=60,
     gate=Gate(window=timedelta(days=7), log_loss=0.69, auc=0.6, calibration_error=0.2, recall={"stops": 0.2}, min_rows=200),
-    drift=Drift(window=timedelta(days=7), min_rows=200, cooldown=timedelta(days=14)),
+    drift=Drift(window=timedelta(days=7), min_rows=200, min_labels=200, persist=(1, 1), cooldown=timedelta(days=14)),
     rollout=Rollout(requests=20, minutes=0.05),
 )

@@ -1,86 +1,177 @@
-"""drift(): both sides of every limit, and which finding is the gravest."""
+"""drift(): both sides of every limit, which finding is the gravest, and how sure it must be."""
 
 import json
 from dataclasses import replace
+from datetime import timedelta
 
 import numpy as np
 import pytest
 
+from contracts.bins import Watched
 from contracts.contract import Drift, Verdict
-from contracts.drift import Compared, Scores, distance, drift, pages, scored, wants_retraining
+from contracts.drift import Scores, drift, findings, how_far, pages, rows_needed, scored, wants_retraining
+from contracts.flights import contract as FLIGHTS
+from contracts.reference import learn
 from tests.pumps import contract as PUMPS
 
-POLICY = Drift(min_rows=100, distance=0.25, features=1, label_gap=0.02, null_share=0.5)
-EVEN = np.array([0.25, 0.25, 0.25, 0.25, 0.0])
+POLICY = Drift(min_rows=100, label_gap=0.02, min_labels=100)
 
 
-def column(current=EVEN, reference=EVEN, n=1_000):
-    return Compared(
-        (*tuple("abcd"), "(missing)"), np.asarray(reference), np.asarray(current), reference[-1], current[-1], n)
+def traffic(n: int = 20_000, seed: int = 0) -> dict[str, Watched]:
+    """A number, a number that is missing for a tenth, an open and a closed category, and the model's answers."""
+    rng = np.random.default_rng(seed)
+    return {
+        "temp": Watched("number", rng.normal(50, 10, n)),
+        "seats": Watched("number", np.where(rng.random(n) < 0.1, np.nan, rng.integers(100, 200, n))),
+        "dest": Watched("category", np.array(["ORD", "LAX", "MIA", None], object)[rng.choice(4, n, p=[0.5, 0.3, 0.15, 0.05])]),
+        "origin": Watched("category", np.array(["EWR", "JFK"], object)[rng.integers(0, 2, n)]),
+        "prediction": Watched("category", np.array(["late", "on_time"], object)[rng.integers(0, 2, n)]),
+        "probability.late": Watched("number", rng.random(n)),
+    }
 
 
-def moved(target: float) -> Compared:
-    """A column whose distance is about `target`."""
-    low, high = 0.0, 0.25
-    for _ in range(60):
-        middle = (low + high) / 2
-        near = distance(EVEN, EVEN + np.array([middle, -middle, 0, 0, 0]) * 0.99) < target
-        low, high = (middle, high) if near else (low, middle)
-    return column(EVEN + np.array([low, -low, 0, 0, 0]) * 0.99)
+REFERENCE = learn(traffic(), np.datetime64("2013-01-01", "s") + np.arange(20_000) * np.timedelta64(200, "s"), timedelta(days=7), 0.005)
 
 
-def without(share: float, reference: float = 0.0, n: int = 1_000) -> Compared:
-    def missing(part):
-        return np.array([1 - part, 0, 0, 0, part])
-    return column(missing(share), missing(reference), n)
+def changed(seen: dict[str, Watched], **changes) -> dict[str, Watched]:
+    return seen | {name: Watched(seen[name].kind, change(seen[name].values)) for name, change in changes.items()}
 
 
-def judged(rows=1_000, scores=None, policy=POLICY, **compared) -> Verdict:
-    return drift(compared, policy, rows=rows, scores=scores)
+def counted(seen: dict[str, Watched]):
+    return {name: REFERENCE[name].bins.count(one.values) for name, one in seen.items()}
 
 
-def test_distance_is_zero_for_equals_symmetric_and_finite_with_empty_bins():
-    other = np.array([0.0, 0.5, 0.5, 0.0, 0.0])
-    assert distance(EVEN, EVEN) == 0
-    assert distance(EVEN, other) == pytest.approx(distance(other, EVEN))
-    assert 1 < distance(EVEN, other) < 10
-    assert distance(np.array([0.5, 0.5]), np.array([0.6, 0.4])) == pytest.approx(0.1 * np.log(1.2) - 0.1 * np.log(0.8))
+def judged(seen=None, policy=POLICY, scores=None, bad=0, rows=None, reference=REFERENCE) -> Verdict:
+    seen = traffic(2_000, seed=1) if seen is None else seen
+    rows = max((len(one.values) for one in seen.values()), default=0) if rows is None else rows
+    return drift(replace(FLIGHTS, drift=replace(policy, cooldown=timedelta(days=14))), reference, counted(seen), rows=rows, scores=scores,
+                 bad=bad)
+
+
+def usual(n: int = 2_000, seed: int = 1, **changes) -> dict[str, Watched]:
+    return changed(traffic(n, seed), **changes)
+
+
+def without(share: float):
+    """Values of which this share is missing, in their order."""
+    return lambda values: np.where(np.arange(len(values)) < round(share * len(values)), None if values.dtype == object else np.nan, values)
+
+
+def becomes(value: str, share: float):
+    return lambda values: np.where(np.arange(len(values)) < round(share * len(values)), value, values)
 
 
 def test_the_same_world_is_fine():
-    verdict = judged(temp=column(), prediction=column())
+    verdict = judged()
     assert (verdict.kind, verdict.outcome, verdict.reasons) == ("fine", "passed", ())
     assert not wants_retraining(verdict, POLICY) and not pages(verdict)
+    assert set(verdict.figures["checks"]["dest"]) == {"values", "missing", "new"} and max(how_far(verdict.figures).values()) <= 1
 
 
-@pytest.mark.parametrize(("target", "kind"), [(0.249, "fine"), (0.251, "input drift")])
-def test_distance_of_a_feature_from_both_sides(target, kind):
-    verdict = judged(temp=moved(target), dewp=column())
-    assert verdict.kind == kind
-    assert wants_retraining(verdict, POLICY) == (kind != "fine")
-    assert verdict.figures["distances"]["temp"] == pytest.approx(target, abs=1e-3)
-    if verdict.reasons:
-        assert verdict.reasons == ("temp: distance (PSI) 0.251, limit 0.25",)
+def test_of_windows_of_the_same_world_hardly_any_fails():
+    sizes = [(n, seed) for n in (200, 1_000, 10_000) for seed in range(2, 102)]
+    assert sum(judged(traffic(n, seed)).outcome == "failed" for n, seed in sizes) <= 3
 
 
-@pytest.mark.parametrize(("far", "kind"), [(1, "fine"), (2, "input drift")])
-def test_number_of_far_features_from_both_sides(far, kind):
-    columns = {f"x{i}": moved(0.5) if i < far else column() for i in range(4)}
-    verdict = judged(policy=replace(POLICY, features=2), **columns)
-    assert (verdict.kind, len(verdict.reasons)) == (kind, 0 if kind == "fine" else far)
+def test_a_moved_number_is_input_drift_and_says_where_it_went():
+    verdict = judged(usual(temp=lambda values: values + 10))
+    assert verdict.kind == "input drift" and wants_retraining(verdict, POLICY)
+    [reason] = verdict.reasons
+    assert reason.startswith("temp: distance 0.") and f"more [{REFERENCE['temp'].bins.edges[-1]:g}, inf)" in reason
 
 
 @pytest.mark.parametrize("name", ["prediction", "probability.late"])
-@pytest.mark.parametrize(("target", "kind"), [(0.249, "fine"), (0.251, "prediction drift")])
-def test_prediction_drift_from_both_sides(name, target, kind):
-    verdict = judged(temp=column(), **{name: moved(target)})
-    assert verdict.kind == kind
-    assert wants_retraining(verdict, POLICY) == (kind != "fine")
+def test_moved_answers_are_prediction_drift(name):
+    change = becomes("late", 0.4) if name == "prediction" else (lambda values: values ** 2)
+    verdict = judged(usual(**{name: change}))
+    assert verdict.kind == "prediction drift" and wants_retraining(verdict, POLICY)
+
+
+@pytest.mark.parametrize("side", [0.99, 1.01])
+@pytest.mark.parametrize(("check", "change"), [
+    ("temp.values", {"temp": lambda values: values + 10}), ("seats.missing", {"seats": without(0.5)}),
+    ("dest.new", {"dest": becomes("XXX", 0.3)})])
+def test_a_floor_that_the_contract_sets_from_both_sides(check, change, side):
+    name, what = check.split(".")
+    effect = judged(usual(**change)).figures["checks"][name][what]["effect"]
+    verdict = judged(usual(**change), replace(POLICY, floors={check: effect * side}, severity={name: "drift"}))
+    assert any(reason.startswith(f"{name}: ") for reason in verdict.reasons) == (side < 1)
+
+
+def test_an_effect_that_chance_may_have_done_is_none_however_large():
+    few = replace(POLICY, min_rows=1, floors={"temp": 0.01})
+    shift = {"temp": lambda values: values + 2.5}
+    assert judged(usual(60, **shift), few).kind == "fine"
+    assert judged(usual(2_000, **shift), few).kind == "input drift"
+    assert judged(usual(60, **shift), few).figures["checks"]["temp"]["values"]["effect"] > 0.1
+
+
+def test_an_effect_that_does_not_matter_is_none_however_sure():
+    seen = usual(400_000, temp=lambda values: values + 0.2)
+    trivial = judged(seen, reference=REFERENCE | {"temp": replace(
+        REFERENCE["temp"], counts=REFERENCE["temp"].counts * 100, ordinary={"missing": 0.0, "values": 0.0})})
+    check = trivial.figures["checks"]["temp"]["values"]
+    assert trivial.kind == "fine" and check["chance"] < 1e-9 and check["effect"] < check["floor"]
+
+
+def test_more_columns_ask_for_more_certainty():
+    checks = {one.column: one for one in findings(replace(FLIGHTS, drift=POLICY), REFERENCE, counted(usual(temp=lambda v: v + 2)))}
+    alone = findings(replace(FLIGHTS, drift=POLICY), {"temp": REFERENCE["temp"]}, counted(usual(temp=lambda v: v + 2)))
+    assert checks["temp"].chance > next(one.chance for one in alone if one.check == "values")
+
+
+def test_one_outlier_hides_nothing():
+    verdict = judged(usual(temp=lambda values: np.append(values[1:] + 10, 1e300)))
+    assert verdict.kind == "input drift" and verdict.reasons[0].startswith("temp")
+
+
+@pytest.mark.parametrize("name", ["dest", "origin"])
+def test_a_single_row_of_a_new_category_alarms_nobody(name):
+    assert judged(usual(10_000, **{name: becomes("XXX", 1 / 10_000)})).kind == "fine"
+    assert judged(usual(200, **{name: becomes("XXX", 1 / 200)})).kind == "fine"
+
+
+def test_a_new_value_breaks_the_contract_where_that_states_the_vocabulary():
+    assert FLIGHTS.closed == {"origin"}
+    closed, open_ = (judged(usual(**{name: becomes("XXX", 0.02)})) for name in ("origin", "dest"))
+    assert closed.kind == "broken contract" and pages(closed) and not wants_retraining(closed, POLICY)
+    assert open_.kind == "input drift"
+    assert closed.reasons[0].startswith("origin: values never seen in training in 2.0% of the records")
+
+
+@pytest.mark.parametrize("seen", [
+    usual(seats=without(0.16)), usual(temp=without(0.05)), usual(dest=without(1.0)),
+    {name: one for name, one in usual().items() if name != "temp"}], ids=["rise", "spike", "all", "column"])
+def test_missing_values_break_the_contract(seen):
+    verdict = judged(seen)
+    assert pages(verdict) and not wants_retraining(verdict, POLICY)
+    assert "missing in" in verdict.reasons[0]
+
+
+def test_fewer_missing_values_are_drift_and_no_fault():
+    verdict = judged(usual(seats=lambda values: np.nan_to_num(values, nan=150.0)))
+    assert verdict.kind == "input drift" and any("missing in 0.0%" in reason for reason in verdict.reasons)
+
+
+def test_missing_answers_page_nobody():
+    assert judged(usual(prediction=without(1.0))).kind == "prediction drift"
+
+
+@pytest.mark.parametrize(("to", "kind"), [("page", "broken contract"), ("drift", "input drift"), ("note", "fine")])
+def test_what_follows_can_be_set_for_a_column_or_a_check(to, kind):
+    for key in ("temp", "temp.values"):
+        assert judged(usual(temp=lambda values: values + 10), replace(POLICY, severity={key: to})).kind == kind
+    assert judged(usual(temp=without(0.3)), replace(POLICY, severity={"temp.missing": to})).kind == kind
+
+
+def test_an_ignored_column_is_not_judged():
+    verdict = judged(usual(temp=lambda values: values + 50), replace(POLICY, ignore=("temp",)))
+    assert verdict.kind == "fine" and "temp" not in verdict.figures["checks"]
 
 
 @pytest.mark.parametrize(("rows", "kind"), [(0, "insufficient"), (99, "insufficient"), (100, "input drift")])
 def test_rows_from_both_sides(rows, kind):
-    verdict = judged(rows=rows, temp=moved(2.0))
+    verdict = judged(usual(rows, temp=lambda values: values + 30) if rows else {})
     assert verdict.kind == kind
     assert (verdict.outcome == "insufficient") == (kind == "insufficient")
     if kind == "insufficient":
@@ -88,47 +179,38 @@ def test_rows_from_both_sides(rows, kind):
         assert not wants_retraining(verdict, POLICY) and not pages(verdict)
 
 
+def test_the_rows_that_are_needed_follow_from_what_must_be_found():
+    by_power = replace(POLICY, min_rows=None)
+    needed = rows_needed(by_power, REFERENCE, 15)
+    assert 400 < needed < 1_200
+    assert rows_needed(replace(by_power, detect=0.2), REFERENCE, 15) < needed / 3
+    assert judged(usual(needed - 1), by_power).kind == "insufficient" and judged(usual(needed), by_power).kind == "fine"
+    few = {name: replace(one, counts=one.counts // 200) for name, one in REFERENCE.items()}
+    assert rows_needed(by_power, few, 15) is None
+
+
+def test_so_many_rows_find_it_about_as_often_as_they_should():
+    by_power = replace(POLICY, min_rows=None, floors={"temp": 0.0})
+    needed = rows_needed(by_power, REFERENCE, 15)
+    found = [any(reason.startswith("temp") for reason in judged(usual(needed, seed, temp=lambda v: v + 2.8), by_power).reasons)
+             for seed in range(60)]
+    assert np.mean(found) > 0.8
+
+
+def test_what_is_broken_pages_however_few_the_rows():
+    verdict = judged(usual(60, temp=without(1.0)))
+    assert verdict.kind == "broken contract" and verdict.reasons[1] == "60 records of traffic, 100 are needed"
+
+
 def test_an_empty_window_is_insufficient_even_where_no_rows_are_asked_for():
-    assert drift({}, replace(POLICY, min_rows=0), rows=0, scores=None).kind == "insufficient"
-    assert judged(rows=0, temp=without(1.0, n=0)).kind == "insufficient"
+    assert judged({}, replace(POLICY, min_rows=0)).kind == "insufficient"
 
 
-@pytest.mark.parametrize(("reference", "current", "fires"), [
-    (0.0, 0.499, False), (0.0, 0.501, True),  # nothing was missing in training, and still it fires
-    (0.3, 0.799, False), (0.3, 0.801, True), (0.9, 0.1, False),
-])
-def test_rise_of_missing_values_from_both_sides(reference, current, fires):
-    verdict = judged(seats=without(current, reference))
-    assert (verdict.kind == "broken contract") == fires == pages(verdict)
-    if fires:
-        assert not wants_retraining(verdict, POLICY)
-        assert verdict.reasons[0].startswith(f"seats: missing in {current:.0%} of the records, {reference:.0%} of")
-
-
-def test_fewer_than_the_limit_missing_still_counts_as_drift():
-    assert judged(seats=without(0.4)).kind == "input drift"
-
-
-@pytest.mark.parametrize(("reference", "current", "n", "broken"), [
-    (0.8, 1.0, 1_000, True), (0.8, 0.999, 1_000, False),  # gone wholly, though the rise is within the limit
-    (0.8, 1.0, 20, False), (0.8, 1.0, 40, True),  # so few rows may all be missing by chance
-    (1.0, 1.0, 1_000, False),  # it never was there
-    (0.0, 1.0, 0, True), (1.0, 1.0, 0, True),  # the window has no such column
-])
-def test_a_feature_that_is_gone(reference, current, n, broken):
-    assert pages(judged(gust=without(current, reference, n))) == broken
-
-
-@pytest.mark.parametrize(("rows", "kind"), [(1, "insufficient"), (99, "insufficient"), (100, "broken contract")])
-@pytest.mark.parametrize("gone", [without(1.0), without(1.0, n=0), without(0.6)])
-def test_a_few_stray_records_page_nobody(rows, kind, gone):
-    verdict = judged(rows=rows, heat=gone)
-    assert verdict.kind == kind and pages(verdict) == (kind == "broken contract")
-    assert len(verdict.reasons) == (1 if kind == "insufficient" else 2)
-
-
-def test_missing_predictions_page_nobody():
-    assert not pages(judged(prediction=without(1.0)))
+@pytest.mark.parametrize(("bad", "kind"), [(20, "insufficient"), (21, "broken contract")])
+def test_refused_records_from_both_sides(bad, kind):
+    verdict = judged({}, bad=bad)
+    assert verdict.kind == kind
+    assert judged(bad=105).kind == "fine" and judged(bad=106).kind == "broken contract"
 
 
 def labels(gap: float, rows: int = 1_000) -> Scores:
@@ -140,7 +222,7 @@ def labels(gap: float, rows: int = 1_000) -> Scores:
     (float("nan"), 100, "worse on labels"),
 ])
 def test_labels_from_both_sides(gap, rows, kind):
-    verdict = judged(temp=column(), scores=labels(gap, rows))
+    verdict = judged(scores=labels(gap, rows))
     assert verdict.kind == kind
     assert wants_retraining(verdict, POLICY) == (kind != "fine")
     assert verdict.figures["scores"]["rows"] == rows
@@ -162,32 +244,30 @@ def test_labels_as_expected_have_no_gap_and_others_have_one():
 
 
 def test_only_what_the_contract_names_starts_a_retraining():
-    found = judged(temp=moved(1.0))
+    found = judged(usual(temp=lambda values: values + 10))
     assert wants_retraining(found, replace(POLICY, retrain_on=("input drift",)))
     assert not wants_retraining(found, replace(POLICY, retrain_on=("worse on labels",)))
     reckless = replace(POLICY, retrain_on=("broken contract", "insufficient", "fine"))
-    for verdict in (judged(seats=without(0.9)), judged(rows=1, temp=column()), judged(temp=column())):
+    for verdict in (judged(usual(seats=without(0.9))), judged(usual(1)), judged()):
         assert not wants_retraining(verdict, reckless)
 
 
 def test_the_gravest_finding_names_the_verdict_and_all_are_told():
-    bad = labels(0.5)
-    everything = {"seats": without(0.9), "temp": moved(1.0), "prediction": moved(1.0)}
-    verdict = judged(scores=bad, **everything)
+    bad, changes = labels(0.5), {"seats": without(0.9), "temp": lambda values: values + 10, "prediction": becomes("late", 0.4)}
+    verdict = judged(usual(**changes), scores=bad)
     assert verdict.kind == "broken contract"
-    about = [reason.split(":")[0] for reason in verdict.reasons]
-    assert about == ["seats", "labels", "seats", "temp", "prediction"]
-    assert judged(rows=50, scores=bad, **everything).kind == "insufficient"
-    del everything["seats"]
-    assert judged(scores=bad, **everything).kind == "worse on labels"
-    assert judged(**everything).kind == "input drift"
-    del everything["temp"]
-    assert judged(**everything).kind == "prediction drift"
+    assert [reason.split(":")[0] for reason in verdict.reasons] == ["seats", "labels", "temp", "prediction"]
+    del changes["seats"]
+    assert judged(usual(90, **changes), scores=bad).kind == "insufficient"
+    assert judged(usual(**changes), scores=bad).kind == "worse on labels"
+    assert judged(usual(**changes)).kind == "input drift"
+    del changes["temp"]
+    assert judged(usual(**changes)).kind == "prediction drift"
 
 
 def test_verdict_survives_json():
-    verdict = judged(temp=moved(1.0), seats=without(0.9), scores=labels(0.5))
+    verdict = judged(usual(temp=lambda values: values + 10, seats=without(0.9)), scores=labels(0.5))
     stored = json.loads(json.dumps(verdict.as_json(), allow_nan=False))
     assert Verdict.from_json(stored) == verdict
-    assert stored["figures"]["nulls"]["seats"] == {"reference": 0.0, "current": 0.9}
-    assert stored["figures"]["rows"] == 1_000
+    assert stored["figures"]["checks"]["seats"]["missing"]["effect"] == pytest.approx(0.8, abs=0.01)
+    assert stored["figures"]["rows"] == 2_000 and how_far(stored["figures"])["seats"] > 5

@@ -3,6 +3,7 @@
 import logging
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import datetime, timedelta
 from threading import Barrier
 
@@ -53,8 +54,9 @@ def profile(memory: Memory, version: str, start: datetime = LAST, rows: int = 2_
     traffic = readings(start, start + WEEK).head(rows)
     traffic["heat"] += hotter
     columns = contract.columns_of(traffic)
-    probabilities = np.asarray(restore(contract, fetched(memory, version)).probabilities(columns))
-    return profiles.to_bytes(profiles.profile(contract, columns, probabilities, probabilities.argmax(axis=1)))
+    files = fetched(memory, version)
+    probabilities = np.asarray(restore(contract, files).probabilities(columns))
+    return profiles.to_bytes(profiles.profile(contract, profiles.bins_of(files), columns, probabilities, probabilities.argmax(axis=1)))
 
 
 def leave(memory: Memory, version: str, content: bytes, start: datetime = LAST, replica: str = "one"):
@@ -103,6 +105,34 @@ def test_an_answer_takes_the_place_of_insufficient_and_keeps_it(memory, trained)
     memory.ledger.retrain_finished(LAST.isoformat(), "passed", {})
     assert judged() == (verdict, "retrain")
     assert [event.kind for event in memory.ledger.events()].count("window_judged") == 2
+
+
+def test_drift_must_persist_where_the_contract_says_so(memory, trained):
+    """Of the last three windows two, the newest among them; what was told before does not start a retraining later."""
+    memory = replace(memory, contract=replace(contract, drift=replace(contract.drift, persist=(2, 3))))
+    drifted, fine = Verdict("drift", "failed", ("heat moved",), kind="input drift"), Verdict("drift", "passed", kind="fine")
+    starts = [LAST + index * WEEK for index in range(6)]
+    said = [act(memory, start, verdict) for start, verdict in zip(starts, (drifted, fine, fine, drifted, fine, drifted))]
+    assert said == ["watch", "fine", "fine", "watch", "fine", "retrain"]
+    assert act(memory, starts[3], drifted) == "watch" and list(memory.ledger.state().claims) == [starts[5].isoformat()]
+
+
+def test_a_window_of_few_rows_is_judged_together_with_those_before_it(memory, trained):
+    for back in range(3):
+        start = LAST - back * WEEK
+        leave(memory, trained[1], profile(memory, trained[1], start, rows=90, hotter=40), start)
+    ship(memory)
+    verdict = watch(memory, LAST)
+    assert (verdict.kind, verdict.figures["rows"], verdict.figures["since"]) == ("input drift", 270, (LAST - 2 * WEEK).isoformat())
+
+
+def test_windows_further_back_than_four_are_not_asked(memory, trained):
+    for back in (0, 4):
+        start = LAST - back * WEEK
+        leave(memory, trained[1], profile(memory, trained[1], start, rows=110, hotter=40), start)
+    ship(memory)
+    verdict = watch(memory, LAST)
+    assert (verdict.kind, verdict.figures["rows"]) == ("insufficient", 110)
 
 
 def test_a_former_champions_window_is_judged_against_that_champion(memory, trained):

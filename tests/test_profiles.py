@@ -13,12 +13,14 @@ import pandas as pd
 import pandera.pandas as pa
 import pytest
 
-from contracts.contract import Contract, Drift, Gate, Label, PerennialError, column, number
-from contracts.drift import distance, drift
+from contracts.bins import NEW, Bins, watched
+from contracts.contract import Contract, Drift, Gate, Label, column, number
+from contracts.drift import drift
 from contracts.flights import contract as flights
 from contracts.flights import source
+from contracts.reference import learn
 from service import profiles
-from service.profiles import MISSING, OTHER, Profiler, by_window, compare, merge, profile
+from service.profiles import Profiler, by_window, merge
 from tests.spool import collect, windows
 
 DAY = datetime(2024, 5, 6)
@@ -58,6 +60,13 @@ def traffic(n: int = 1_000, start: datetime = DAY, days: float = 1.0, seed: int 
     return columns, probabilities, probabilities.argmax(axis=1)
 
 
+BINS = {name: Bins.of(*one) for name, one in watched(doors, *traffic(5_000)).items()}
+
+
+def profile(columns, probabilities, classes):
+    return profiles.profile(doors, BINS, columns, probabilities, classes)
+
+
 def times(*texts):
     return np.array(texts, "datetime64[s]")
 
@@ -87,16 +96,9 @@ def until(true, seconds=10.0):
         time.sleep(0.01)
 
 
-@pytest.fixture(scope="module")
-def year():
-    """Flights of January and February, and of a week in July."""
-    return [flights.columns_of(source(start, end)) for start, end in (
-        (datetime(2013, 1, 1), datetime(2013, 3, 1)), (datetime(2013, 7, 8), datetime(2013, 7, 15)))]
-
-
 def test_numbers_of_every_type_and_missing_values():
     columns, probabilities, classes = traffic(2_000)
-    view = profile(doors, columns, probabilities, classes)
+    view = profile(columns, probabilities, classes)
     assert set(view.get_columns()) == {
         "force", "opened", "locked", "often", "pulled", "prediction", "probability.holds", "probability.breaks"}
     assert counts(view, "force") == (2_000, np.isnan(columns["force"]).sum())
@@ -110,44 +112,81 @@ def test_numbers_of_every_type_and_missing_values():
 
 
 def test_columns_that_are_wholly_missing():
-    columns = traffic(10)[0] | {"force": np.full(10, np.nan)}
-    view = profiles.from_bytes(profiles.to_bytes(profile(doors, columns, None, None)))
-    assert counts(view, "force") == (10, 10)
-    assert set(view.get_columns()) == {feature.name for feature in doors.features}
-    assert compare(doors, view, view)["force"].current_nulls == 1
+    columns, probabilities, classes = traffic(10)
+    view = profiles.from_bytes(profiles.to_bytes(profile(columns | {"force": np.full(10, np.nan)}, probabilities, classes)))
+    assert counts(view, "force") == (10, 10) and profiles.tally(profiles.to_bytes(view)).counts["force"].tolist()[0] == 10
 
 
-def test_text_with_missing_values(year):
-    few = {name: values[:500].copy() for name, values in year[0].items()}
+@pytest.fixture(scope="module")
+def january():
+    """Two weeks of flights, made-up answers, and the bins of both."""
+    columns = flights.columns_of(source(datetime(2013, 1, 1), datetime(2013, 1, 15)))
+    probabilities = np.random.default_rng(0).dirichlet([4, 2, 1], len(columns["carrier"]))
+    rows = (columns, probabilities, probabilities.argmax(axis=1))
+    return rows, {name: Bins.of(*one) for name, one in watched(flights, *rows).items()}
+
+
+def test_text_with_missing_values(january):
+    rows, bins = january
+    few, probabilities, classes = take(rows, slice(0, 500))
+    few["carrier"], few["dest"] = few["carrier"].copy(), few["dest"].copy()
     few["carrier"][:7] = None
     few["dest"][0] = "x" * 5_000
-    view = profile(flights, few, None, None)
+    view = profiles.profile(flights, bins, few, probabilities, classes)
     assert counts(view, "carrier") == (500, 7)
     assert sum(named(view, "carrier").values()) == 493
-    assert named(view, "carrier")["UA"] == (few["carrier"] == "UA").sum()
-    assert max(map(len, named(view, "dest"))) <= 128
+    assert named(view, "carrier")["UA"] == (few["carrier"] == "UA").sum() == by_label(view, bins, "carrier")["UA"]
+    assert max(map(len, named(view, "dest"))) <= 128 and by_label(view, bins, "dest")[NEW] == 1
     assert "departs" not in view.get_columns()
 
 
-def test_merged_replicas_equal_one_profile_of_all(year):
-    columns = year[0]
-    n, every = len(columns["carrier"]), np.arange(len(columns["carrier"])) % 3
-    probabilities = np.random.default_rng(0).dirichlet([4, 2, 1], n)
-    rows = (columns, probabilities, probabilities.argmax(axis=1))
-    whole = profile(flights, *rows)
-    parts = merge([profiles.to_bytes(profile(flights, *take(rows, every == part))) for part in range(3)])
+def tallied(view, read=lambda view: profiles.tally(profiles.to_bytes(view)).counts) -> dict[str, list[int]]:
+    return {name: found.tolist() for name, found in read(view).items()}
+
+
+def by_label(view, bins, name) -> dict[str, int]:
+    return dict(zip(bins[name].labels, profiles.tally(profiles.to_bytes(view)).counts[name].tolist(), strict=True))
+
+
+def test_merged_replicas_equal_one_profile_of_all(january):
+    """In any order, through bytes, windows of windows: the counts are exact."""
+    rows, bins = january
+    n = len(rows[2])
+    whole = profiles.profile(flights, bins, *rows)
+    pieces = [profiles.to_bytes(profiles.profile(flights, bins, *take(rows, np.arange(n) % 3 == part))) for part in range(3)]
+    parts = merge([profiles.to_bytes(merge(pieces[1:])), pieces[0]])
     assert profiles.rows(parts) == profiles.rows(whole) == n
-    assert set(parts.get_columns()) == set(whole.get_columns())
+    exact = {name: bins[name].count(one.values).tolist() for name, one in watched(flights, *rows).items()}
+    for view in (whole, parts, merge(pieces[::-1])):
+        assert tallied(view) == exact and tallied(view, lambda view: {
+            name: column.get_metric("bins").counts.value for name, column in view.get_columns().items()}) == exact
+    assert {name: found.tolist() for name, found in sum(map(profiles.tally, pieces), profiles.NOTHING).counts.items()} == exact
     for name in whole.get_columns():
         assert counts(parts, name) == counts(whole, name)
     for name in ("carrier", "dest", "prediction"):
         assert named(parts, name) == named(whole, name)
     for name in ("temp", "distance", "probability.late"):
-        values = probabilities[:, 1] if name == "probability.late" else columns[name][~np.isnan(columns[name])]
+        values = rows[1][:, 1] if name == "probability.late" else rows[0][name][~np.isnan(rows[0][name])]
         for q in (0.1, 0.5, 0.9):
             found = quantile(parts, name, q)
             assert np.mean(values < found) - 0.015 <= q <= np.mean(values <= found) + 0.015
-    assert max(distance(one.reference, one.current) for one in compare(flights, whole, parts).values()) < 0.01
+
+
+def test_counts_under_the_bins_of_two_versions_are_not_added():
+    other = {name: Bins.of(*one) for name, one in watched(doors, *traffic(5_000, shift=9.0)).items()} | {"force": Bins("number", (1.0,))}
+    parts = [profiles.to_bytes(profiles.profile(doors, bins, *traffic(50))) for bins in (BINS, other)]
+    for add in (merge, lambda parts: sum(map(profiles.tally, parts), profiles.NOTHING)):
+        with pytest.raises(ValueError, match="they are of two versions"):
+            add(parts)
+
+
+def test_a_profile_of_free_text_stays_small(january):
+    """A category with more values than rows that anybody could keep."""
+    rows, bins = january
+    columns, probabilities, classes = take(rows, slice(0, 5_000))
+    texts = {seed: columns | {"dest": np.array([f"{seed}-{index}" * 9 for index in range(5_000)], object)} for seed in range(20)}
+    views = [profiles.to_bytes(profiles.profile(flights, bins, text, probabilities, classes)) for text in texts.values()]
+    assert len(profiles.to_bytes(merge(views))) < 100_000
 
 
 def test_windows_agree_with_the_contract():
@@ -164,7 +203,7 @@ def test_windows_agree_with_the_contract():
 
 def test_rows_go_to_the_window_of_their_event_time(tmp_path):
     on_time, late = traffic(300, DAY + timedelta(days=1)), traffic(40, DAY - timedelta(days=20), seed=1)
-    profiler = Profiler(doors, "v1", tmp_path, seconds=0.02)
+    profiler = Profiler(doors, BINS, "v1", tmp_path, seconds=0.02)
     profiler.add(*traffic(200, DAY))
     profiler.add(*on_time)
     until(lambda: len(windows(tmp_path, "doors", "v1")) == 2)
@@ -184,7 +223,7 @@ def test_rows_go_to_the_window_of_their_event_time(tmp_path):
 
 
 def test_close_flushes_and_replicas_merge(tmp_path):
-    replicas = [Profiler(doors, "v1", tmp_path, seconds=1_000) for _ in range(2)]
+    replicas = [Profiler(doors, BINS, "v1", tmp_path, seconds=1_000) for _ in range(2)]
     for seed, replica in enumerate(replicas):
         for part in range(5):
             replica.add(*take(traffic(100, seed=seed), slice(part * 20, part * 20 + 20)))
@@ -197,7 +236,7 @@ def test_close_flushes_and_replicas_merge(tmp_path):
 
 
 def test_enough_rows_are_written_before_their_time(tmp_path):
-    profiler = Profiler(doors, "v1", tmp_path, seconds=1_000, rows=100)
+    profiler = Profiler(doors, BINS, "v1", tmp_path, seconds=1_000, rows=100)
     profiler.add(*traffic(99))
     time.sleep(0.2)
     assert windows(tmp_path, "doors", "v1") == []
@@ -208,7 +247,7 @@ def test_enough_rows_are_written_before_their_time(tmp_path):
 
 
 def test_a_caller_whose_every_record_is_refused_is_found(tmp_path):
-    profiler = Profiler(doors, "v1", tmp_path, seconds=0.01)
+    profiler = Profiler(doors, BINS, "v1", tmp_path, seconds=0.01)
     profiler.bad(times(*["2024-05-06T12:00:00"] * 5))
     until(lambda: windows(tmp_path, "doors", "v1") == [DAY])
     profiler.add(*traffic(10))
@@ -219,17 +258,17 @@ def test_a_caller_whose_every_record_is_refused_is_found(tmp_path):
 
 
 def test_a_window_of_refused_records_alone_is_a_broken_contract(tmp_path):
-    profiler = Profiler(doors, "v1", tmp_path)
+    profiler = Profiler(doors, BINS, "v1", tmp_path)
     profiler.bad(times(*["2024-05-06T12:00:00"] * 60))
     profiler.close()
     seen = collect(tmp_path, "doors", "v1", DAY)
-    compared = compare(doors, profile(doors, *traffic(500)), seen)
-    verdict = drift(compared, doors.drift, rows=profiles.rows(seen), bad=profiles.bad_inputs(seen), scores=None)
+    reference = learn(watched(doors, *traffic()), traffic()[0]["seen"], doors.drift.window, 0.005)
+    verdict = drift(doors, reference, profiles.tally(profiles.to_bytes(seen)).counts, rows=profiles.rows(seen), bad=profiles.bad_inputs(seen))
     assert verdict.kind == "broken contract" and "60 of 60 records were refused" in verdict.reasons[0]
 
 
 def test_refused_records_without_any_time_count_by_the_clock(tmp_path):
-    profiler = Profiler(doors, "v1", tmp_path)
+    profiler = Profiler(doors, BINS, "v1", tmp_path)
     profiler.bad(times(None, None, None))
     profiler.close()
     [start] = windows(tmp_path, "doors", "v1")
@@ -240,7 +279,7 @@ def test_refused_records_without_any_time_count_by_the_clock(tmp_path):
 def test_no_event_time_ends_the_profiler_or_costs_others_their_profile(tmp_path, strange):
     columns, probabilities, classes = traffic(20)
     columns["seen"][0] = np.datetime64(strange)
-    profiler = Profiler(doors, "v1", tmp_path, seconds=0.01)
+    profiler = Profiler(doors, BINS, "v1", tmp_path, seconds=0.01)
     profiler.add(*take((columns, probabilities, classes), slice(0, 1)))
     profiler.bad(times(strange))
     until(lambda: not profiler._batches)
@@ -255,7 +294,7 @@ def test_no_event_time_ends_the_profiler_or_costs_others_their_profile(tmp_path,
 
 
 def test_a_profile_before_1970_can_be_written():
-    view = profile(doors, *traffic(10, datetime(1950, 1, 1)))
+    view = profile(*traffic(10, datetime(1950, 1, 1)))
     assert profiles.rows(profiles.from_bytes(profiles.to_bytes(view))) == 10
 
 
@@ -263,7 +302,7 @@ def test_a_wrong_clock_does_not_fill_the_disk_and_its_rows_are_counted(tmp_path,
     """Five thousand days in one request, three times, beside a replay of four months in which every other clock is right."""
     wrong = traffic(5_000)
     wrong[0]["seen"][:] = np.datetime64(DAY, "s") + 10 * np.arange(5_000) * np.timedelta64(1, "D")
-    profiler = Profiler(doors, "v1", tmp_path, seconds=1_000)
+    profiler = Profiler(doors, BINS, "v1", tmp_path, seconds=1_000)
     days = [DAY + timedelta(days=day) for day in range(0, 120, 2)]
     for index, day in enumerate(days):
         profiler.add(*traffic(50, day, seed=index))
@@ -280,7 +319,7 @@ def test_a_wrong_clock_does_not_fill_the_disk_and_its_rows_are_counted(tmp_path,
 
 
 def test_both_sides_of_the_reach(tmp_path):
-    profiler = Profiler(doors, "v1", tmp_path)
+    profiler = Profiler(doors, BINS, "v1", tmp_path)
     noon = DAY + timedelta(hours=12)
     near, far = (np.datetime64(noon, "s") + np.timedelta64(profiles.REACH * 86_400 + more, "s") for more in (0, 1))
     for day in (np.datetime64(noon, "s"), near, far, np.datetime64(noon, "s"), np.datetime64(noon, "s")):
@@ -292,7 +331,7 @@ def test_both_sides_of_the_reach(tmp_path):
 
 
 def test_a_window_that_returns_goes_on_in_its_file(tmp_path):
-    profiler = Profiler(doors, "v1", tmp_path, seconds=0.01, windows=2)
+    profiler = Profiler(doors, BINS, "v1", tmp_path, seconds=0.01, windows=2)
     for day in (0, 1, 2, 0):
         profiler.add(*traffic(50, DAY + timedelta(days=day), seed=day))
         until(lambda: not profiler._waiting and all(part.saved for part in list(profiler._parts.values())))
@@ -303,7 +342,7 @@ def test_a_window_that_returns_goes_on_in_its_file(tmp_path):
 
 
 def test_a_reader_never_sees_part_of_a_file(tmp_path):
-    profiler = Profiler(doors, "v1", tmp_path, seconds=0.001)
+    profiler = Profiler(doors, BINS, "v1", tmp_path, seconds=0.001)
     ends, seen, sent = time.monotonic() + 1.5, [], 0
     while time.monotonic() < ends:
         profiler.add(*traffic(50, seed=sent))
@@ -322,7 +361,7 @@ def test_a_reader_never_sees_part_of_a_file(tmp_path):
 def test_a_failure_to_write_is_logged_and_the_rows_are_kept(tmp_path, caplog):
     obstacle = tmp_path / "doors"
     obstacle.write_text("not a folder")
-    profiler = Profiler(doors, "v1", tmp_path, seconds=0.01)
+    profiler = Profiler(doors, BINS, "v1", tmp_path, seconds=0.01)
     profiler.add(*traffic(30))
     until(lambda: "kept for the next try" in caplog.text)
     profiler.add(*traffic(20))
@@ -334,14 +373,14 @@ def test_a_failure_to_write_is_logged_and_the_rows_are_kept(tmp_path, caplog):
 
 def test_what_must_be_given_up_is_logged(tmp_path, caplog):
     (tmp_path / "doors").write_text("not a folder")
-    profiler = Profiler(doors, "v1", tmp_path, seconds=1_000, windows=1)
+    profiler = Profiler(doors, BINS, "v1", tmp_path, seconds=1_000, windows=1)
     profiler.add(*traffic(60, days=2))
     profiler.close()
     assert "rows are lost to the profile" in caplog.text
 
 
 def test_a_backlog_is_bounded_and_logged(tmp_path, caplog):
-    profiler = Profiler(doors, "v1", tmp_path, seconds=1_000, rows=10)
+    profiler = Profiler(doors, BINS, "v1", tmp_path, seconds=1_000, rows=10)
     with profiler._lock:
         profiler._waiting = 400  # as if the disk hung
     profiler.add(*traffic(7))
@@ -351,7 +390,7 @@ def test_a_backlog_is_bounded_and_logged(tmp_path, caplog):
 
 def test_a_fault_in_profiling_is_logged_and_the_next_rows_are_profiled(tmp_path, caplog):
     columns, probabilities, classes = traffic(10)
-    profiler = Profiler(doors, "v1", tmp_path, seconds=0.01)
+    profiler = Profiler(doors, BINS, "v1", tmp_path, seconds=0.01)
     profiler.add(columns | {"force": np.array(["?"] * 10, object)}, probabilities, classes)
     until(lambda: "traffic was not profiled" in caplog.text)
     profiler.add(columns, probabilities, classes)
@@ -364,9 +403,9 @@ import sys, time
 from pathlib import Path
 from service.profiles import Profiler
 from tests.spool import windows
-from tests.test_profiles import doors, traffic
+from tests.test_profiles import BINS, doors, traffic
 folder = Path(sys.argv[1])
-often, full = Profiler(doors, "often", folder, seconds=0.2), Profiler(doors, "full", folder, seconds=1_000, rows=500)
+often, full = Profiler(doors, BINS, "often", folder, seconds=0.2), Profiler(doors, BINS, "full", folder, seconds=1_000, rows=500)
 often.add(*traffic(700))
 for seed in range(12):
     full.add(*traffic(100, seed=seed))
@@ -391,70 +430,3 @@ def test_kill_9_loses_no_more_than_the_buffer(tmp_path):
         child.stdout.close()
     assert profiles.rows(collect(tmp_path, "doors", "often", DAY)) in (700, 1_000)
     assert 1_200 - 500 < profiles.rows(collect(tmp_path, "doors", "full", DAY)) <= 1_200
-
-
-def test_identical_rows_are_near_and_shifted_rows_are_far():
-    reference, same = profile(doors, *traffic(20_000)), profile(doors, *traffic(20_000, seed=1))
-    near = compare(doors, reference, same)
-    assert max(distance(one.reference, one.current) for one in near.values()) < 0.01
-    far = compare(doors, reference, profile(doors, *traffic(2_000, seed=2, shift=1.0)))
-    assert distance(far["force"].reference, far["force"].current) > 0.5
-    assert distance(far["opened"].reference, far["opened"].current) < 0.05
-    assert drift(far, doors.drift, rows=2_000, scores=None).kind == "input drift"
-    for one in near.values():
-        assert len(one.bins) == len(one.reference) == len(one.current) and one.n == 20_000
-        assert one.reference.sum() == pytest.approx(1) and one.current.sum() == pytest.approx(1)
-    assert near["force"].reference_nulls == pytest.approx(0.1, abs=0.01)
-
-
-def test_a_value_that_is_common_is_a_bin_of_its_own():
-    columns = traffic(1_000)[0]
-    always = profile(doors, columns | {"force": np.full(1_000, 10.0)}, None, None)
-    lower = profile(doors, columns | {"force": np.where(np.arange(1_000) % 2, 10.0, 9.0)}, None, None)
-    one = compare(doors, always, lower)["force"]
-    assert one.bins == ("(-inf, 10)", "[10, 10]", "(10, inf)", MISSING)
-    assert one.reference.tolist() == [0, 1, 0, 0] and one.current.tolist() == [0.5, 0.5, 0, 0]
-
-
-def test_a_new_category_falls_to_other(year):
-    columns = year[0]
-    reference = profile(flights, columns, None, None)
-    new = dict(columns) | {"carrier": np.where(np.arange(len(columns["carrier"])) % 2, "ZZ", columns["carrier"])}
-    one = compare(flights, reference, profile(flights, new, None, None))["carrier"]
-    assert "ZZ" not in one.bins and "UA" in one.bins
-    other = one.bins.index(OTHER)
-    assert one.reference[other] < 0.02 and one.current[other] == pytest.approx(0.5, abs=0.02)
-    assert distance(one.reference, one.current) > 0.25
-
-
-def test_july_is_not_january(year):
-    january, july = (profile(flights, columns, None, None) for columns in year)
-    compared = compare(flights, january, july)
-    verdict = drift(compared, flights.drift, rows=profiles.rows(july), scores=None)
-    assert verdict.kind == "input drift"
-    assert any(reason.startswith("temp: ") for reason in verdict.reasons)
-    assert verdict.figures["distances"]["origin"] < 0.05
-
-
-def test_what_was_never_missing_and_now_is_breaks_the_contract(year):
-    reference = profile(flights, year[0], None, None)
-    assert compare(flights, reference, reference)["distance"].reference_nulls == 0
-    few = {name: values[:1_000].copy() for name, values in year[0].items()}
-    few["distance"][:600] = np.nan
-    few["carrier"][:] = None
-    verdict = drift(
-        compare(flights, reference, profile(flights, few, None, None)), flights.drift, rows=1_000, scores=None)
-    assert verdict.kind == "broken contract"
-    assert [reason.split(":")[0] for reason in verdict.reasons[:2]] == ["carrier", "distance"]
-
-
-def test_columns_that_one_profile_lacks():
-    rows = traffic(500)
-    whole, bare = profile(doors, *rows), profile(doors, rows[0], None, None)
-    assert "prediction" in compare(doors, whole, whole) and "prediction" not in compare(doors, whole, bare)
-    del bare._columns["force"]
-    lost = compare(doors, whole, bare)["force"]
-    assert (lost.n, lost.current_nulls) == (0, 1.0)
-    assert drift({"force": lost}, doors.drift, rows=500, scores=None).kind == "broken contract"
-    with pytest.raises(PerennialError, match=r"lacks \['force'\]; run: perennial train doors"):
-        compare(doors, bare, whole)

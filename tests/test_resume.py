@@ -109,7 +109,7 @@ def train_and_promote(memory: Memory) -> None:
 def test_a_training_and_its_promotion(base, fuse):
     def end_state(memory):
         state = memory.ledger.state()
-        files = {key for key in memory.store.list("models/") + memory.store.list("references/")}
+        files = {key for key in memory.store.list("models/")}
         return state.champion, state.versions, kinds(memory), files
 
     assert in_every_way_it_may_fail(base, fuse, train_and_promote, end_state) > 8
@@ -123,7 +123,8 @@ def test_a_windows_verdict(base, fuse):
     columns = contract.columns_of(traffic)
     model = restore(contract, flows.train.fetched(base, champion))
     probabilities = model.probabilities(columns)
-    seen = profiles.profile(contract, columns, probabilities, model.classes(probabilities))
+    bins = profiles.bins_of(flows.train.fetched(base, champion))
+    seen = profiles.profile(contract, bins, columns, probabilities, model.classes(probabilities))
     profiles.write_whole(base.spool / "pumps" / champion / END.strftime(profiles.START_FORMAT) / "one-0.bin", profiles.to_bytes(seen))
     assert late > END
 

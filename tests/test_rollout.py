@@ -10,6 +10,7 @@ from datetime import datetime
 import numpy as np
 import pytest
 
+from contracts.bins import Bins, watched
 from deployments import balancer, fleet, kustomize, replicas
 from flows import release, rollout
 from flows.train import fit_version, judge
@@ -57,7 +58,8 @@ def test_shipping_goes_on_until_it_is_told_to_end_and_then_ships_a_last_time(pum
 def leave(memory, name: str) -> None:
     columns = memory.contract.columns_of(readings(datetime(2024, 2, 19), datetime(2024, 2, 20)))
     even = np.full((len(columns["heat"]), 2), 0.5)
-    view = profiles.profile(memory.contract, columns, even, even.argmax(axis=1))
+    rows = (columns, even, even.argmax(axis=1))
+    view = profiles.profile(memory.contract, {key: Bins.of(*one) for key, one in watched(memory.contract, *rows).items()}, *rows)
     profiles.write_whole(memory.spool / "pumps" / ("f" * 64) / "20240219T000000" / name, profiles.to_bytes(view))
 
 

@@ -244,7 +244,7 @@ def test_a_bento_holds_the_service_the_contracts_and_the_model_and_nothing_else(
     held = {path.relative_to(flights_bento / "src").parts[0] for path in (flights_bento / "src").rglob("*.py")}
     assert held == {"service", "contracts"}
     assert {path.name for path in (flights_bento / "src" / "contracts").glob("*.py")} == {
-        "__init__.py", "contract.py", "drift.py", "flights.py"}
+        "__init__.py", "contract.py", "bins.py", "flights.py"}
     assert (flights_bento / "src" / "model" / "manifest.json").exists()
 
 

@@ -1,0 +1,142 @@
+"""How the values of a column are counted: bins fixed at training, the same in every replica and window from then on."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from contracts.contract import PREDICTION, PROBABILITY, Columns, Contract
+
+REFERENCE = "reference.json"  # the file of a version that holds the bins of its columns, and what is ordinary in them
+DECILES = np.arange(1, 10) / 10
+COMMON = 0.01  # the least share in the training data for a category to have a bin of its own
+MOST_KNOWN = 2_000  # categories beyond which a column counts as free text, where a new value is nothing new
+GROUPS = 10  # bins for the values of a category that are not common
+LONGEST = 128  # characters of a text that are looked at
+MISSING, NEW = "(missing)", "(never seen)"
+
+
+class Watched(NamedTuple):
+    """One column of what is watched: floats with NaN for a number, text with None for a category."""
+
+    kind: Literal["number", "category"]
+    values: np.ndarray
+
+
+def watched(contract: Contract, columns: Columns, probabilities: np.ndarray, classes: np.ndarray) -> dict[str, Watched]:
+    """The features, the named class and every class's probability of n records."""
+    seen = {feature.name: Watched(feature.kind, feature.values(columns)) for feature in contract.features}
+    seen[PREDICTION] = Watched("category", np.asarray(contract.label.classes, object)[classes])
+    return seen | {PROBABILITY + name: Watched("number", values) for name, values in zip(contract.label.classes, probabilities.T)}
+
+
+@dataclass(frozen=True)
+class Bins:
+    """The bins of one column: missing values first, then those of a number between its `edges`; or those of a category:
+    values never seen, the uncommon ones in alphabetical groups that start at `edges`, and each of the common `names`.
+
+    `known` are the uncommon ones; None in free text, where whatever is no common name falls into a group.
+    """
+
+    kind: Literal["number", "category"]
+    edges: tuple[Any, ...]
+    names: tuple[str, ...] = ()
+    known: tuple[str, ...] | None = ()
+
+    @classmethod
+    def of(cls, kind: Literal["number", "category"], values: np.ndarray) -> "Bins":
+        """The bins of a column of the training data."""
+        return cls(kind, _deciles(values)) if kind == "number" else _groups(values)
+
+    @cached_property
+    def labels(self) -> tuple[str, ...]:
+        """What to call each bin."""
+        if self.kind == "category":
+            starts = ("", *self.edges)
+            return (MISSING, NEW, *(f"(others from {start!r})" if start else "(others)" for start in starts), *self.names)
+        edges = [-np.inf, *map(float, self.edges), np.inf]
+        return (MISSING, *map(_between, [None, *edges], edges, edges[1:]))
+
+    @property
+    def first(self) -> int:
+        """Where the bins of values that training knows begin."""
+        return 2 if self.kind == "category" else 1
+
+    def count(self, values: np.ndarray) -> np.ndarray:
+        """How many of n values fall into each bin, int64 (bins,)."""
+        return np.bincount(self.codes(values), minlength=len(self.labels))
+
+    def codes(self, values: np.ndarray) -> np.ndarray:
+        """Each value's bin, int64 (n,)."""
+        return self._number_codes(values) if self.kind == "number" else self._category_codes(values)
+
+    def _number_codes(self, values: np.ndarray) -> np.ndarray:
+        values = np.asarray(values, np.float64)
+        return np.where(np.isfinite(values), 1 + np.searchsorted(self.edges, values, side="right"), 0)
+
+    def _category_codes(self, values: np.ndarray) -> np.ndarray:
+        codes, texts = _texts(values)
+        return np.append(self._text_codes(texts), 0)[codes]  # -1, the code of None, finds the last
+
+    def _text_codes(self, texts: np.ndarray) -> np.ndarray:
+        named = self._names.get_indexer(texts)
+        grouped = self.first + np.searchsorted(np.asarray(self.edges, str), texts.astype(str), side="right")
+        if self.known is not None:
+            grouped = np.where(self._known.get_indexer(texts) < 0, 1, grouped)
+        return np.where(named < 0, grouped, named + self.first + len(self.edges) + 1)
+
+    @cached_property
+    def _names(self) -> pd.Index:
+        return pd.Index(self.names, dtype=object)
+
+    @cached_property
+    def _known(self) -> pd.Index:
+        return pd.Index(self.known, dtype=object)
+
+    def as_json(self) -> dict[str, Any]:
+        return {"kind": self.kind, "edges": list(self.edges), "names": list(self.names),
+                "known": None if self.known is None else list(self.known)}
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> "Bins":
+        known = stored["known"]
+        return cls(stored["kind"], tuple(stored["edges"]), tuple(stored["names"]), None if known is None else tuple(known))
+
+
+def _between(before: float | None, low: float, high: float) -> str:
+    """What to call the numbers from `low` to `high`: these are one number, come right after one, or are many."""
+    if high == np.nextafter(low, np.inf):
+        return f"{low:g}"
+    return f"({before:g}, {high:g})" if before is not None and low == np.nextafter(before, np.inf) else f"[{low:g}, {high:g})"
+
+
+def _deciles(values: np.ndarray) -> tuple[float, ...]:
+    """Edges between bins of about equal shares; a value that several deciles fall on is a bin of its own."""
+    values = np.asarray(values, np.float64)
+    present = values[np.isfinite(values)]
+    if not len(present):
+        return ()
+    cuts, times = np.unique(np.quantile(present, DECILES, method="inverted_cdf"), return_counts=True)
+    return tuple(np.union1d(cuts, np.nextafter(cuts[times > 1], np.inf)).tolist())
+
+
+def _groups(values: np.ndarray) -> Bins:
+    """Common values by name. The others by the alphabet, not by how common they are: a group of those that chance made
+    frequent in the training data would be rarer in every window after it."""
+    codes, texts = _texts(values)
+    found, same = np.unique(texts.astype(str), return_inverse=True)  # two long texts may begin alike
+    counts = np.bincount(same[codes[codes >= 0]], minlength=len(found))
+    common = counts >= COMMON * counts.sum()
+    others, upto = found[~common], np.cumsum(counts[~common])
+    cuts = np.unique(np.searchsorted(upto, upto[-1] * np.arange(1, GROUPS) / GROUPS)) if len(others) else []
+    known = tuple(others.tolist()) if len(found) <= MOST_KNOWN else None
+    return Bins("category", tuple(others[cuts[cuts > 0]].tolist()) if len(others) else (), tuple(found[common].tolist()), known)
+
+
+def _texts(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Each value's position among the texts that occur, -1 where it is missing; and the texts, of bounded length."""
+    codes, found = pd.factorize(np.asarray(values, object))
+    return codes, np.array([str(value)[:LONGEST] for value in found], object)
