@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v p
 ENV := .venv
 BIN := $(ENV)/bin
 
-.PHONY: demo test test-containers bench-serve bench-flows bench-rollout lock clean
+.PHONY: demo test test-containers bench-serve bench-flows bench-rollout bench-drift lock clean
 
 demo: $(ENV)/installed  ## Replay a real year through the whole loop; ARGS="--until 2013-05-01" for a short one.
 	@$(BIN)/perennial demo $(ARGS)
@@ -31,6 +31,9 @@ bench-flows: $(ENV)/installed  ## What the flows add to the plain functions, on 
 
 bench-rollout: $(ENV)/installed  ## Releases, rollbacks, kills and bad challengers under load; needs docker and a registry. About 50 minutes.
 	@$(BIN)/python -m tests.bench.rollout $(ARGS)
+
+bench-drift: $(ENV)/installed  ## False alarms and power of drift verdicts by the size of a window, and what judging costs. About 4 minutes.
+	@$(BIN)/python -m tests.bench.drift $(ARGS)
 
 lock: $(ENV)/installed  ## Choose versions anew within pyproject.toml and write both lock files.
 	@$(BIN)/python deployments/lock.py

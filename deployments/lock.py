@@ -16,6 +16,8 @@ def main() -> None:
     everything = [*COMPILE, "--extra", "dev", "pyproject.toml", "-o", "requirements.txt"]
     subprocess.run(everything, cwd=ROOT, env=environ, check=True)
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    peers = [*COMPILE, "--no-emit-package", "setuptools", "tests/bench/peers/drift.in", "-o", "tests/bench/peers/drift.txt"]
+    subprocess.run(peers, cwd=ROOT, env=environ, check=True)
     served = [*COMPILE, "--constraint", "requirements.txt", "-", "-o", "requirements-service.txt"]
     subprocess.run(served, cwd=ROOT, env=environ, check=True, input="\n".join(extras["service"]), text=True)
 
