@@ -205,6 +205,12 @@ def _way(service: dict[str, Any]) -> Any:
     return _urls(service)
 
 
+def address(run: Path, model: str) -> str | None:
+    """Where callers reach the model through this run folder's balancer, if it runs and has a route."""
+    balancer = _recorded(run)
+    return f"{balancer.url}/{model}" if balancer and balancer.alive and _route_file(run, model).exists() else None
+
+
 def routed(run: Path, model: str) -> list[str]:
     """The urls of the champion's replicas, to which a model's requests are to go, sorted; none where it has no route."""
     return _routed(run, model, model)

@@ -80,7 +80,8 @@ def train(
     from flows.train import train as flow
 
     done = directly(flow, model, release=release)
-    _say(done, as_json, f"{model}: version {done['version'][:12]}: {done['outcome']}")
+    asked = f"; callers ask {where}" if done["outcome"] == "released" and (where := _address(model)) else ""
+    _say(done, as_json, f"{model}: version {done['version'][:12]}: {done['outcome']}{asked}")
     if done["outcome"] not in ("passed", "released"):
         raise typer.Exit(1)
 
@@ -97,7 +98,18 @@ def release(model: Model, version: Annotated[str, typer.Argument(help="champion,
     if done["outcome"] == "refused":
         _say(done, as_json, f"{model}: the canary refused {done['version'][:12]}: {'; '.join(done['canary']['reasons'])}")
         raise typer.Exit(1)
-    _say(done, as_json, f"{model}: {done['version'][:12]} serves at {', '.join(done['replicas'])}")
+    asked = f"; callers ask {where}" if (where := _address(model)) else ""
+    _say(done, as_json, f"{model}: {done['version'][:12]} serves at {', '.join(done['replicas'])}{asked}")
+
+
+def _address(model: str) -> str | None:
+    """Where callers reach the model on this machine."""
+    from deployments import balancer
+    from flows.memory import remember
+
+    memory = remember(model)
+    found = balancer.address(memory.run, memory.name)
+    return f"POST {found}/predict" if found else None
 
 
 @app.command()

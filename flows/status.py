@@ -10,7 +10,7 @@ from typing import Any
 from rich.table import Table
 
 from contracts.contract import PerennialError, contract_of, load
-from deployments import balancer, replicas
+from deployments import balancer, fleet
 from flows.memory import Memory, remember
 from registry import data, models
 
@@ -27,8 +27,8 @@ def facts(model: str) -> dict[str, Any]:
         "data": versions[-1].as_json() if versions else None,
         "last_window": windows[-1] if windows else None,
         "open_claims": [key for key, claim in state.claims.items() if claim["state"] == "claimed"],
-        "replicas": [{"url": one.url, "version": one.version, "pid": one.pid} for one in replicas.running(memory.run, memory.name)],
-        "routed": balancer.routed(memory.run, memory.name),
+        "replicas": [{"url": one.url, "version": one.version, "pid": one.pid} for one in fleet.running(memory.run, memory.name)],
+        "routed": balancer.routed(memory.run, memory.name), "callers": balancer.address(memory.run, memory.name),
     }
 
 
@@ -41,6 +41,7 @@ def table(found: dict[str, Any]) -> Table:
         "data": f"{found['data']['rows']:,} rows up to {found['data']['end']}" if found["data"] else "none",
         "last window": f"{window['window']}: {window['verdict']['kind']}" if window else "none judged",
         "retraining": ", ".join(found["open_claims"]) or "none in flight",
+        "callers ask": f"POST {found['callers']}/predict" if found["callers"] else "nothing here: perennial serve " + found["model"],
         "replicas": "\n".join(f"{one['url']} {one['version'][:12]} (pid {one['pid']})" for one in found["replicas"]) or "none here",
     }
     for name, value in rows.items():

@@ -169,6 +169,26 @@ class Front:
         await send({"type": "http.response.body", "body": answer})
 
 
+class _AtOnce:
+    """A transport that holds the head of an answer until its body comes, and writes both at once.
+
+    A replica that is killed between uvicorn's two writes would leave half an answer, which no load balancer can repeat.
+    """
+
+    def __init__(self, transport: Any):
+        self._transport, self._head = transport, None
+
+    def write(self, part: bytes) -> None:
+        if self._head is None:
+            self._head = part
+        else:
+            self._transport.write(self._head + part)
+            self._head = b""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+
 class _Gone(Exception):
     """The caller hung up before its request was whole."""
 
@@ -190,13 +210,29 @@ async def _body(receive: Any) -> bytes | None:
 
 def predictor(folder: Path) -> Any:
     """The BentoML service of the model version whose files lie in `folder`."""
+    from _bentoml_sdk.service import Service  # as late as BentoML itself loads it: it is slow
+
     manifest = json.loads((folder / "manifest.json").read_bytes())
     contract = load(manifest["model"])
     api = Api(contract, folder, manifest)
     Record = api.requests.documented()
 
+    class Whole(Service):
+        """A service whose answers to callers are written whole."""
+
+        def to_asgi(self, is_main: bool = True) -> Any:
+            app = super().to_asgi(is_main)
+
+            async def whole(scope: Any, receive: Any, send: Any) -> None:
+                cycle = getattr(send, "__self__", None)  # uvicorn's; another server's answers may be two writes
+                if scope.get("path") == "/predict" and scope["method"] == "POST" and hasattr(cycle, "transport"):
+                    cycle.transport = _AtOnce(cycle.transport)
+                await app(scope, receive, send)
+
+            return whole
+
     @bentoml.service(
-        name=contract.name, workers=1, traffic={"timeout": TIMEOUT}, logging={"access": {"enabled": False}})
+        name=contract.name, workers=1, traffic={"timeout": TIMEOUT}, logging={"access": {"enabled": False}}, service_class=Whole)
     class Predictor:
         __doc__ = f"{contract.name}: one of {', '.join(contract.label.classes)}."
 

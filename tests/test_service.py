@@ -240,6 +240,18 @@ def test_the_model_its_health_and_its_counts_can_be_asked(replica, flights_versi
     assert after[0] - before[0] == 3 and after[1] - before[1] == 1 and after[2] - before[2] >= 2 and after[3] > before[3]
 
 
+@pytest.mark.parametrize("records", [[GOOD], []])
+def test_head_and_body_of_an_answer_are_one_write(replica, records):
+    """Else a replica killed between the two leaves half an answer, which the balancer can't repeat."""
+    host, port = replica.url.removeprefix("http://").split(":")
+    body = json.dumps({"records": records}).encode()
+    with socket.create_connection((host, int(port)), timeout=10) as caller:
+        for _ in range(20):
+            caller.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+            head, _, answer = caller.recv(65_536).partition(b"\r\n\r\n")
+            assert f"content-length: {len(answer)}".encode() in head and json.loads(answer)
+
+
 def test_a_bento_holds_the_service_the_contracts_and_the_model_and_nothing_else(flights_bento):
     held = {path.relative_to(flights_bento / "src").parts[0] for path in (flights_bento / "src").rglob("*.py")}
     assert held == {"service", "contracts"}

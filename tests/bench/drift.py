@@ -20,6 +20,7 @@ from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pandera.pandas as pa
@@ -303,6 +304,25 @@ def peers() -> Path:
     return place / "bin" / "python"
 
 
+def draw(found: dict[str, Any]) -> Path:
+    """Who raised an alarm in which share of the same windows; the first sets should have none, the others all."""
+    sets, names = list(found), ["Perennial", "whylogs", "Evidently", "NannyML"]
+    figure, axes = plt.subplots(figsize=(10, 0.9 * len(sets) + 1), layout="constrained")
+    for place, name in enumerate(names):
+        shares = [found[one][name].get("alarms", 0) / found[one][name].get("windows", 1) for one in sets]
+        at = np.arange(len(sets)) + (place - 1.5) * 0.2
+        bars = axes.barh(at, shares, 0.19, label=name, color=("#0072b2", "#b9c6d2", "#98a7b5", "#77868f")[place])
+        axes.bar_label(bars, [f"{share:.0%}" if "alarms" in found[one][name] else "failed" for one, share in zip(sets, shares)], fontsize=7)
+    axes.set(xlim=(0, 1.08), xlabel="share of windows with an alarm on any of 20 columns")
+    axes.set_yticks(range(len(sets)), sets)
+    axes.invert_yaxis()
+    figure.legend(loc="outside upper center", ncols=4, frameon=False)
+    place = ROOT / "build" / "bench" / "drift.svg"
+    place.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(place)
+    return place
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a twentieth of the windows, none of more than 10,000 rows")
@@ -316,6 +336,7 @@ def main() -> None:
     found["cost"] = cost()
     if asked.peers:
         found["side_by_side"] = side_by_side(asked.peers)
+        print("drawn:", draw(found["side_by_side"]).relative_to(ROOT))
     write("drift", found)
 
 
