@@ -32,6 +32,9 @@ def main() -> None:
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     logging.getLogger("EventsWorker").setLevel(logging.ERROR)  # Prefect tells at an end that some events are still on their way
+    told = logging.getLogger("perennial")
+    told.setLevel(logging.INFO)
+    told.addHandler(logging.StreamHandler())
     try:
         app(standalone_mode=True)
     except Exception as error:
@@ -81,7 +84,9 @@ def train(
 
     done = directly(flow, model, release=release)
     asked = f"; callers ask {where}" if done["outcome"] == "released" and (where := _address(model)) else ""
-    _say(done, as_json, f"{model}: version {done['version'][:12]}: {done['outcome']}{asked}")
+    said = {"failed": "the gate refused it", "insufficient": "the gate can't tell", "refused": "the canary refused it"}
+    text = f"{model}: version {done['version'][:12]}: {said.get(done['outcome'], done['outcome'])}{asked}"
+    _say(done, as_json, "\n".join([text, *(f"- {reason}" for reason in done["why"] if done["outcome"] in said)]))
     if done["outcome"] not in ("passed", "released"):
         raise typer.Exit(1)
 

@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -23,8 +24,9 @@ from registry import models
 from service.request import MOST_RECORDS, SAMPLE
 
 REPLICAS = 2
-LOOK = 0.5  # seconds between two looks at a canary
+LOOK, TELL = 0.5, 15  # seconds between two looks at a canary, and between two words on how far it is
 FINAL = ("died", "errors")  # findings that no further request can mend
+log = logging.getLogger("perennial.rollout")
 ONE_BY_ONE = 11  # records that are asked alone as well: another way through the code, and what a caller waits
 
 
@@ -44,6 +46,8 @@ def put_in_front(memory: Memory, version: str, what: Path | str, decide: Callabl
     """
     with _alone(memory, hurry=decide is not None):
         before = memory.ledger.state().champion
+        if decide is None:
+            memory.ledger.must_allow(version)  # asked again by the promotion; here, before anything is started
         mine = [each for each in fleet.running(memory.run, memory.name) if each.version == version]
         try:
             balancer.start(memory.run)
@@ -137,6 +141,9 @@ def _watched(memory: Memory, mine: list[Server], apart: float) -> Verdict:
     policy, deadline = memory.contract.rollout, time.monotonic() + memory.contract.rollout.minutes * 60
     first, small = figures.reading(memory.run, memory.name), {each.url: each.memory_mb() for each in mine}
     deaths = {each.url: each.deaths for each in mine}
+    told = time.monotonic()
+    log.info("%s: %s is tried on a part of the callers until it answered %d requests, for %g minutes at most",
+             memory.name, mine[0].version[:12], policy.requests, policy.minutes)
     while True:
         time.sleep(LOOK)
         if _hurried(memory):
@@ -146,7 +153,11 @@ def _watched(memory: Memory, mine: list[Server], apart: float) -> Verdict:
         now = figures.reading(memory.run, memory.name)
         verdict = canary(*figures.sides(first, now, deaths=died, grown_mb=grown), policy,
                          latency_ms=memory.contract.gate.latency_ms, apart=apart)
-        enough = verdict.figures["challenger"]["answered"] >= policy.requests
+        answered = verdict.figures["challenger"]["answered"]
+        if time.monotonic() - told > TELL:
+            told = time.monotonic()
+            log.info("%s: answered %d of %d requests, %.0f s left", memory.name, answered, policy.requests, deadline - told)
+        enough = answered >= policy.requests
         if verdict.kind in FINAL or enough or time.monotonic() > deadline:
             return verdict
 

@@ -59,7 +59,10 @@ def _about(facts_of: dict[str, Any]) -> str:
     parts = [str(facts_of[name])[:12] for name in ("version", "to", "data") if isinstance(facts_of.get(name), str)]
     parts += [str(facts_of[name]) for name in ("key", "outcome", "reason", "why") if facts_of.get(name)]
     verdict = facts_of.get("verdict")
-    return " ".join(parts + ([f"{verdict['outcome']} {verdict['kind']}"] if verdict else []))
+    if verdict:
+        why = ": " + "; ".join(verdict["reasons"]) if verdict["outcome"] != "passed" else ""
+        parts.append(f"{verdict['outcome']} {verdict['kind']}".strip() + why)
+    return " ".join(parts)
 
 
 def described(name: str) -> dict[str, Any]:

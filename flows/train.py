@@ -45,10 +45,11 @@ def train(model: str, window: str = BY_HAND, reason: str = "asked by a person", 
     version = train_version(model)
     verdict = judge_version(model, version)
     show_gate(model, version, verdict)
-    outcome = verdict["outcome"]
+    outcome, why = verdict["outcome"], verdict["reasons"]
     if outcome == "passed" and release:
-        outcome = release_version(model, version)["outcome"]
-    return finish(model, window, version, outcome)
+        released = release_version(model, version)
+        outcome, why = released["outcome"], (released["canary"] or {"reasons": ()})["reasons"]
+    return finish(model, window, version, outcome) | {"why": list(why)}
 
 
 @train.on_failure

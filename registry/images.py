@@ -176,7 +176,7 @@ def push(images: Images, image: Image, name: str, label: str) -> str:
     repository = images.repository(name)
     image.tag(repository, tag=label)
     with _said(f"{repository}:{label} was not pushed; is the container registry up, and are you logged in? "
-               f"The champion goes on; then run it again: perennial release {name}"):
+               "The champion goes on; then run the command again"):
         parts = list(engine().images.push(repository, tag=label, stream=True, decode=True))
         if errors := [part["error"] for part in parts if "error" in part]:
             raise DockerException("; ".join(errors))
@@ -184,7 +184,7 @@ def push(images: Images, image: Image, name: str, label: str) -> str:
         held = engine().images.get_registry_data(f"{repository}:{label}").id
     if held != sent:
         raise ImageFailed(f"{repository}:{label} holds {held}, but {sent} was pushed: somebody else writes this name; "
-                          f"look there, then run: perennial release {name}")
+                          f"look there, then run the command again")
     return f"{repository}@{held}"
 
 

@@ -218,12 +218,21 @@ class Ledger:
                 raise PromotionLost(
                     f"{self.model}: {version[:12]} was not promoted: {state.champion[:12]} was, by {winner.by} at "
                     f"{winner.at}; judge it against that one: perennial train {self.model}")
-            last = (state.verdicts.get(version) or [{"verdict": {"outcome": "missing"}, "against": expect}])[-1]
-            if last["verdict"]["outcome"] != "passed" or last["against"] != expect:
-                raise NotAllowed(f"{self.model}: the gate's verdict on {version[:12]} against {(expect or 'no champion')[:12]} "
-                                 f"is {last['verdict']['outcome']}; run: perennial train {self.model}")
+            self._must_allow(state, version, expect)
             return "promoted", {"version": version, "before": expect}
         return self.decide(decision)
+
+    def must_allow(self, version: str) -> None:
+        """Raise NotAllowed unless the version is champion or may take the champion's place."""
+        state = self.state()
+        if version != state.champion:
+            self._must_allow(state, version, state.champion)
+
+    def _must_allow(self, state: State, version: str, champion: str | None) -> None:
+        last = (state.verdicts.get(version) or [{"verdict": {"outcome": "missing"}, "against": champion}])[-1]
+        if last["verdict"]["outcome"] != "passed" or last["against"] != champion:
+            raise NotAllowed(f"{self.model}: the gate's verdict on {version[:12]} against {(champion or 'no champion')[:12]} "
+                             f"is {last['verdict']['outcome']}; run: perennial train {self.model}")
 
     def roll_back(self, reason: str, to: str | None = None) -> Event | None:
         """Make an earlier champion champion again; a second rollback goes further back."""

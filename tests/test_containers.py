@@ -21,6 +21,7 @@ from flows import rollout
 from flows.ingest import take_in
 from flows.memory import Memory, remember
 from flows.release import artefact, build_bento, roll_back, ship_image
+from flows.status import facts
 from flows.train import SAMPLES, fetched, fit_version, judge
 from registry import images
 from registry.images import ImageFailed, Images
@@ -242,6 +243,8 @@ def test_a_release_and_a_rollback_without_prefect_and_registry_lose_no_request(t
     assert httpx.get(f"{front.url}/pumps/model").json()["version"] == first == memory.ledger.state().champion
     assert {each.version for each in fleet.running(memory.run, "pumps")} == {first}
     assert memory.ledger.events()[-1].kind in ("rolled_back", "released")
+    found = facts(PUMPS)
+    assert [one["version"] for one in found["replicas"]] == [first, first] and found["callers"] == f"{front.url}/pumps"
 
 
 def test_a_challenger_that_fails_callers_is_refused_and_no_caller_sees_it(two_versions, tmp_path):
