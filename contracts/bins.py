@@ -14,6 +14,7 @@ REFERENCE = "reference.json"  # the file of a version that holds the bins of its
 DECILES = np.arange(1, 10) / 10
 COMMON = 0.01  # the least share in the training data for a category to have a bin of its own
 MOST_KNOWN = 2_000  # categories beyond which a column counts as free text, where a new value is nothing new
+MOST_BINS = 120  # edges and names of a column, beyond which a new version starts anew
 GROUPS = 10  # bins for the values of a category that are not common
 LONGEST = 128  # characters of a text that are looked at
 MISSING, NEW = "(missing)", "(never seen)"
@@ -47,9 +48,28 @@ class Bins:
     known: tuple[str, ...] | None = ()
 
     @classmethod
-    def of(cls, kind: Literal["number", "category"], values: np.ndarray) -> "Bins":
-        """The bins of a column of the training data."""
-        return cls(kind, _deciles(values)) if kind == "number" else _groups(values)
+    def of(cls, kind: Literal["number", "category"], values: np.ndarray, before: "Bins | None" = None) -> "Bins":
+        """The bins of a column of the training data; they divide those of the champion `before`, so that the traffic of both
+        can be added up, unless they would become too many."""
+        found = cls(kind, _deciles(values)) if kind == "number" else _groups(values)
+        return before._divided(found) if before and before.kind == kind else found
+
+    def _divided(self, by: "Bins") -> "Bins":
+        names = tuple(sorted({*self.names, *by.names}))
+        edges = tuple(sorted({*self.edges, *by.edges}))
+        if len(names) + len(edges) > MOST_BINS:
+            return by
+        return Bins(self.kind, edges, names, None if by.known is None else tuple(sorted({*by.known} - {*names})))
+
+    def onto(self, coarser: "Bins") -> np.ndarray | None:
+        """For each of these bins, the one of `coarser` that holds it, int64 (bins,); None where one doesn't hold it whole."""
+        if self.kind != coarser.kind or not ({*coarser.edges} <= {*self.edges} and {*coarser.names} <= {*self.names}):
+            return None
+        starts = np.asarray(coarser.edges, float if self.kind == "number" else str)
+        parts = np.searchsorted(starts, np.asarray(self.edges, starts.dtype), side="right") if self.edges else np.zeros(0, int)
+        groups = coarser.first + np.append(0, parts)
+        named = coarser._text_codes(np.asarray(self.names, object), new=False) if self.names else np.zeros(0, int)
+        return np.concatenate([np.arange(self.first), groups, named]).astype(np.int64)
 
     @cached_property
     def labels(self) -> tuple[str, ...]:
@@ -81,10 +101,10 @@ class Bins:
         codes, texts = _texts(values)
         return np.append(self._text_codes(texts), 0)[codes]  # -1, the code of None, finds the last
 
-    def _text_codes(self, texts: np.ndarray) -> np.ndarray:
+    def _text_codes(self, texts: np.ndarray, new: bool = True) -> np.ndarray:
         named = self._names.get_indexer(texts)
         grouped = self.first + np.searchsorted(np.asarray(self.edges, str), texts.astype(str), side="right")
-        if self.known is not None:
+        if new and self.known is not None:
             grouped = np.where(self._known.get_indexer(texts) < 0, 1, grouped)
         return np.where(named < 0, grouped, named + self.first + len(self.edges) + 1)
 

@@ -2,8 +2,9 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import pandas as pd
 from scipy.stats import chi2, t
 
 from contracts.bins import Bins, Watched
+from contracts.contract import is_output
 
 STARTS = 400  # at most: where windows of the training data begin
 WINDOWS = 4  # of them, one after the other, in the training data at least, or they are made shorter
@@ -28,6 +30,11 @@ class Reference:
     ordinary: Mapping[str, float]
     deciles: tuple[float, ...] = ()
 
+    def onto(self, coarser: Bins) -> "Reference | None":
+        """The same training data in coarser bins; None where these do not hold its own."""
+        places = self.bins.onto(coarser)
+        return None if places is None else replace(self, bins=coarser, counts=fold(self.counts, places, coarser))
+
     def as_json(self) -> dict[str, Any]:
         ordinary = {check: float(f"{value:.4g}") for check, value in self.ordinary.items()}
         return {"bins": self.bins.as_json(), "counts": self.counts.tolist(), "ordinary": ordinary, "deciles": list(self.deciles)}
@@ -35,6 +42,27 @@ class Reference:
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> "Reference":
         return cls(Bins.from_json(stored["bins"]), np.array(stored["counts"], np.int64), stored["ordinary"], tuple(stored["deciles"]))
+
+
+def fold(counts: np.ndarray, places: np.ndarray, coarser: Bins) -> np.ndarray:
+    """Counts of fine bins in the coarser ones that hold them."""
+    return np.bincount(places, counts, minlength=len(coarser.labels)).astype(np.int64)
+
+
+def together(mine: Mapping[str, Reference], counts: Mapping[str, np.ndarray], bins: Mapping[str, Bins],
+             others: Mapping[str, np.ndarray]) -> tuple[dict[str, Reference], dict[str, np.ndarray]]:
+    """References and counts of one version, with the inputs that another one counted in its `bins`, each in the coarser of
+    both; a column whose bins neither divides stays without."""
+    references, added = dict(mine), dict(counts)
+    for name in {*mine} & {*bins} & {*others}:
+        one, now = mine[name], counts.get(name, np.zeros(len(mine[name].bins.labels), np.int64))
+        if is_output(name):
+            continue
+        if (coarse := one.onto(bins[name])) is not None:
+            references[name], added[name] = coarse, fold(now, one.bins.onto(bins[name]), bins[name]) + others[name]
+        elif (places := bins[name].onto(one.bins)) is not None:
+            added[name] = now + fold(others[name], places, one.bins)
+    return references, added
 
 
 def to_bytes(references: Mapping[str, Reference]) -> bytes:
@@ -72,8 +100,9 @@ def _bits(part: np.ndarray, of: np.ndarray) -> np.ndarray:
     return np.sum(part * np.log2(ratio), axis=-1)
 
 
-def learn(columns: Mapping[str, Watched], times: np.ndarray, window: timedelta, false_alarms: float) -> dict[str, Reference]:
-    """The reference of every column of the training data, whose n rows happened at `times`.
+def learn(columns: Mapping[str, Watched], times: np.ndarray, window: timedelta, false_alarms: float,
+          before: Mapping[str, Bins] = MappingProxyType({})) -> dict[str, Reference]:
+    """The reference of every column of the training data, whose n rows happened at `times`, in bins that divide those `before`.
 
     What is ordinary comes from windows of the training data itself, each compared with all the rest of it: what a Sunday or
     a cold week does is in them. What chance does to so many rows is taken off, so that it can be put on again for the rows
@@ -83,7 +112,8 @@ def learn(columns: Mapping[str, Watched], times: np.ndarray, window: timedelta, 
     """
     order = np.argsort(times, kind="stable")
     parts, fit = _windows(times[order], window)
-    counted = {name: (bins := Bins.of(*column), *_counted(bins, column.values[order], parts)) for name, column in columns.items()}
+    bins = {name: Bins.of(*column, None if is_output(name) else before.get(name)) for name, column in columns.items()}
+    counted = {name: (bins[name], *_counted(bins[name], column.values[order], parts)) for name, column in columns.items()}
     checks = sum(2 + (bins.first > 1) for bins, _, _ in counted.values())
     far = float(t.isf(false_alarms / checks, fit - 1) * np.sqrt(1 + 1 / fit))
     return {name: Reference(bins, whole, _ordinary(bins, whole, inside, far, fit), _deciles(columns[name]))

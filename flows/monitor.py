@@ -17,7 +17,7 @@ from prefect.events import emit_event
 from contracts.bins import REFERENCE
 from contracts.contract import PerennialError, Verdict, known_models
 from contracts.drift import Scores, drift, pages, persists, scored, wants_retraining
-from contracts.reference import from_bytes
+from contracts.reference import from_bytes, together
 from flows.artifacts import show_window, tag_run
 from flows.memory import Memory, remember
 from flows.release import release_version
@@ -139,29 +139,33 @@ def _records(content: bytes) -> int:
 
 
 def watch(memory: Memory, start: datetime) -> Verdict:
-    """The window's Verdict: the traffic of the version that answered most of it against that version's training data,
-    and its score on matured labels. The figures name the version; without traffic it is the champion.
+    """The window's Verdict: its traffic against the training data of the version that answered most of it, and that version's
+    score on matured labels. The figures name the version; without traffic it is the champion.
 
     Where the window has too few rows it is widened by those before it, of the same version, WIDEST windows in all.
     """
-    contract, (version, seen) = memory.contract, _served(memory, start)
+    contract, (version, seen, others) = memory.contract, _served(memory, start)
     files = fetched(memory, version)
     reference, scores = from_bytes((files / REFERENCE).read_bytes()), score(memory, restore(contract, files), start)
     bad, since = seen.bad, start
     while True:
-        verdict = drift(contract, reference, seen.counts, rows=seen.rows, bad=bad, scores=scores)
+        counts, compared = seen.counts, reference
+        for other, theirs in others.items():  # a week whose first days another champion answered is a week all the same
+            compared, counts = together(compared, counts, profiles.bins_of(fetched(memory, other)), theirs.counts)
+        rows = max((int(now.sum()) for now in counts.values()), default=0)
+        verdict = drift(contract, compared, counts, rows=rows, bad=bad, scores=scores)
         earlier = since - contract.drift.window
         if verdict.outcome != "insufficient" or start - earlier >= WIDEST * contract.drift.window:
             return replace(verdict, figures={**verdict.figures, "version": version, "since": since.isoformat()})
         seen, since = _traffic(memory, version, earlier) + seen, earlier
 
 
-def _served(memory: Memory, start: datetime) -> tuple[str, Tally]:
-    """Of all champions so far, the one that answered most of the window, and what it saw."""
+def _served(memory: Memory, start: datetime) -> tuple[str, Tally, dict[str, Tally]]:
+    """Of all champions so far, the one that answered most of the window, what it saw, and what the others did."""
     seen = {version: _traffic(memory, version, start) for version in champions(memory)}
     most = max(seen, key=lambda version: (seen[version].rows, seen[version].bad), default=None)
     version = most if most and (seen[most].rows or seen[most].bad) else models.resolve(memory.ledger, "champion")
-    return version, seen.get(version, NOTHING)
+    return version, seen.get(version, NOTHING), {other: found for other, found in seen.items() if other != version and found.rows}
 
 
 def _traffic(memory: Memory, version: str, start: datetime) -> Tally:

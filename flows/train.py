@@ -25,6 +25,7 @@ from flows.release import release_version
 from flows.rollout import answered_by
 from registry import data, models
 from service.model import SERVED, TWIN, Model, columns_of_records, fit, records_of_columns, restore, rounds_of, serves
+from service.profiles import bins_of
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("numpy", "pandas", "pandera", "scikit-learn", "xgboost-cpu", "whylogs", "bentoml")
@@ -105,18 +106,20 @@ def fit_version(memory: Memory) -> str:
     history = rounds_of(contract, past, labels[older])
     twin = fit(contract, past, labels[older], history["rounds"])
     model = fit(contract, columns, labels, history["rounds"])
-    probabilities = model.probabilities(columns)
+    champion, probabilities = memory.ledger.state().champion, model.probabilities(columns)
+    before = bins_of(fetched(memory, champion)) if champion else {}
     seen = watched(contract, columns, probabilities, model.classes(probabilities))
     files = model.files() | twin.files(TWIN) | {
         REFERENCE: reference.to_bytes(reference.learn(
-            seen, columns[contract.event_time], contract.drift.window, contract.drift.false_alarms)),
+            seen, columns[contract.event_time], contract.drift.window, contract.drift.false_alarms, before)),
         "samples.json": json.dumps(_samples(model, rows)).encode(),
         "contract.json": json.dumps(contract.describe(), indent=1, sort_keys=True, ensure_ascii=False).encode(),
     }
     judged = scores(contract, labels[~older], twin.probabilities({name: values[~older] for name, values in columns.items()}))
     metrics = history | {"newest_window": judged}
     version = models.save(memory.store, memory.name, files, _manifest(memory, source, metrics, int(older.sum())))
-    memory.ledger.registered(version, {"data": source.digest, "rounds": history["rounds"], "git": git_revision()})
+    memory.ledger.registered(version, {"data": source.digest, "rounds": history["rounds"], "git": git_revision(),
+                                        "bins_of": champion})
     return version
 
 

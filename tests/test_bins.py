@@ -101,3 +101,27 @@ def test_counts_of_parts_add_up_to_the_counts_of_the_whole():
         assert sum(parts).tolist() == bins.count(values).tolist() and sum(parts).sum() == n, name
         assert len(bins.labels) == len(set(bins.labels)) < 70, name
         assert Bins.from_json(json.loads(json.dumps(bins.as_json()))).count(values).tolist() == sum(parts).tolist(), name
+
+
+def test_bins_that_divide_the_champions_add_up_with_its_counts():
+    rng = np.random.default_rng(0)
+    old, new = rng.normal(0, 1, 5_000), rng.normal(1, 2, 5_000)
+    words = np.array([f"{letter}{digit}" for letter in "abcdef" for digit in range(10)], object)
+    said, later = words[rng.zipf(1.5, 5_000) % 60], np.append(words, "zz")[rng.zipf(1.3, 5_000) % 61]
+    for kind, before, now in (("number", old, new), ("category", said, later)):
+        champion = Bins.of(kind, before)
+        bins = Bins.of(kind, now, champion)
+        places = bins.onto(champion)
+        assert {*champion.edges} <= {*bins.edges} and len(bins.labels) > len(champion.labels)
+        known = ~np.isin(now, list(set(now) - set(before))) if kind == "category" else np.ones(len(now), bool)
+        folded = np.bincount(places, bins.count(now[known]), minlength=len(champion.labels))
+        assert folded.tolist() == champion.count(now[known]).tolist()
+        assert champion.onto(bins) is None and Bins.of(kind, now, bins) == bins
+        assert champion.onto(champion).tolist() == list(range(len(champion.labels)))
+
+
+def test_bins_start_anew_before_they_become_too_many():
+    bins, rng = None, np.random.default_rng(0)
+    for _ in range(30):
+        bins = Bins.of("number", rng.normal(0, 1, 1_000), bins)
+        assert len(bins.edges) <= 120
