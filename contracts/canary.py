@@ -53,7 +53,9 @@ def canary(stable: Side, challenger: Side, policy: Rollout, *, latency_ms: float
         "different answers": _different(stable, challenger, policy.shift + apart),
         "slow": _slow(stable, challenger, policy, latency_ms),
         "memory": _grown(challenger, policy),
-        "insufficient": _missing(stable, challenger, policy),
+        "unseen": _unseen("challenger", challenger) if challenger.answered >= policy.requests else [],
+        "insufficient": _unseen("champion", stable) + ([] if challenger.answered >= policy.requests else [
+            f"answered {challenger.answered} requests, {policy.requests} are needed", *_unseen("challenger", challenger)]),
     }
     kind = next((kind for kind, reasons in findings.items() if reasons), "fine")
     return Verdict(
@@ -135,12 +137,10 @@ def _grown(challenger: Side, policy: Rollout) -> list[str]:
     return [f"memory of a replica grew by {challenger.grown_mb:.0f} MB, limit {policy.memory_mb:g}"]
 
 
-def _missing(stable: Side, challenger: Side, policy: Rollout) -> list[str]:
-    seen = {"champion's classes": stable.records, "champion's latency": stable.latencies.get(inf),
-            "challenger's classes": challenger.records, "challenger's latency": challenger.latencies.get(inf)}
-    lacks = [f"nothing is known of the {what}" for what, count in seen.items() if not count]
-    enough = challenger.answered >= policy.requests
-    return lacks if enough else [f"answered {challenger.answered} requests, {policy.requests} are needed", *lacks]
+def _unseen(name: str, side: Side) -> list[str]:
+    """Figures that are not there: in one that answers enough requests, something that it should count is broken."""
+    seen = {"classes": side.records, "latency": side.latencies.get(inf)}
+    return [f"nothing is known of the {name}'s {what}" for what, count in seen.items() if not count]
 
 
 def _figures(side: Side) -> dict[str, Any]:

@@ -74,7 +74,8 @@ def start(run: Path, port: int | None = 8080) -> Balancer:
     with locked(run):
         balancer = _recorded(run)
         if balancer is None or not balancer.alive:
-            balancer = _start(run, port_or_free(port))
+            known = int(balancer.url.rsplit(":", 1)[1]) if balancer else port  # one that died: its callers know its address
+            balancer = _start(run, port_or_free(known))
     wait_for(balancer, f"{balancer.api}/ping", 20)
     return balancer
 

@@ -7,7 +7,6 @@ from types import MappingProxyType
 from deployments import balancer, containers, replicas
 from deployments.containers import Container
 from deployments.replicas import Replica
-from registry import images
 
 Server = Replica | Container
 
@@ -22,14 +21,19 @@ def start(what: Path | str, version: str, count: int, run: Path, model: str,
 
 def running(run: Path, model: str) -> list[Server]:
     """The replicas of a model that live, of both kinds: a change of kind leaves none behind."""
-    return [*replicas.running(run, model), *(containers.running(run, model) if images.configured() else ())]
+    return [*replicas.running(run, model), *(containers.running(run, model) if containers.used(run) else ())]
 
 
-def stop(servers: Collection[Server], run: Path, model: str) -> None:
-    """End these replicas, and what dead ones left behind."""
-    replicas.stop([each for each in servers if isinstance(each, Replica)], run, model)
-    if images.configured():
-        containers.stop([each for each in servers if isinstance(each, Container)], run, model)
+def made_from(server: Server, what: Path | str) -> bool:
+    """Whether a replica was started from this bento or image."""
+    return server.image == what if isinstance(server, Container) else isinstance(what, Path)
+
+
+def stop(servers: Collection[Server], run: Path, model: str, seconds: int = 20) -> None:
+    """End these replicas, and what dead ones left behind; by force what lives on after `seconds`."""
+    replicas.stop([each for each in servers if isinstance(each, Replica)], run, model, seconds)
+    if containers.used(run):
+        containers.stop([each for each in servers if isinstance(each, Container)], run, model, seconds)
 
 
 def settle(servers: Collection[Server]) -> None:
@@ -48,5 +52,5 @@ def end(run: Path, model: str) -> None:
 def stop_all(run: Path) -> None:
     """End everything that was started in this run folder, the balancer too."""
     balancer.stop_all(run)
-    if images.configured():
+    if containers.used(run):
         containers.stop_all(run)

@@ -39,9 +39,13 @@ def pointed_to(folder: Path) -> str | None:
 
 def _held(folder: Path) -> dict[str, Any]:
     file = _file(folder)
-    held = (yaml.safe_load(file.read_text()) or {}) if file.exists() else KIND
-    ours = held.keys() <= {*KIND, "images"} and held.items() >= KIND.items()
-    if not ours or [(entry["name"], len(entry)) for entry in held.get("images", ())] not in ([], [(NAME, 3)]):
+    try:
+        held = (yaml.safe_load(file.read_text()) or {}) if file.exists() else KIND
+        ours = held.keys() <= {*KIND, "images"} and held.items() >= KIND.items()
+        ours &= [(entry["name"], {*entry}) for entry in held.get("images", ())] in ([], [(NAME, {"name", "newName", "digest"})])
+    except (yaml.YAMLError, AttributeError, TypeError, KeyError):
+        ours = False
+    if not ours:
         raise NotPointed(f"{file} holds more than the image of a version, which would be lost; set "
                          f"PERENNIAL_KUSTOMIZATION to a folder of its own and name that under your `components:`")
     return held

@@ -55,8 +55,16 @@ def image_of(model: str, version: str, bento: str) -> str:
 
 @task(task_run_name="roll out {model} {version:.12}")
 def roll_out(model: str, version: str, bento: str, image: str | None) -> dict[str, Any]:
-    memory, folder = remember(model), os.environ.get("PERENNIAL_KUSTOMIZATION")
-    return hand_over(memory, version, image, Path(folder)) if folder and image else put_in_front(memory, version, image or Path(bento))
+    memory, folder = remember(model), _kustomization()
+    return hand_over(memory, version, image, folder) if folder and image else put_in_front(memory, version, image or Path(bento))
+
+
+def _kustomization() -> Path | None:
+    """The folder that releases write into, if the environment names one."""
+    folder = os.environ.get("PERENNIAL_KUSTOMIZATION")
+    if folder and not images.configured():
+        raise PerennialError(f"PERENNIAL_KUSTOMIZATION is {folder} and PERENNIAL_IMAGES is not set: a cluster runs images; set both")
+    return Path(folder) if folder else None
 
 
 def ship_image(memory: Memory, version: str, bento: Path) -> str:
@@ -77,7 +85,9 @@ def artefact(memory: Memory, version: str) -> Path | str:
     """What replicas of a version start from: the image that the ledger names, or where no images are made its bento."""
     if not images.configured():
         return build_bento(memory, version)
-    known = [each["image"] for each in memory.ledger.state().recorded.get("imaged", ()) if each["version"] == version]
+    recorded = memory.ledger.state().recorded  # an image that has served comes before one that was only made
+    known = [each["image"] for kind in ("imaged", "released") for each in recorded.get(kind, ())
+             if each["version"] == version and each.get("image")]
     return known[-1] if known else ship_image(memory, version, build_bento(memory, version))
 
 
@@ -87,20 +97,27 @@ def build_bento(memory: Memory, version: str) -> Path:
     bento = home / "bentos" / memory.name / version[:16]
     if (bento / "bento.yaml").exists():
         return bento
-    with tempfile.TemporaryDirectory() as folder:
-        stage = _stage(memory, version, Path(folder))
+    shutil.rmtree(bento, ignore_errors=True)  # of an older perennial that was killed while it built
+    bento.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=home, prefix="building-") as folder:  # of the same file system, for the rename
+        stage = _stage(memory, version, Path(folder, "stage"))
         command = [sys.executable, "-m", "bentoml", "build", "--version", version[:16], str(stage)]
         built = subprocess.run(command, cwd=stage, capture_output=True, text=True, check=False,
-                               env=os.environ | ENVIRONMENT | {"BENTOML_HOME": str(home)})
-    if built.returncode:
-        raise ReleaseFailed(f"{memory.name}: the bento of {version[:12]} was not built:\n{built.stdout}{built.stderr}")
+                               env=os.environ | ENVIRONMENT | {"BENTOML_HOME": f"{folder}/home"})
+        if built.returncode:
+            raise ReleaseFailed(f"{memory.name}: the bento of {version[:12]} was not built:\n{built.stdout}{built.stderr}")
+        try:
+            Path(folder, "home", "bentos", memory.name, version[:16]).rename(bento)
+        except OSError:  # another process was first, with the same bytes
+            if not (bento / "bento.yaml").exists():
+                raise
     return bento
 
 
 def _stage(memory: Memory, version: str, folder: Path) -> Path:
     """The build context; the contract's file goes to contracts/<model>.py wherever it was kept."""
     for room in ("service", "contracts"):
-        (folder / room).mkdir()
+        (folder / room).mkdir(parents=True)
         for source in (ROOT / room).glob("*.py"):
             if room == "service" or source.stem in ("__init__", "contract", "bins"):
                 shutil.copy(source, folder / room)
@@ -147,9 +164,8 @@ def roll_back(model: str, to: str, reason: str) -> dict[str, str]:
     def decide(_: str | None = None) -> None:
         memory.ledger.roll_back(reason, to=target)
 
-    folder = os.environ.get("PERENNIAL_KUSTOMIZATION")
-    if folder and images.configured():
-        hand_over(memory, target, artefact(memory, target), Path(folder), decide)
+    if folder := _kustomization():
+        hand_over(memory, target, artefact(memory, target), folder, decide)
     elif balancer.routed(memory.run, memory.name):
         put_in_front(memory, target, artefact(memory, target), decide)
     else:

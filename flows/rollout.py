@@ -13,6 +13,7 @@ from typing import Any, Literal
 import httpx
 import numpy as np
 import psutil
+from prefect.exceptions import TerminationSignal
 
 from contracts.canary import canary
 from contracts.contract import PerennialError, Verdict
@@ -23,7 +24,9 @@ from flows.memory import Memory
 from registry import models
 from service.request import MOST_RECORDS, SAMPLE
 
+STOPPED = (KeyboardInterrupt, SystemExit, TerminationSignal)  # Ctrl-C, and what Prefect makes of SIGTERM
 REPLICAS = 2
+READY = 60  # seconds in which new replicas must answer
 LOOK, TELL = 0.5, 15  # seconds between two looks at a canary, and between two words on how far it is
 FINAL = ("died", "errors")  # findings that no further request can mend
 log = logging.getLogger("perennial.rollout")
@@ -48,31 +51,50 @@ def put_in_front(memory: Memory, version: str, what: Path | str, decide: Callabl
         before = memory.ledger.state().champion
         if decide is None:
             memory.ledger.must_allow(version)  # asked again by the promotion; here, before anything is started
-        mine = [each for each in fleet.running(memory.run, memory.name) if each.version == version]
+        mine = [each for each in fleet.running(memory.run, memory.name) if each.version == version and fleet.made_from(each, what)]
+        there = {each.url for each in mine} if version == before else set()  # what serves is not taken away by a failure
         try:
             balancer.start(memory.run)
             mine += fleet.start(what, version, REPLICAS - len(mine), memory.run, memory.name,
                                 {"PERENNIAL_PROFILES": str(memory.spool)}, hurry=before is None or decide is not None)
-            replicas.wait_ready(mine)
+            _wait_ready(memory, mine, hurried=decide is not None)
             checked = [answers_like_trainer(memory, each) for each in mine]
             fleet.settle(mine)
             verdict = None if decide else beside_champion(memory, before, version, mine)
             if verdict and not _allows(memory, verdict):
-                _withdraw(memory, before, version, mine, "; ".join(verdict.reasons))
+                _withdraw(memory, before, version, mine, there, "; ".join(verdict.reasons))
                 return {"outcome": "refused", "version": version, "before": before, "canary": verdict.as_json(), "checked": checked}
             decide(before) if decide else memory.ledger.promote(version, expect=before)
-        except Exception as error:
-            _withdraw(memory, before, version, mine, f"{type(error).__name__}: {error}")
+        except (Exception, *STOPPED) as error:  # else the challenger would go on with its share, and nobody judge it
+            _withdraw(memory, before, version, mine, there, f"{type(error).__name__}: {error}")
             raise
         try:
             balancer.route(memory.run, memory.name, [each.url for each in mine], version)
         except Exception as error:
             _go_back(memory, before, version, mine, error)
             raise
-        _retire(memory, version)
-        memory.ledger.record("released", {"version": version, "replicas": len(mine)}, once=("version",))
+        _retire(memory, mine, seconds=10 if decide else 30)
+        _released(memory, {"version": version, "replicas": len(mine), "image": what if isinstance(what, str) else None})
     return {"outcome": "released", "version": version, "before": before, "replicas": [each.url for each in mine],
             "canary": verdict.as_json() if verdict else None, "checked": checked}
+
+
+def _released(memory: Memory, facts: dict[str, Any]) -> None:
+    """What serves now, which a rollback starts again; a run that is repeated says nothing new."""
+    before = memory.ledger.state().recorded.get("released", ())
+    if not before or any(before[-1].get(name) != value for name, value in facts.items()):
+        memory.ledger.record("released", facts)
+
+
+def _wait_ready(memory: Memory, mine: list[Server], hurried: bool) -> None:
+    """Wait until all answer; a release that a rollback waits for gives up."""
+    def over() -> bool:
+        return (not hurried and _hurried(memory)) or all(replicas.answers(f"{each.url}/readyz") or each.deaths for each in mine)
+
+    replicas.until(over, READY)
+    if not hurried and _hurried(memory):
+        raise ReleaseFailed(f"{memory.name}: the rollout gave way to a rollback; release it again when it is wanted")
+    replicas.wait_ready(mine, 1)
 
 
 @contextmanager
@@ -124,7 +146,7 @@ def beside_champion(memory: Memory, champion: str | None, version: str, mine: li
     if not old or champion == version:
         return None
     policy, urls = memory.contract.rollout, tuple(each.url for each in mine)
-    balancer.route(memory.run, memory.name, old, champion, Beside(urls, share or policy.share, mode))
+    balancer.route(memory.run, memory.name, old, champion, Beside(urls, policy.share if share is None else share, mode))
     verdict = _watched(memory, mine, _apart(memory, version))
     memory.ledger.record(f"{mode}_judged", {"version": version, "against": champion, "verdict": verdict.as_json()})
     return verdict
@@ -164,6 +186,7 @@ def _watched(memory: Memory, mine: list[Server], apart: float) -> Verdict:
 
 def shadow(memory: Memory, version: str, what: Path | str, share: float) -> Verdict:
     """Let one replica of a version see a share of the traffic, whose callers all get the champion's answers."""
+    Beside(("the challenger",), share, "shadow")  # refuses a share that can't be before anything is started
     with _alone(memory, hurry=False):
         champion = memory.ledger.state().champion
         mine = fleet.start(what, version, 1, memory.run, memory.name, {"PERENNIAL_PROFILES": str(memory.spool)})
@@ -184,12 +207,20 @@ def _allows(memory: Memory, verdict: Verdict) -> bool:
     return verdict.passed or (verdict.outcome == "insufficient" and memory.contract.rollout.alone == "go on")
 
 
-def _withdraw(memory: Memory, before: str | None, version: str, mine: list[Server], why: str) -> None:
-    """The champion has all the traffic, as before; the challenger's replicas are gone, and the ledger says why."""
-    if version != before:
-        _only(memory, before)
-        replicas.drain(mine, 5)
-        fleet.stop(mine, memory.run, memory.name)
+def _withdraw(memory: Memory, before: str | None, version: str, mine: list[Server], there: set[str], why: str) -> None:
+    """The champion has all the traffic, as before; what was started is gone, and the ledger says why, whatever else fails."""
+    try:
+        if version != before:
+            balancer.start(memory.run)  # it may be what has failed
+            _only(memory, before)
+    except Exception as error:
+        why += f"; the traffic was not taken back: {type(error).__name__}: {error}"
+    try:
+        started = [each for each in mine if each.url not in there]
+        replicas.drain(started, 5)
+        fleet.stop(started, memory.run, memory.name, seconds=5)
+    except Exception as error:
+        why += f"; replicas were not stopped: {type(error).__name__}: {error}"
     memory.ledger.record("release_failed", {"version": version, "why": why})
 
 
@@ -210,11 +241,12 @@ def _go_back(memory: Memory, before: str | None, version: str, mine: list[Server
         fleet.stop(mine, memory.run, memory.name)
 
 
-def _retire(memory: Memory, version: str) -> None:
-    """Drain and stop every replica that is not of `version`; the balancer sends them nothing any more."""
-    old = [each for each in fleet.running(memory.run, memory.name) if each.version != version]
-    replicas.drain(old)
-    fleet.stop(old, memory.run, memory.name)
+def _retire(memory: Memory, mine: list[Server], seconds: float) -> None:
+    """Drain and stop every other replica, within about twice so many seconds; the balancer sends them nothing any more."""
+    urls = {each.url for each in mine}
+    old = [each for each in fleet.running(memory.run, memory.name) if each.url not in urls]
+    replicas.drain([each for each in old if replicas.answers(f"{each.url}/livez")], seconds)
+    fleet.stop(old, memory.run, memory.name, seconds=int(seconds))
 
 
 def answers_like_trainer(memory: Memory, server: Server) -> dict[str, Any]:
@@ -284,11 +316,22 @@ def _parsed(server: Server, reply: httpx.Response, names: tuple[str, ...]) -> di
 
 
 def hand_over(memory: Memory, version: str, image: str, folder: Path, decide: Callable[[str | None], Any] | None = None) -> dict[str, Any]:
-    """Name a version champion and write its image into a kustomization: the cluster does the rest, by its own probes."""
+    """Name a version champion and write its image into a kustomization: the cluster does the rest, by its own probes.
+
+    What can be wrong with the file is found before the ledger learns anything; a run that was killed between the two is
+    made up for by running it again, or by the reconciler's release of the champion.
+    """
     before = memory.ledger.state().champion
+    kustomize.pointed_to(folder)
     decide(before) if decide else memory.ledger.promote(version, expect=before)
-    kustomize.point_to(folder, image)
-    memory.ledger.record("released", {"version": version, "image": image}, once=("version",))
+    try:
+        kustomize.point_to(folder, image)
+    except Exception as error:
+        memory.ledger.record("release_failed", {"version": version, "why": f"{type(error).__name__}: {error}"})
+        if before and before != version:
+            memory.ledger.roll_back(f"the image was not written: {error}", to=before)
+        raise
+    _released(memory, {"version": version, "image": image})
     return {"outcome": "released", "version": version, "before": before, "replicas": [image], "canary": None, "checked": []}
 
 

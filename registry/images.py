@@ -174,9 +174,9 @@ def _tar(files: Mapping[str, bytes]) -> bytes:
 def push(images: Images, image: Image, name: str, label: str) -> str:
     """Push under a tag for people; gives the reference by digest that the registry itself states, for everything else."""
     repository = images.repository(name)
-    image.tag(repository, tag=label)
     with _said(f"{repository}:{label} was not pushed; is the container registry up, and are you logged in? "
                "The champion goes on; then run the command again"):
+        image.tag(repository, tag=label)
         parts = list(engine().images.push(repository, tag=label, stream=True, decode=True))
         if errors := [part["error"] for part in parts if "error" in part]:
             raise DockerException("; ".join(errors))

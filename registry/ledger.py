@@ -99,9 +99,10 @@ def fold(state: State, event: Event) -> State:
             state.stack.append(version)
         case "rolled_back":
             state.champion = data["to"]
-            while state.stack and state.stack[-1] != data["to"]:
-                state.stack.pop()
-            state.stack = state.stack or [data["to"]]
+            if data["to"] in state.stack:  # else it was one that an earlier rollback had left: a step forward again
+                del state.stack[state.stack.index(data["to"]) + 1:]
+            else:
+                state.stack.append(data["to"])
         case "aliased":
             state.aliases[data["name"]] = version
         case "tagged":

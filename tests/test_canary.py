@@ -51,10 +51,11 @@ def test_refused_requests_are_not_answered_ones():
 
 def test_a_side_without_figures_is_not_passed():
     blank = Side(500, 0, 0, {}, {}, 0, 0.0)
-    for one, other in ((blank, side(500)), (side(500), blank)):
+    for one, other, found in ((blank, side(500), "insufficient"), (side(500), blank, "unseen")):
         judged = verdict(one, other)
-        assert judged.kind == "insufficient" and len(judged.reasons) == 2
+        assert judged.kind == found and len(judged.reasons) == 2
         canonical(judged.as_json())
+    assert verdict(side(500), blank).outcome == "failed"  # it answered, and what it answered is not counted
     assert kind(side(0), side(100)) == "insufficient"
 
 

@@ -8,8 +8,9 @@ import subprocess
 import tempfile
 import tomllib
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
-from unittest.mock import Mock
+from unittest.mock import MagicMock, Mock
 from uuid import uuid4
 
 import httpx
@@ -19,9 +20,12 @@ import pytest
 import yaml
 
 from deployments import balancer, orchestrator
-from deployments.kustomize import NAME, NotPointed, point_to, pointed_to
+from deployments.kustomize import KIND, NAME, NotPointed, point_to, pointed_to
 from deployments.replicas import free_ports, until
+from flows import rollout
+from flows.memory import remember
 from registry import images
+from tests.conftest import PUMPS
 from tests.test_service import GOOD
 
 ROOT = Path(__file__).parent.parent
@@ -473,3 +477,13 @@ def test_profiles_of_the_traffic_reach_the_store(stack):
     count = ("import boto3; found = boto3.client('s3').list_objects_v2(Bucket='perennial', Prefix='store/profiles/flights/'); "
              "print(found['KeyCount'])")
     assert until(lambda: int(run("exec", "-T", "worker", "python", "-c", count).stdout or 0) > 0, 40), says(run, "ship")
+
+
+@pytest.mark.parametrize("held", ["\ta: b", "- a", "images:", "images: [{newName: x}]", "images: 3", "namespace: prod"])
+def test_a_file_that_is_not_ours_stops_a_handover_before_the_ledger_moves(tmp_path, addresses, held):
+    ledger = MagicMock()
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(KIND) + held + "\n")
+    with pytest.raises(NotPointed, match="set PERENNIAL_KUSTOMIZATION to a folder of its own"):
+        rollout.hand_over(replace(remember(PUMPS), ledger=ledger), "v", f"r/m@sha256:{'0' * 64}", tmp_path, ledger.decide)
+    ledger.decide.assert_not_called()
+    ledger.promote.assert_not_called()

@@ -421,3 +421,16 @@ def test_a_model_lives_on_s3_alone(s3, tmp_path, monkeypatch):
     assert act(memory, datetime(2024, 1, 15), verdict) == "insufficient"
     assert models.lineage(memory.store, memory.ledger, trained)["manifest"]["data"]["digest"] == version.digest
     assert {path.name for path in tmp_path.iterdir()} == {"run"}
+
+
+def test_a_rollback_forward_again_keeps_what_lies_below(tmp_path):
+    ledger, passed = Ledger(FolderStore(tmp_path), "m"), Verdict("gate", "passed")
+    for version, before in (("a", None), ("b", "a")):
+        ledger.registered(version, {})
+        ledger.judged(version, passed, before, {})
+        ledger.promote(version, expect=before)
+    ledger.roll_back("bad", to="a")
+    ledger.roll_back("not bad", to="b")
+    assert (ledger.state().champion, ledger.state().previous) == ("b", "a")
+    ledger.roll_back("bad after all")
+    assert ledger.state().champion == "a"

@@ -200,7 +200,7 @@ def test_killed_before_the_old_replicas_are_retired_the_reconciler_notices(two_v
     memory = Memory(contract, FolderStore(tmp_path / "store"), Ledger(FolderStore(tmp_path / "store"), "pumps"), memory.run)
     rollout.put_in_front(memory, first, release.build_bento(memory, first))
 
-    def killed(*_):
+    def killed(*_, **__):
         raise PowerFails
 
     with monkeypatch.context() as patch:
