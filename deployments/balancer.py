@@ -74,8 +74,10 @@ def start(run: Path, port: int | None = 8080) -> Balancer:
     with locked(run):
         balancer = _recorded(run)
         if balancer is None or not balancer.alive:
-            known = int(balancer.url.rsplit(":", 1)[1]) if balancer else port  # one that died: its callers know its address
-            balancer = _start(run, port_or_free(known))
+            if balancer:  # one that died: its callers know its address, which its last threads may hold for a moment
+                port = int(balancer.url.rsplit(":", 1)[1])
+                until(lambda: port_or_free(port) == port, 5)
+            balancer = _start(run, port_or_free(port))
     wait_for(balancer, f"{balancer.api}/ping", 20)
     return balancer
 

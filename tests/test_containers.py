@@ -274,6 +274,38 @@ def test_what_is_in_the_shadow_is_compared_and_nobody_gets_its_answers(two_versi
     assert profiled(memory, second) > 0
 
 
+def test_a_rebuilt_image_of_the_champion_takes_over_and_is_what_a_rollback_starts(two_versions, tmp_path):
+    memory, first, _ = two_versions
+    bento = tmp_path / "mended"
+    shutil.copytree(build_bento(memory, first), bento)
+    (bento / "src" / "mended.txt").write_text("a security update, say")
+    image = images.push(images.configured(), images.build(images.configured(), bento, {}), "pumps", "mended")
+    with Callers(f"{balancer.start(memory.run).url}/pumps/predict") as callers:
+        assert rollout.put_in_front(memory, first, image)["outcome"] == "released"
+    assert set(callers.said) == {200} and {each.image for each in fleet.running(memory.run, "pumps")} == {image}
+    memory.ledger.record("imaged", {"version": first, "image": f"{image[:-64]}{'0' * 64}"})  # made since, and never served
+    assert artefact(memory, first) == image and rollout.served(memory)
+
+
+@pytest.mark.parametrize("stopped", [KeyboardInterrupt, RuntimeError])
+def test_a_canary_that_ends_in_ctrl_c_or_with_the_balancer_is_taken_back(two_versions, monkeypatch, stopped):
+    memory, first, second = two_versions
+    front = balancer.start(memory.run)
+
+    def ends(*_: object, **__: object) -> None:
+        if stopped is RuntimeError:
+            os.kill(front.pid, signal.SIGKILL)
+            wait(lambda: not front.alive)
+        raise stopped
+
+    monkeypatch.setattr(rollout, "_watched", ends)
+    with pytest.raises(stopped):
+        rollout.put_in_front(memory, second, artefact(memory, second))
+    assert balancer.routed_beside(memory.run, "pumps") == [] and balancer.start(memory.run).url == front.url
+    assert {each.version for each in fleet.running(memory.run, "pumps")} == {first} and rollout.served(memory)
+    assert memory.ledger.events()[-1].kind == "release_failed" and memory.ledger.state().champion == first
+
+
 def unreachable(*_: object, **__: object) -> None:
     """A stand-in for a registry that nobody can reach: the tests share theirs."""
     raise images.APIError("no route to the registry")
