@@ -99,15 +99,16 @@ def build_bento(memory: Memory, version: str) -> Path:
         return bento
     shutil.rmtree(bento, ignore_errors=True)  # of an older perennial that was killed while it built
     bento.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=home, prefix="building-") as folder:  # of the same file system, for the rename
-        stage = _stage(memory, version, Path(folder, "stage"))
+    # Staged outside of `.perennial`: BentoML reads no hidden path. Built on the run folder's file system, for the rename.
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory(dir=home, prefix="building-") as beside:
+        stage = _stage(memory, version, Path(folder))
         command = [sys.executable, "-m", "bentoml", "build", "--version", version[:16], str(stage)]
         built = subprocess.run(command, cwd=stage, capture_output=True, text=True, check=False,
-                               env=os.environ | ENVIRONMENT | {"BENTOML_HOME": f"{folder}/home"})
+                               env=os.environ | ENVIRONMENT | {"BENTOML_HOME": beside})
         if built.returncode:
             raise ReleaseFailed(f"{memory.name}: the bento of {version[:12]} was not built:\n{built.stdout}{built.stderr}")
         try:
-            Path(folder, "home", "bentos", memory.name, version[:16]).rename(bento)
+            Path(beside, "bentos", memory.name, version[:16]).rename(bento)
         except OSError:  # another process was first, with the same bytes
             if not (bento / "bento.yaml").exists():
                 raise
@@ -117,7 +118,7 @@ def build_bento(memory: Memory, version: str) -> Path:
 def _stage(memory: Memory, version: str, folder: Path) -> Path:
     """The build context; the contract's file goes to contracts/<model>.py wherever it was kept."""
     for room in ("service", "contracts"):
-        (folder / room).mkdir(parents=True)
+        (folder / room).mkdir()
         for source in (ROOT / room).glob("*.py"):
             if room == "service" or source.stem in ("__init__", "contract", "bins"):
                 shutil.copy(source, folder / room)
