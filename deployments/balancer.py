@@ -137,13 +137,18 @@ def _route(model: str, urls: list[str], beside: Beside | None) -> dict[str, Any]
     # with pauses of 50 to 100 ms outlast the second in which it is still chosen, often for the second try too.
     retry = {"attempts": 20, "initialInterval": "50ms", "status": ["502"], "retryNonIdempotentMethod": True,
              "maxRequestBodyBytes": ANY}
-    most, path, again = f"{model}-body", f"{model}-path", f"{model}-retry"
-    router = {"rule": f"PathPrefix(`/{model}/`)", "entryPoints": ["web"], "middlewares": [most, path, again],
+    # Traefik answers 500 where a connection closes before it is used, as docker's proxy does while a container starts
+    # again: once more, on another replica. What the model itself fails is failed twice, and no more.
+    twice = {"attempts": 2, "status": ["500"], "retryNonIdempotentMethod": True, "disableRetryOnNetworkError": True,
+             "maxRequestBodyBytes": ANY}
+    most, path, again, once = f"{model}-body", f"{model}-path", f"{model}-retry", f"{model}-once-more"
+    router = {"rule": f"PathPrefix(`/{model}/`)", "entryPoints": ["web"], "middlewares": [most, path, again, once],
               "service": f"{model}-{beside.mode}" if beside else model}
     return {
         "routers": {model: router},
         "middlewares": {most: {"buffering": {"maxRequestBodyBytes": LARGEST_BODY}},
-                        path: {"stripPrefix": {"prefixes": [f"/{model}"]}}, again: {"retry": retry}},
+                        path: {"stripPrefix": {"prefixes": [f"/{model}"]}}, again: {"retry": retry},
+                        once: {"retry": twice}},
         "services": {model: _servers(urls)} | (_beside(model, urls, beside) if beside else {}),
     }
 

@@ -179,7 +179,9 @@ class _AtOnce:
         self._transport, self._head = transport, None
 
     def write(self, part: bytes) -> None:
-        if self._head is None:
+        if part.startswith(b"HTTP/1.1 100 "):  # the caller waits for it before it sends its body
+            self._transport.write(part)
+        elif self._head is None:
             self._head = part
         else:
             self._transport.write(self._head + part)

@@ -2,6 +2,7 @@
 
 import http.client
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -33,12 +34,25 @@ class Tiny:
         return {"told": os.environ.get("TOLD"), "threads": os.environ.get("OMP_NUM_THREADS")}
 """
 
-STANDIN = """
+STANDIN = '''
 import asyncio, os, sys, uvicorn
 under_way = 0
 
+class Whole:
+    """Writes head and body at once, as the service does: half an answer of a killed replica can't be repeated."""
+    def __init__(self, transport):
+        self.transport, self.head = transport, b""
+    def write(self, part):
+        self.head += part
+        if not self.head.endswith(b"\\r\\n\\r\\n"):
+            self.transport.write(self.head)
+            self.head = b""
+    def __getattr__(self, name):
+        return getattr(self.transport, name)
+
 async def app(scope, receive, send):
     global under_way
+    send.__self__.transport = Whole(send.__self__.transport)
     body = b"ok"
     if scope["path"].endswith("/predict"):
         under_way += 1
@@ -49,11 +63,23 @@ async def app(scope, receive, send):
         under_way -= 1
     elif scope["path"] == "/metrics":
         body = b'bentoml_service_request_in_progress{endpoint="/predict"} %d.0' % under_way
+    send.__self__.transport = Whole(send.__self__.transport)
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]})
     await send({"type": "http.response.body", "body": body})
 
+class Whole:  # half an answer of a killed replica cannot be repeated: the service has the same
+    def __init__(self, transport):
+        self.transport, self.head = transport, b""
+    def write(self, part):
+        self.head += part
+        if not self.head.endswith(b"\\r\\n\\r\\n"):
+            self.transport.write(self.head)
+            self.head = b""
+    def __getattr__(self, name):
+        return getattr(self.transport, name)
+
 uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[1]), log_level="warning", lifespan="off")
-"""
+'''
 
 
 @pytest.fixture
@@ -340,6 +366,22 @@ def test_no_request_is_lost_when_a_replica_is_killed(run, standins):
             os.kill(victim.pid, signal.SIGKILL)
             assert replicas.until(lambda: up(front, victim) is False, 3)  # noqa: B023
     assert load.only_good(least=200)
+
+
+@pytest.mark.parametrize("good, statuses, tries", [(1, {200}, 2), (0, {500}, 2)])
+def test_a_request_that_a_replica_fails_is_asked_of_another_once_and_no_more(run, monkeypatch, good, statuses, tries):
+    """Traefik itself answers 500 where docker closes the connection to a container that starts again."""
+    runs_instead(monkeypatch, STANDIN)
+    serving = fresh(run, "1", count=good) if good else []
+    runs_instead(monkeypatch, STANDIN.replace('"status": 200', '"status": 500 if scope["path"].endswith("/predict") else 200'))
+    serving += fresh(run, "2", count=2 - good)
+    front = balancer.start(run, None)
+    balancer.route(run, "m", urls(serving), "1")
+    asked = 10
+    assert {httpx.post(f"{front.url}/m/predict", content=b"x").status_code for _ in range(asked)} == statuses
+    told = get(f"{front.api}/metrics").text
+    failed = sum(float(value) for value in re.findall(r'service_requests_total\{code="500".*"m@file"\} (\S+)', told))
+    assert 0 < failed <= asked * (tries - good)
 
 
 def up(front: balancer.Balancer, replica: Replica) -> bool:

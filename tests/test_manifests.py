@@ -259,11 +259,11 @@ def test_traefik_routes_as_our_own_balancer_does(cluster):
     ours = balancer._route("flights", ["http://replica"], None)
     kept = {name: one["spec"] for (kind, name), one in cluster.items() if kind == "Middleware"}
     assert kept == {"largest-body": ours["middlewares"]["flights-body"], "path": ours["middlewares"]["flights-path"],
-                    "retry": ours["middlewares"]["flights-retry"]}
+                    "retry": ours["middlewares"]["flights-retry"], "once-more": ours["middlewares"]["flights-once-more"]}
     route = cluster["IngressRoute", "flights"]["spec"]
     [rule] = route["routes"]
     assert (rule["match"], route["entryPoints"]) == (ours["routers"]["flights"]["rule"], ours["routers"]["flights"]["entryPoints"])
-    assert [each["name"] for each in rule["middlewares"]] == ["largest-body", "path", "retry"]
+    assert [each["name"] for each in rule["middlewares"]] == ["largest-body", "path", "retry", "once-more"]
     [service] = rule["services"]
     assert ("Service", service["name"]) in cluster and ("ServersTransport", service["serversTransport"]) in cluster
     settings = balancer._settings(Path("run"), "", "")["serversTransport"]

@@ -252,6 +252,16 @@ def test_head_and_body_of_an_answer_are_one_write(replica, records):
             assert f"content-length: {len(answer)}".encode() in head and json.loads(answer)
 
 
+def test_a_caller_that_waits_to_be_asked_for_its_body_is_asked(replica):
+    host, port = replica.url.removeprefix("http://").split(":")
+    body = json.dumps({"records": [GOOD]}).encode()
+    with socket.create_connection((host, int(port)), timeout=10) as caller:
+        caller.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: %d\r\n\r\n" % len(body))
+        assert caller.recv(65_536).startswith(b"HTTP/1.1 100 ")
+        caller.sendall(body)
+        assert caller.recv(65_536).startswith(b"HTTP/1.1 200 ")
+
+
 def test_a_bento_holds_the_service_the_contracts_and_the_model_and_nothing_else(flights_bento):
     held = {path.relative_to(flights_bento / "src").parts[0] for path in (flights_bento / "src").rglob("*.py")}
     assert held == {"service", "contracts"}
