@@ -25,7 +25,7 @@ PROBABILITY = "probability."  # a class's probability, in a profile: this and th
 FIELD_RULES = {  # Pandera's checks of one value, which the service holds callers to as well
     "equal_to", "not_equal_to", "greater_than_or_equal_to", "greater_than", "less_than_or_equal_to", "less_than", "in_range",
     "isin", "notin", "str_matches", "str_contains", "str_startswith", "str_endswith", "str_length"}
-ROOM = {"__init__", "contract", "bins", "reference", "quality", "drift", "canary"}  # what is no contract in contracts/
+ROOM = {"__init__", "contract", "bins", "reference", "quality", "drift", "skew", "trace", "canary"}  # what is no contract in contracts/
 WEEK_ZERO = datetime(1970, 1, 5)  # a Monday: windows of a week start on Mondays
 
 
@@ -162,8 +162,10 @@ class Drift:
 
     `persist`: of how many of the last windows drift must be told, the newest among them, before it starts a retraining.
     `bad_inputs`: share of records that were refused, as a broken caller sends them, if they are more than `bad_rows`.
-    `label_gap`: divergence, in nats, of the class shares that came true, on `min_labels` labels or more, from those that
-    the model expected (calibration in the large).
+    `label_gap`: divergence, in nats, of the class shares that came true, on `min_labels` labels or more and for `coverage`
+    of the logged predictions, from those that the model expected (calibration in the large). `skew`: share of the events
+    that may have been sent otherwise than they were ingested. `new_rows`: labelled since the champion was trained, that a
+    retraining needs. After `refusals` of challengers in a row retraining stops, until one is promoted, and a person is paged.
     """
 
     window: timedelta = timedelta(days=7)
@@ -178,6 +180,10 @@ class Drift:
     persist: tuple[int, int] = (2, 3)
     label_gap: float = 0.02
     min_labels: int = 500
+    coverage: float = 0.8
+    skew: float = 0.01
+    new_rows: int = 500
+    refusals: int = 5
     retrain_on: tuple[str, ...] = ("input drift", "prediction drift", "worse on labels")
     bad_inputs: float = 0.05
     bad_rows: int = 20
@@ -223,6 +229,9 @@ class Contract:
 
     The schema's rules of one value bind the data and the callers alike, but `isin` of a text binds the data alone: an
     unknown category is a prediction. Rules across columns or rows bind the data alone.
+
+    `key`: the columns that tell one event from all others. A caller may send those that no feature reads: with them a
+    prediction meets its label. `logged`: the share of the predictions that is kept with ids, to be scored once labels come.
     """
 
     name: str
@@ -241,6 +250,7 @@ class Contract:
     stop_share: float = 0.15
     seed: int = 0
     bad_rows: float = 0.01
+    logged: float = 1.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "xgboost", MappingProxyType(dict(self.xgboost)))
@@ -261,7 +271,7 @@ class Contract:
             yield "two features share one name; rename one"
         for name in [each.name for each in self.features if is_output(each.name)]:
             yield f"feature {name!r} has the name of a model's answer in profiles; rename it"
-        for name in self.request_columns:
+        for name in self.sent_columns:
             for rule in sorted({check.name for check in self.columns[name].checks} - FIELD_RULES):
                 yield (f"column {name!r} has the rule {rule!r}, which the service can't hold one record to; "
                        f"use one of {', '.join(sorted(FIELD_RULES))}, or a dataframe_check")
@@ -296,10 +306,14 @@ class Contract:
         yield "drift.window", drift.window, drift.window > none and not drift.window % minute, "one or more whole minutes"
         yield "drift.false_alarms", drift.false_alarms, 0 < drift.false_alarms < 1, "a share between 0 and 1"
         yield "drift.detect", drift.detect, 0 < drift.detect < 1, "a distance between 0 and 1"
+        yield "drift.coverage", drift.coverage, 0 <= drift.coverage <= 1, "a share from 0 to 1"
+        yield "drift.skew", drift.skew, 0 <= drift.skew <= 1, "a share from 0 to 1"
+        yield "drift.refusals", drift.refusals, drift.refusals > 0, "one or more"
         yield "drift.severity", drift.severity, {*drift.severity.values()} <= {"page", "drift", "note"}, "of 'page', 'drift', 'note'"
         yield ("drift.persist", drift.persist, len(drift.persist) == 2 and 1 <= drift.persist[0] <= drift.persist[1],
                "(k, m): k of the last m windows")
         yield "drift.retrain_on", drift.retrain_on, {*drift.retrain_on} <= {*Drift.retrain_on}, f"out of {Drift.retrain_on}"
+        yield "logged", self.logged, 0 <= self.logged <= 1, "a share from 0 to 1"
         yield "bad_rows", self.bad_rows, 0 <= self.bad_rows <= 1, "a share from 0 to 1"
         yield "stop_share", self.stop_share, 0 < self.stop_share < 1, "a share between 0 and 1"
 
@@ -317,6 +331,21 @@ class Contract:
         """What a caller sends: the event time and the columns that features read."""
         wanted = {self.event_time, *(name for feature in self.features for name in feature.needs)}
         return tuple(name for name in self.columns if name in wanted)
+
+    @cached_property
+    def telling_columns(self) -> tuple[str, ...]:
+        """What a caller may send besides, to say which event it is: columns of the key that no feature reads."""
+        return tuple(name for name in self.key
+                     if name not in self.request_columns and self.columns[name].metadata["known"] == "before")
+
+    @cached_property
+    def sent_columns(self) -> tuple[str, ...]:
+        """All that a caller may send."""
+        return (*self.request_columns, *self.telling_columns)
+
+    def may_lack(self, name: str) -> bool:
+        """Whether a request is good without a value for this column."""
+        return self.columns[name].nullable or name in self.telling_columns
 
     @cached_property
     def closed(self) -> frozenset[str]:
@@ -369,7 +398,7 @@ class Contract:
             feature.name: {"kind": feature.kind, "needs": list(feature.needs), "compute": _code(feature.compute)}
             for feature in self.features
         }
-        settings = ("event_time", "key", "rounds", "patience", "stop_share", "seed", "bad_rows")
+        settings = ("event_time", "key", "rounds", "patience", "stop_share", "seed", "bad_rows", "logged")
         return _plain({
             "name": self.name, "columns": {name: self._describe_column(name) for name in self.columns},
             "request": list(self.request_columns), "label": label, "features": features,

@@ -6,11 +6,14 @@ from typing import Any, Literal
 
 import numpy as np
 from scipy.optimize import brentq
-from scipy.stats import chi2, false_discovery_control, hypergeom, ncx2
+from scipy.stats import chi2, false_discovery_control, hypergeom, ncx2, norm
 
 from contracts.contract import Contract, Drift, Verdict, is_output
 from contracts.reference import CHI, Reference, distance, effects, shares
+from contracts.skew import Skew
+from contracts.trace import Rows, Trace, trace
 
+PAGED = ("broken contract", "training/serving skew", "stale")  # a person must look: training on it would teach the fault
 RETRAINABLE = ("worse on labels", "input drift", "prediction drift")  # the other kinds teach nothing good
 POOLED = 10  # rows that are expected in a bin, below which it is tested together with others that are as rare
 POWER = 0.9  # with which a window must find a shift of `Drift.detect` in a column of TYPICAL bins, or it is insufficient
@@ -32,6 +35,12 @@ class Finding:
     chance: float
     to: Literal["page", "drift", "note"]
     said: str
+    trace: Trace | None = None
+
+    @property
+    def whole(self) -> str:
+        """What is said of it, with since when and where."""
+        return "; ".join(part for part in (self.said, self.trace.said() if self.trace else "") if part)
 
     def holds(self, policy: Drift) -> bool:
         return self.chance <= policy.false_alarms and self.effect > self.floor
@@ -39,7 +48,9 @@ class Finding:
 
 @dataclass(frozen=True)
 class Scores:
-    """A model on a window's matured labels: its log loss, and `gap`, how far the class shares are from expected.
+    """A model on a window's matured labels: its log loss, its 95 % confidence interval from `low` to `high`, and `gap`, how far
+    the class shares are from expected. `coverage`: the share of the logged predictions whose label is in; None where no
+    prediction was logged, and the model was asked again instead.
 
     The gap is the Kullback-Leibler divergence, in nats, of the shares that came true from the mean probabilities:
     unlike the log loss it does not rise with a week that is merely hard to predict.
@@ -50,6 +61,9 @@ class Scores:
     gap: float
     observed: dict[str, float]
     expected: dict[str, float]
+    low: float
+    high: float
+    coverage: float | None = None
 
 
 def row_losses(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
@@ -58,35 +72,50 @@ def row_losses(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
     return -np.log(np.clip(chosen.astype(np.float64), 1e-7, 1.0))
 
 
-def scored(contract: Contract, labels: np.ndarray, probabilities: np.ndarray) -> Scores:
+def scored(contract: Contract, labels: np.ndarray, probabilities: np.ndarray, coverage: float | None = None) -> Scores:
     """The scores of one or more labelled rows; labels int (n,), probabilities (n, classes)."""
     names = contract.label.classes
     shares = np.bincount(labels, minlength=len(names)) / len(labels)
     expected = probabilities.astype(np.float64).mean(axis=0)
     there = shares > 0
     gap = float(np.sum(shares[there] * np.log(shares[there] / np.maximum(expected[there], LEAST))))
-    loss = float(row_losses(labels, probabilities).mean())
-    return Scores(len(labels), loss, gap, dict(zip(names, shares.tolist())), dict(zip(names, expected.tolist())))
+    losses = row_losses(labels, probabilities)
+    loss, off = float(losses.mean()), float(norm.ppf(0.975) * losses.std() / np.sqrt(len(losses)))
+    return Scores(len(labels), loss, gap, dict(zip(names, shares.tolist())), dict(zip(names, expected.tolist())),
+                  loss - off, loss + off, coverage)
+
+
+def estimated(probabilities: np.ndarray) -> dict[str, float]:
+    """What the scores of n rows would be if the probabilities, (n, classes), were right: an estimate, while labels are not in."""
+    sure = np.clip(probabilities.astype(np.float64), 1e-7, 1.0)
+    return {"rows": len(sure), "log_loss": float(-(sure * np.log(sure)).sum(axis=1).mean()), "accuracy": float(sure.max(axis=1).mean())}
 
 
 def drift(contract: Contract, reference: Mapping[str, Reference], counts: Counts, *, rows: int,
-          scores: Scores | None = None, bad: int = 0) -> Verdict:
-    """The Verdict on a window of `rows` answered and `bad` refused records; its `kind` is the gravest finding, its reasons are all of them.
+          scores: Scores | None = None, bad: int = 0, skew: Sequence[Skew] = (), seen: Rows | None = None, events: int = 0) -> Verdict:
+    """The Verdict on a window of `rows` answered and `bad` refused records, in which `events` are known to have happened; its
+    `kind` is the gravest finding, its reasons are all of them. Rows that were `seen` one by one tell since when, and where.
 
     A check finds drift when a test on the counts says that chance did not do it, with the false discoveries of all checks
     together under control, and when its effect is above the floor that ordinary windows of that size keep.
     """
     policy = contract.drift
     checks = findings(contract, reference, counts) if rows else []
+    checks = [replace(one, trace=trace(seen, one.column, reference[one.column], one.check, one.floor))
+              if seen and one.holds(policy) else one for one in checks]
     held = [one for one in checks if one.holds(policy)]
     needed = rows_needed(policy, reference, len(checks))
     enough = needed is not None and rows >= needed
     told: dict[str, list[str]] = {  # the gravest first
-        "broken contract": [one.said for one in held if one.to == "page"] + _refused(rows, bad, policy),
+        "broken contract": [one.whole for one in held if one.to == "page"] + [one.said for one in skew if one.broken] + _refused(
+            rows, bad, policy),
+        "training/serving skew": [one.said for one in skew if not one.broken],
+        "stale": [f"no traffic, though {events} events happened: no replica was asked, or no profile was shipped"]
+        if events and not rows + bad else [],
         "insufficient": [] if enough else [_insufficient(rows, needed)],
         "worse on labels": _worse(scores, policy),
-        "input drift": [one.said for one in held if one.to == "drift" and not is_output(one.column)] if enough else [],
-        "prediction drift": [one.said for one in held if one.to == "drift" and is_output(one.column)] if enough else [],
+        "input drift": [one.whole for one in held if one.to == "drift" and not is_output(one.column)] if enough else [],
+        "prediction drift": [one.whole for one in held if one.to == "drift" and is_output(one.column)] if enough else [],
     }
     kind = next((kind for kind, reasons in told.items() if reasons), "fine")
     return Verdict(
@@ -117,8 +146,14 @@ def persists(verdicts: Sequence[Verdict], policy: Drift) -> bool:
 
 
 def pages(verdict: Verdict) -> bool:
-    """The data is broken: a person must look, and training on it would teach the fault."""
-    return verdict.kind == "broken contract"
+    """A person must look."""
+    return verdict.kind in PAGED
+
+
+def waits(verdict: Verdict, policy: Drift) -> bool:
+    """Whether the window is to be judged again: when there is more traffic, or when more of its labels are in."""
+    covered = (verdict.figures.get("scores") or {}).get("coverage")
+    return verdict.outcome == "insufficient" or (covered is not None and covered < policy.coverage)
 
 
 def findings(contract: Contract, reference: Mapping[str, Reference], counts: Counts) -> list[Finding]:
@@ -222,7 +257,8 @@ def _refused(rows: int, bad: int, policy: Drift) -> list[str]:
 
 
 def _worse(scores: Scores | None, policy: Drift) -> list[str]:
-    if scores is None or scores.rows < policy.min_labels or scores.gap <= policy.label_gap:
+    if scores is None or scores.rows < policy.min_labels or scores.gap <= policy.label_gap or (
+            scores.coverage is not None and scores.coverage < policy.coverage):
         return []  # a gap that is not a number gets no pass here
     shifts = ", ".join(f"{name} {share:.1%} for {scores.expected[name]:.1%}" for name, share in scores.observed.items())
     return [f"labels: {shifts} expected, on {scores.rows} rows: gap {scores.gap:.4f}, limit {policy.label_gap:g}"]
@@ -232,5 +268,6 @@ def _figures(checks: list[Finding], policy: Drift) -> dict[str, dict[str, dict[s
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for one in checks:
         found.setdefault(one.column, {})[one.check] = {
-            "effect": one.effect, "floor": one.floor, "chance": one.chance, "drifted": one.holds(policy)}
+            "effect": one.effect, "floor": one.floor, "chance": one.chance, "drifted": one.holds(policy)} | (
+                {"since": one.trace.first, "slice": one.trace.slice} if one.trace else {})
     return found

@@ -10,20 +10,25 @@ from threading import Event
 from typing import Any
 from uuid import NAMESPACE_URL, uuid5
 
+import pandas as pd
 from prefect import flow, task
 from prefect.deployments import run_deployment
 from prefect.events import emit_event
 
-from contracts.bins import REFERENCE
+from contracts.bins import REFERENCE, watched
 from contracts.contract import PerennialError, Verdict, known_models
-from contracts.drift import Scores, drift, pages, persists, scored, wants_retraining
+from contracts.drift import Scores, drift, estimated, pages, persists, scored, waits, wants_retraining
 from contracts.reference import from_bytes, together
+from contracts.skew import Skew, answers_apart, misplaced, skewed
+from contracts.trace import Rows
 from flows.artifacts import show_window, tag_run
 from flows.memory import Memory, remember
+from flows.predictions import LATER, Outcomes, ingested, labels_of, outcomes, probabilities_of, shifted, ship_predictions
 from flows.release import release_version
 from flows.rollout import served
 from flows.train import fetched
 from registry import data, models
+from registry.ledger import BROKEN
 from registry.store import NotThere, Taken
 from service import profiles
 from service.model import SERVED, Model, restore
@@ -56,7 +61,7 @@ def judge_window(model: str, window: str) -> tuple[dict[str, Any], str]:
     ship(memory)
     start = closed(memory, window)
     held = memory.ledger.state().windows.get(window, {}).get("verdict")
-    answered = held and held["outcome"] != "insufficient"
+    answered = held and not waits(Verdict.from_json(held), memory.contract.drift)
     action = act(memory, start, Verdict.from_json(held) if answered else watch(memory, start))
     return memory.ledger.state().windows[window]["verdict"], action
 
@@ -89,12 +94,12 @@ def announce(model: str, window: str, verdict: dict[str, Any], action: str) -> N
         payload={"model": model, "window": window, "kind": verdict["kind"], "reason": "; ".join(verdict["reasons"])})
 
 
-def ship(memory: Memory) -> int:
-    """Copy the replicas' profiles from this machine's spool to the store, newer over older; how many were new.
+def ship(memory: Memory, patient: bool = False) -> int:
+    """Copy the replicas' profiles and predictions from this machine's spool to the store, newer over older; how many were new.
 
     What is no profile is set aside as a `.junk` file beside it, for a person to look at.
     """
-    shipped, junk = 0, []
+    shipped, junk = ship_predictions(memory, patient), []
     for path in sorted(memory.spool.glob(f"{memory.name}/*/*/*.bin")):
         try:
             shipped += _replace(memory, f"profiles/{path.relative_to(memory.spool).as_posix()}", path.read_bytes())
@@ -111,7 +116,7 @@ def ship_until_told(memory: Memory, seconds: float) -> int:
     for each in (signal.SIGTERM, signal.SIGINT):
         signal.signal(each, lambda *_: told.set())
     while not told.wait(seconds):
-        shipped += ship(memory)
+        shipped += ship(memory, patient=True)
     return shipped + ship(memory)
 
 
@@ -145,18 +150,21 @@ def watch(memory: Memory, start: datetime) -> Verdict:
     Where the window has too few rows it is widened by those before it, of the same version, WIDEST windows in all.
     """
     contract, (version, seen, others) = memory.contract, _served(memory, start)
-    files = fetched(memory, version)
-    reference, scores = from_bytes((files / REFERENCE).read_bytes()), score(memory, restore(contract, files), start)
-    bad, since = seen.bad, start
+    files, events = fetched(memory, version), ingested(memory, start)
+    reference, model, found = from_bytes((files / REFERENCE).read_bytes()), restore(contract, files), outcomes(memory, version, start, events)
+    scores, skew, logged = score(memory, model, found, events), skew_of(memory, model, found, events), rows_of(memory, model, found)
+    told = {"version": version, "estimate": estimated(probabilities_of(contract, found.logged)) if len(found.logged) else None}
+    bad, since, started = seen.bad, start, first_traffic(memory)
     while True:
         counts, compared = seen.counts, reference
         for other, theirs in others.items():  # a week whose first days another champion answered is a week all the same
             compared, counts = together(compared, counts, profiles.bins_of(fetched(memory, other)), theirs.counts)
         rows = max((int(now.sum()) for now in counts.values()), default=0)
-        verdict = drift(contract, compared, counts, rows=rows, bad=bad, scores=scores)
+        verdict = drift(contract, compared, counts, rows=rows, bad=bad, scores=scores, skew=skew, seen=logged,
+                        events=len(events) if started and started < start else 0)
         earlier = since - contract.drift.window
         if verdict.outcome != "insufficient" or start - earlier >= WIDEST * contract.drift.window:
-            return replace(verdict, figures={**verdict.figures, "version": version, "since": since.isoformat()})
+            return replace(verdict, figures={**verdict.figures, **told, "since": since.isoformat()})
         seen, since = _traffic(memory, version, earlier) + seen, earlier
 
 
@@ -174,13 +182,37 @@ def _traffic(memory: Memory, version: str, start: datetime) -> Tally:
     return sum((profiles.tally(memory.store.get(key)) for key in keys), NOTHING)
 
 
-def score(memory: Memory, model: Model, start: datetime) -> Scores | None:
-    """How the model did on the window's matured labels; None while there are none."""
+def score(memory: Memory, model: Model, found: Outcomes, events: pd.DataFrame) -> Scores | None:
+    """How the answers did on the window's matured labels; where none can meet its label, as without a log or a key, how the
+    model does. None while there are no labels."""
     contract = memory.contract
-    rows = data.read(memory.store, data.newest(memory.store, memory.name), start, start + contract.drift.window)
-    if rows.empty:
+    if len(found.met):
+        return scored(contract, labels_of(contract, found.met), probabilities_of(contract, found.met), found.coverage)
+    if events.empty or found.could_meet:
         return None
-    return scored(contract, contract.labels_of(rows), model.probabilities(contract.columns_of(rows)))
+    return scored(contract, contract.labels_of(events), model.probabilities(contract.columns_of(events)))
+
+
+def skew_of(memory: Memory, model: Model, found: Outcomes, events: pd.DataFrame) -> list[Skew]:
+    """Where what was sent and answered is not what was ingested, and what the registered model answers."""
+    contract, met = memory.contract, found.met
+    if met.empty:
+        return []
+    sent, times = contract.columns_of(met), met[contract.event_time].to_numpy()
+    both = [name for name in contract.request_columns if f"{name}{LATER}" in met]
+    later = contract.columns_of(met[[f"{name}{LATER}" for name in both]].set_axis(both, axis=1), tuple(both))
+    apart = answers_apart(contract, probabilities_of(contract, met), model.probabilities(sent), times)
+    return skewed(contract, sent, later) + apart + [*misplaced(contract, len(found.unmet), shifted(contract, found, events))]
+
+
+def rows_of(memory: Memory, model: Model, found: Outcomes) -> Rows | None:
+    """The logged predictions as drift is judged by them; None without any."""
+    contract = memory.contract
+    if found.logged.empty:
+        return None
+    columns, probabilities = contract.columns_of(found.logged), probabilities_of(contract, found.logged)
+    values = {name: one.values for name, one in watched(contract, columns, probabilities, model.classes(probabilities)).items()}
+    return Rows(columns[contract.event_time], values, {name: columns[name] for name in contract.gate.slices if name in columns})
 
 
 def act(memory: Memory, start: datetime, verdict: Verdict) -> str:
@@ -188,7 +220,8 @@ def act(memory: Memory, start: datetime, verdict: Verdict) -> str:
     watch (it must persist first), wait (cooldown or budget), noted (no cause to retrain under this contract), insufficient
     or fine."""
     window, drifted = start.isoformat(), memory.contract.drift
-    verdict = memory.ledger.window_judged(window, verdict, {"champion": memory.ledger.state().champion})
+    facts = {"champion": memory.ledger.state().champion, "labels": data.newest(memory.store, memory.name).digest}
+    verdict = memory.ledger.window_judged(window, verdict, facts, again=lambda held: waits(held, drifted))
     if pages(verdict):
         return "page"
     if not wants_retraining(verdict, drifted):
@@ -196,8 +229,17 @@ def act(memory: Memory, start: datetime, verdict: Verdict) -> str:
     judged = sorted((key, one["verdict"]) for key, one in memory.ledger.state().windows.items() if key <= window)
     if not persists([Verdict.from_json(one) for _, one in judged], drifted):
         return "watch"
-    memory.ledger.claim_retraining(window, now=start + drifted.window, reason="; ".join(verdict.reasons), drift=drifted)
-    return "wait" if memory.ledger.state().claims[window]["state"] == "refused" else "retrain"
+    claim = memory.ledger.claim_retraining(window, now=start + drifted.window, reason="; ".join(verdict.reasons), drift=drifted,
+                                           fresh=fresh_rows(memory))
+    if memory.ledger.state().claims[window]["state"] != "refused":
+        return "retrain"
+    return "page" if claim.reason.startswith(BROKEN) else "wait"
+
+
+def fresh_rows(memory: Memory) -> int:
+    """The labelled rows that came since the champion was trained."""
+    trained = models.manifest(memory.store, memory.name, models.resolve(memory.ledger, "champion"))["rows"]
+    return data.newest(memory.store, memory.name).rows - trained
 
 
 @flow(name="reconcile")
@@ -207,10 +249,13 @@ def reconcile(names: list[str] | None = None) -> dict[str, Any]:
     for model in names or known_models():
         memory = remember(model)
         ship(memory)
+        if missed := stale(memory):
+            log.error("%s is stale: %s", model, "; ".join(missed.reasons))
+            announce(model, missed.figures["since"], missed.as_json(), "page")
         judged = {window.isoformat(): monitor(model, window.isoformat())["action"] for window in due(memory)}
         started = [start_training(model, window) for window in forgotten_claims(memory)]
         released = None if served(memory) else release_version(model, memory.ledger.state().champion)
-        done[model] = {"windows": judged, "trainings": started, "released": released}
+        done[model] = {"windows": judged, "stale": [*missed.reasons] if missed else [], "trainings": started, "released": released}
     return done
 
 
@@ -221,15 +266,40 @@ def start_training(model: str, window: str) -> str:
 
 
 def due(memory: Memory) -> list[datetime]:
-    """Closed windows of any champion's traffic that nobody has judged: labels are in for their whole length."""
-    state, mine = memory.ledger.state(), champions(memory)
-    if not mine:
+    """Closed windows to judge, from the first one with a champion's traffic on: those that nobody judged, without traffic too,
+    and the newest ones that wait for labels, where some came."""
+    started = first_traffic(memory)
+    if started is None:
         return []
-    labelled = labelled_until(memory)
-    keys = [key.split("/") for key in memory.store.list(f"profiles/{memory.name}/")]
-    starts = sorted({datetime.strptime(start, profiles.START_FORMAT) for _, _, version, start, _ in keys if version in mine})
-    return [start for start in starts
-            if start + memory.contract.drift.window <= labelled and start.isoformat() not in state.windows]
+    window, labels = memory.contract.drift.window, data.newest(memory.store, memory.name)
+    closed = (datetime.fromisoformat(labels.end) - started) // window
+    return [start for start in (started + window * index for index in range(closed)) if _to_judge(memory, start, labels)]
+
+
+def first_traffic(memory: Memory) -> datetime | None:
+    """The start of the first window in which a champion answered; None before there was one."""
+    return min(_windows_of_traffic(memory), default=None)
+
+
+def _windows_of_traffic(memory: Memory) -> set[datetime]:
+    mine, keys = champions(memory), [key.split("/") for key in memory.store.list(f"profiles/{memory.name}/")]
+    return {datetime.strptime(start, profiles.START_FORMAT) for _, _, version, start, _ in keys if version in mine}
+
+
+def _to_judge(memory: Memory, start: datetime, labels: data.DataVersion) -> bool:
+    held = memory.ledger.state().windows.get(start.isoformat())
+    recent = start >= datetime.fromisoformat(labels.end) - (WIDEST + 1) * memory.contract.drift.window
+    return held is None or (recent and held["labels"] != labels.digest and waits(Verdict.from_json(held["verdict"]), memory.contract.drift))
+
+
+def stale(memory: Memory) -> Verdict | None:
+    """That labels stay away though traffic goes on, if they do."""
+    newest, window = max(_windows_of_traffic(memory), default=None), memory.contract.drift.window
+    if newest is None or newest - (labels := labelled_until(memory)) < 2 * window:
+        return None
+    return Verdict("drift", "failed", kind="stale", figures={"since": labels.isoformat(), "checks": {}}, reasons=(
+        f"labels are in up to {labels}, traffic is of the window that starts at {newest}: nothing after can be judged; look why "
+        f"`perennial ingest {memory.name}` finds none",))
 
 
 def champions(memory: Memory) -> list[str]:

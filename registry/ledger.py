@@ -14,6 +14,7 @@ from contracts.contract import Drift, PerennialError, Verdict, canonical, digest
 from registry.store import Store, Taken
 
 FORMAT = 1  # of a stored event: raise it with a change that an older reader can't follow, and keep reading the older
+BROKEN = "the circuit breaker is open"  # begins the reason why no retraining starts until a person has looked
 TRIES = 100  # a writer that loses this many races in a row gives up
 STALE = timedelta(hours=6)  # after which an unfinished retraining counts as abandoned
 DERIVED = ("champion", "previous")
@@ -72,6 +73,7 @@ class State:
     claims: dict[str, dict[str, Any]] = field(default_factory=dict)
     promoted: dict[str, Event] = field(default_factory=dict)
     recorded: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    refusals: int = 0  # of retrained challengers, since the last promotion
 
     @property
     def previous(self) -> str | None:
@@ -95,7 +97,7 @@ def fold(state: State, event: Event) -> State:
         case "judged":
             state.verdicts.setdefault(version, []).append(data)
         case "promoted":
-            state.champion, state.promoted[version] = version, event
+            state.champion, state.promoted[version], state.refusals = version, event, 0
             state.stack.append(version)
         case "rolled_back":
             state.champion = data["to"]
@@ -119,6 +121,7 @@ def fold(state: State, event: Event) -> State:
             state.claims[data["key"]] |= {"failures": data["failures"], "at": event.at}
         case "retrain_finished":
             state.claims[data["key"]] = state.claims.get(data["key"], {}) | data | {"state": "finished"}
+            state.refusals += data["outcome"] in ("failed", "refused")  # by the gate, by the canary
         case _:
             state.recorded.setdefault(event.kind, []).append(data)
     return state
@@ -265,25 +268,26 @@ class Ledger:
             raise PerennialError(f"{self.model}: no version {version!r} is registered; see: perennial history {self.model}")
         return self.decide(decision)
 
-    def window_judged(self, key: str, verdict: Verdict, data: dict[str, Any]) -> Verdict:
-        """Keep a window's Verdict and give the one that is kept: the first, but a later answer replaces "insufficient"."""
+    def window_judged(self, key: str, verdict: Verdict, data: dict[str, Any], again: Callable[[Verdict], bool]) -> Verdict:
+        """Keep a window's Verdict and give the one that is kept: the first, but another answer replaces one to ask for `again`."""
         def decision(state: State):
-            held = state.windows[key]["verdict"]["outcome"] if key in state.windows else None
-            if held not in (None, "insufficient") or held == verdict.outcome:
+            held = Verdict.from_json(state.windows[key]["verdict"]) if key in state.windows else None
+            if held and (not again(held) or held.as_json() == verdict.as_json()):
                 return None
             return "window_judged", {"key": key, "verdict": verdict.as_json(), **data}
         self.decide(decision)
         return Verdict.from_json(self.state().windows[key]["verdict"])
 
-    def claim_retraining(self, key: str, *, now: datetime, reason: str, drift: Drift) -> Claim:
-        """Ask for a retraining of one cause; `now` is event time, so that a replayed year decides as it would have.
+    def claim_retraining(self, key: str, *, now: datetime, reason: str, drift: Drift, fresh: int) -> Claim:
+        """Ask for a retraining of one cause; `now` is event time, so that a replayed year decides as it would have. `fresh`: the
+        labelled rows that the champion was not trained on.
 
         Asked again: the same answer while it runs, "already done" once it has.
         """
         def decision(state: State):
             if key in state.claims:
                 return None
-            why = self._against(state, now, drift)
+            why = self._against(state, now, drift, fresh)
             facts = {"key": key, "now": now.isoformat(), "reason": reason}
             return ("retrain_refused", facts | {"why": why}) if why else ("retrain_claimed", facts)
         self.decide(decision)
@@ -291,8 +295,13 @@ class Ledger:
         said = {"claimed": "granted", "finished": "already done"}.get(claim["state"]) or claim["why"]
         return Claim(claim["state"] == "claimed", said)
 
-    def _against(self, state: State, now: datetime, drift: Drift) -> str:
+    def _against(self, state: State, now: datetime, drift: Drift, fresh: int) -> str:
         """Why no retraining may start now; empty if it may."""
+        if state.refusals >= drift.refusals:
+            return (f"{BROKEN}: {state.refusals} challengers in a row were refused; look at their verdicts: perennial history "
+                    f"{self.model}; a promotion closes it: perennial train {self.model}")
+        if fresh < drift.new_rows:
+            return f"{fresh} labelled rows are new since the champion was trained, {drift.new_rows} are needed"
         granted = [claim for claim in state.claims.values() if claim["state"] != "refused"]
         for claim in granted:
             fresh = datetime.now(UTC) - datetime.fromisoformat(claim["at"]) < STALE

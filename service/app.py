@@ -18,6 +18,7 @@ from annotated_types import Len
 from pydantic import BaseModel, Field
 
 from contracts.contract import Columns, Contract, load
+from service.predictions import prediction_id
 from service.request import BAD_BODY, MOST_RECORDS, SAMPLE, Requests
 
 if TYPE_CHECKING:
@@ -62,10 +63,10 @@ class Api:
         self.model = restore(self.contract, self.folder)
         self.predicted = bentoml.metrics.Counter("perennial_predictions_total", "records by named class", ["class_name"])
         self.refused = bentoml.metrics.Counter("perennial_bad_inputs_total", "faults in requests by field", ["field"])
-        self.prefix, self.numbers = uuid4().hex, count()
+        self.replica, self.answered = uuid4().hex, 0
         if folder := os.environ.get("PERENNIAL_PROFILES"):
             seconds = float(os.environ.get("PERENNIAL_PROFILE_SECONDS", 5))
-            self.profiler = Profiler(self.contract, bins_of(self.folder), self.version, Path(folder), seconds)
+            self.profiler = Profiler(self.contract, bins_of(self.folder), self.version, Path(folder), seconds, replica=self.replica)
         else:
             log.warning("traffic is not profiled: PERENNIAL_PROFILES names no folder")
         gc.collect()
@@ -123,16 +124,18 @@ class Api:
         if not np.isfinite(probabilities).all():
             raise ArithmeticError(f"the model of {self.version[:12]} gave a probability that is no number")
         classes = self.model.classes(probabilities)
+        first = self.answered
+        self.answered += len(records)
         if traffic:
-            self._take_note(columns, probabilities, classes)
+            self._take_note(columns, probabilities, classes, first)
         return [
-            {"id": f"{self.prefix}-{number:x}", "class": self.names[index], "probabilities": dict(zip(self.names, row))}
-            for number, index, row in zip(self.numbers, classes.tolist(), probabilities.tolist())
+            {"id": prediction_id(self.replica, number), "class": self.names[index], "probabilities": dict(zip(self.names, row))}
+            for number, index, row in zip(count(first), classes.tolist(), probabilities.tolist())
         ]
 
-    def _take_note(self, columns: Columns, probabilities: np.ndarray, classes: np.ndarray) -> None:
+    def _take_note(self, columns: Columns, probabilities: np.ndarray, classes: np.ndarray, first: int) -> None:
         if self.profiler:
-            self.profiler.add(columns, probabilities, classes)
+            self.profiler.add(columns, probabilities, classes, first)
         for index, times in enumerate(np.bincount(classes, minlength=len(self.names)).tolist()):
             if times:
                 self.predicted.labels(self.names[index]).inc(times)

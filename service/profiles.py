@@ -19,6 +19,7 @@ import pandas as pd
 
 from contracts.bins import LONGEST, REFERENCE, Bins, Watched, watched
 from contracts.contract import Columns, Contract
+from service.predictions import PredictionLog, write_whole
 
 os.environ.setdefault("WHYLOGS_NO_ANALYTICS", "True")  # read once, when whylogs is imported
 
@@ -229,7 +230,8 @@ def bins_of(folder: Path) -> dict[str, Bins]:
 
 
 class Profiler:
-    """Profiles one replica's traffic in the background: a file for each event-time window, replaced as it grows.
+    """Profiles one replica's traffic in the background: a file for each event-time window, replaced as it grows; and logs its
+    predictions beside it.
 
     A kill -9 loses at most the last `seconds` of traffic, or `rows` rows where those come sooner, and what arrives
     while these are being written. While writing fails, the newest `windows` wait in memory; every loss is logged.
@@ -241,11 +243,12 @@ class Profiler:
 
     def __init__(
         self, contract: Contract, bins: Mapping[str, Bins], version: str, folder: Path, seconds: float = 5.0, rows: int = 5_000,
-        windows: int = 8
+        windows: int = 8, replica: str | None = None
     ):
         self._contract, self._bins, self._version, self._folder = contract, bins, version, folder / contract.name / version
         self._seconds, self._rows, self._windows = seconds, rows, windows
-        self._replica = uuid4().hex
+        self._replica = replica or uuid4().hex
+        self._log = PredictionLog(contract, self._folder, self._replica)
         self._batches: list[tuple[np.ndarray, tuple | None]] = []  # event times; what was answered, None if refused
         self._waiting = self._skipped = 0
         self._recent: deque[np.datetime64] = deque(maxlen=RECENT)
@@ -254,9 +257,10 @@ class Profiler:
         self._thread = Thread(target=self._run, name="profiler", daemon=True)
         self._thread.start()
 
-    def add(self, columns: Columns, probabilities: np.ndarray, classes: np.ndarray) -> None:
-        """Take note of predictions; the arrays are read later, so they must not change."""
-        self._note(columns[self._contract.event_time], (columns, probabilities, classes))
+    def add(self, columns: Columns, probabilities: np.ndarray, classes: np.ndarray, first: int = 0) -> None:
+        """Take note of predictions, whose ids count on from `first`; the arrays are read later, so they must not change."""
+        numbers = np.arange(first, first + len(classes))
+        self._note(columns[self._contract.event_time], (columns, probabilities, classes, numbers))
 
     def bad(self, times: np.ndarray) -> None:
         """Take note of records that were refused: their event times, NaT where that can't be read."""
@@ -288,6 +292,7 @@ class Profiler:
                 self._absorb()
             except Exception:
                 log.exception("%s: traffic was not profiled", self._folder)
+            self._log.save()
             for part in self._parts.values():
                 self._save(part)
 
@@ -304,15 +309,16 @@ class Profiler:
         if refused:
             self._count_refused(np.concatenate(refused))
 
-    def _profile(self, columns: tuple[Columns, ...], probabilities: tuple, classes: tuple) -> None:
+    def _profile(self, columns: tuple[Columns, ...], *answers: tuple[np.ndarray, ...]) -> None:
         name = self._contract.event_time
         some = (batch[name] for batch in columns[::len(columns) // RECENT + 1])
         self._recent.extend(_middle(times[_sane(times)]) for times in some if _sane(times).any())
         near = self._near(np.concatenate([batch[name] for batch in columns]))
         whole = {name: np.concatenate([batch[name] for batch in columns])[near] for name in columns[0]}
-        probabilities, classes = np.concatenate(probabilities)[near], np.concatenate(classes)[near]
+        probabilities, classes, numbers = (np.concatenate(parts)[near] for parts in answers)
         for start, _, here in by_window(self._contract, whole[name]):
             inside = {name: values[here] for name, values in whole.items()}
+            self._log.add(start.strftime(START_FORMAT), numbers[here], inside, probabilities[here])
             self._grow(start, profile(self._contract, self._bins, inside, probabilities[here], classes[here]))
         if far := int((~near).sum()):
             log.error("%s: %d rows were counted, not profiled: their event times are far from all others", self._folder, far)
@@ -387,13 +393,3 @@ def by_window(contract: Contract, times: np.ndarray) -> Iterator[tuple[datetime,
         yield start, end, here
         left &= ~here
 
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Put a file in place so that a reader sees the old one or the new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(".tmp")
-    with beside.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)

@@ -59,9 +59,9 @@ class Requests:
 
     def __init__(self, contract: Contract):
         self.contract = contract
-        self.types = {name: self._type(name) for name in contract.request_columns}
-        required = [(name, kind) for name, kind in self.types.items() if not contract.columns[name].nullable]
-        optional = [(name, kind, None) for name, kind in self.types.items() if contract.columns[name].nullable]
+        self.types = {name: self._type(name) for name in contract.sent_columns}
+        required = [(name, kind) for name, kind in self.types.items() if not contract.may_lack(name)]
+        optional = [(name, kind, None) for name, kind in self.types.items() if contract.may_lack(name)]
         record = msgspec.defstruct("Record", required + optional, gc=False)
         many = Annotated[list[record], msgspec.Meta(min_length=1, max_length=MOST_RECORDS)]
         self.decoder = msgspec.json.Decoder(msgspec.defstruct("Request", [("records", many)]))
@@ -78,7 +78,7 @@ class Requests:
         elif kind is int:
             rules = _within(np.iinfo(self.contract.columns[name].dtype.type), rules)
         bound = Annotated[kind, msgspec.Meta(**rules)] if rules else kind
-        return bound | None if self.contract.columns[name].nullable else bound
+        return bound | None if self.contract.may_lack(name) else bound
 
     def _parsed(self, name: str) -> dict[str, Any]:
         known = PARSED.get(self.contract.python_type(name), ())
@@ -142,7 +142,7 @@ class Requests:
             return
         for name, kind in self.types.items():
             if name not in record:
-                if not self.contract.columns[name].nullable:
+                if not self.contract.may_lack(name):
                     yield _fault(index, name, "required field is missing")
                 continue
             try:
@@ -166,7 +166,7 @@ class Requests:
         extra["rules"] = [f"{rule} {bound}" for rule, bound in self._others(name).items()]
         extra = {fact: value for fact, value in extra.items() if value}
         field = {"description": description, "json_schema_extra": extra, **self._parsed(name)}
-        if spec.nullable:
+        if self.contract.may_lack(name):
             return kind | None, pydantic.Field(default=None, **field)
         return kind, pydantic.Field(**field)
 

@@ -87,7 +87,7 @@ def test_a_cooldown_may_not_be_shorter_than_the_gates_window():
 
 def test_callers_send_the_event_time_and_what_features_read():
     assert pumps.request_columns == ("measured_at", "vibration", "heat", "starts")
-    assert "flight" not in flights.request_columns
+    assert "flight" not in flights.request_columns and flights.telling_columns == ("flight",)
 
 
 def test_windows_are_half_open_and_weeks_start_on_monday():

@@ -214,7 +214,7 @@ def test_refused_records_from_both_sides(bad, kind):
 
 
 def labels(gap: float, rows: int = 1_000) -> Scores:
-    return Scores(rows, 0.5, gap, {"late": 0.5, "on_time": 0.5}, {"late": 0.4, "on_time": 0.6})
+    return Scores(rows, 0.5, gap, {"late": 0.5, "on_time": 0.5}, {"late": 0.4, "on_time": 0.6}, 0.4, 0.6)
 
 
 @pytest.mark.parametrize(("gap", "rows", "kind"), [

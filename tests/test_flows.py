@@ -87,7 +87,7 @@ def test_a_lost_event_and_a_killed_run_are_made_up_for(servers, monkeypatch):
     memory, window = remember(PUMPS), (SHIFT + 3 * WEEK).isoformat()
     ingest(PUMPS, SHIFT + 2 * WEEK, SHIFT + 5 * WEEK)
     reason = "a cause whose event was lost"
-    assert memory.ledger.claim_retraining(window, now=SHIFT + 4 * WEEK, reason=reason, drift=contract.drift).granted
+    assert memory.ledger.claim_retraining(window, now=SHIFT + 4 * WEEK, reason=reason, drift=contract.drift, fresh=1_000).granted
     assert reconcile([PUMPS])[PUMPS]["trainings"] == []  # too young to be lost
 
     monkeypatch.setattr("flows.monitor.PATIENCE", timedelta(0))

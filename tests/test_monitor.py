@@ -100,7 +100,8 @@ def test_an_answer_takes_the_place_of_insufficient_and_keeps_it(memory, trained)
     verdict, action = judged()
     assert (verdict["kind"], action) == ("input drift", "retrain")
     assert memory.ledger.state().windows[LAST.isoformat()]["verdict"] == verdict
-    memory.ledger.window_judged(LAST.isoformat(), Verdict("drift", "insufficient", kind="insufficient"), {})
+    less = Verdict("drift", "insufficient", kind="insufficient")
+    memory.ledger.window_judged(LAST.isoformat(), less, {}, again=lambda held: held.outcome == "insufficient")
     assert judged() == (verdict, "retrain")
     memory.ledger.retrain_finished(LAST.isoformat(), "passed", {})
     assert judged() == (verdict, "retrain")
@@ -115,6 +116,15 @@ def test_drift_must_persist_where_the_contract_says_so(memory, trained):
     said = [act(memory, start, verdict) for start, verdict in zip(starts, (drifted, fine, fine, drifted, fine, drifted))]
     assert said == ["watch", "fine", "fine", "watch", "fine", "retrain"]
     assert act(memory, starts[3], drifted) == "watch" and list(memory.ledger.state().claims) == [starts[5].isoformat()]
+
+
+def test_an_open_circuit_breaker_pages(memory):
+    drifted = Verdict("drift", "failed", ("heat moved",), kind="input drift")
+    memory = replace(memory, contract=replace(contract, drift=replace(contract.drift, refusals=1)))
+    assert act(memory, LAST, drifted) == "retrain"
+    memory.ledger.retrain_finished(LAST.isoformat(), "failed", {})
+    assert act(memory, LAST + 3 * WEEK, drifted) == "page"
+    assert "1 challengers in a row were refused" in memory.ledger.state().claims[(LAST + 3 * WEEK).isoformat()]["why"]
 
 
 def test_a_window_of_few_rows_is_judged_together_with_those_before_it(memory, trained):

@@ -22,7 +22,7 @@ from flows.memory import remember
 from flows.monitor import act, watch
 from flows.train import fit_version, judge
 from registry import data, models
-from registry.ledger import BrokenChain, Ledger, NotAllowed, NothingToRollBackTo, PromotionLost
+from registry.ledger import BROKEN, BrokenChain, Ledger, NotAllowed, NothingToRollBackTo, PromotionLost
 from registry.store import FolderStore, NotThere, StoreAway, StoreIgnoresConditions, Taken, open_store
 from tests.conftest import PUMPS
 from tests.pumps import contract as pumps
@@ -278,8 +278,8 @@ def test_a_file_that_is_no_event_is_named_with_the_remedy(tmp_path, harm):
         Ledger(FolderStore(tmp_path), "pumps").events()
 
 
-def claim(ledger, key, day, drift=pumps.drift):
-    return ledger.claim_retraining(key, now=datetime(2024, 1, day), reason="drift", drift=drift)
+def claim(ledger, key, day, drift=pumps.drift, fresh=500):
+    return ledger.claim_retraining(key, now=datetime(2024, 1, day), reason="drift", drift=drift, fresh=fresh)
 
 
 def test_a_retraining_is_granted_once_one_at_a_time_and_after_the_cooldown(ledger):
@@ -312,6 +312,23 @@ def test_the_weekly_budget(ledger):
         ledger.retrain_finished(key, "passed", {})
     assert "budget of 2" in claim(ledger, "three", 7, free).reason
     assert claim(ledger, "four", 8, free).granted
+
+
+def test_a_retraining_needs_new_labelled_rows(ledger):
+    assert "499 labelled rows are new" in claim(ledger, "one", 1, fresh=499).reason
+    assert claim(ledger, "two", 1, fresh=500).granted
+
+
+def test_after_refusals_in_a_row_a_person_must_look_until_a_challenger_is_promoted(ledger):
+    eager = type(pumps.drift)(cooldown=timedelta(0), weekly_budget=99, refusals=2)
+    for key, outcome in (("one", "failed"), ("two", "refused")):
+        assert claim(ledger, key, 1, eager).granted
+        ledger.retrain_finished(key, outcome, {})
+    assert claim(ledger, "three", 2, eager).reason.startswith(BROKEN) and "2 challengers in a row" in claim(ledger, "three", 2, eager).reason
+    ledger.registered(A, {})
+    ledger.judged(A, Verdict("gate", "passed"), ledger.state().champion, {})
+    ledger.promote(A, expect=ledger.state().champion)
+    assert claim(ledger, "four", 3, eager).granted
 
 
 def test_aliases_tags_and_notes(ledger):

@@ -10,7 +10,6 @@ import venv
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import datetime
-from itertools import count
 from unittest.mock import MagicMock
 
 import httpx
@@ -169,7 +168,7 @@ def test_one_request_that_cannot_be_scored_fails_alone(flights_version):
     """Whatever its fault is: the requests that came in the same turn of the event loop are answered."""
     memory, version = flights_version
     api = Api(flights, fetched(memory, version), {"version": version})
-    api.prefix, api.numbers, api.model = "x", count(), Fussy(restore(flights, fetched(memory, version)))
+    api.replica, api.answered, api.model = "x", 0, Fussy(restore(flights, fetched(memory, version)))
     api.predicted = MagicMock()
 
     async def turn():
@@ -212,7 +211,7 @@ def test_a_caller_that_hangs_up_harms_nobody(replica):
 def test_the_documentation_describes_each_field_with_range_and_unit(replica):
     spec = httpx.get(replica.url + "/docs.json").json()
     fields = spec["components"]["schemas"]["Record"]["properties"]
-    assert set(fields) == set(flights.request_columns)
+    assert set(fields) == set(flights.sent_columns)
     assert fields["distance"]["unit"] == "mile" and (fields["distance"]["minimum"], fields["distance"]["maximum"]) == (10, 6000)
     assert fields["origin"]["known_values"] == ["EWR", "JFK", "LGA"] and "airport" in fields["origin"]["description"]
     assert "/predict" in spec["paths"]
