@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -9,7 +10,7 @@ from scipy.optimize import brentq
 from scipy.stats import chi2, false_discovery_control, hypergeom, ncx2, norm
 
 from contracts.contract import Contract, Drift, Verdict, is_output
-from contracts.reference import CHI, Reference, distance, effects, shares
+from contracts.reference import CHI, Reference, distance, effects, fold, shares
 from contracts.skew import Skew
 from contracts.trace import Rows, Trace, trace
 
@@ -92,9 +93,11 @@ def estimated(probabilities: np.ndarray) -> dict[str, float]:
 
 
 def drift(contract: Contract, reference: Mapping[str, Reference], counts: Counts, *, rows: int,
-          scores: Scores | None = None, bad: int = 0, skew: Sequence[Skew] = (), seen: Rows | None = None, events: int = 0) -> Verdict:
-    """The Verdict on a window of `rows` answered and `bad` refused records, in which `events` are known to have happened; its
-    `kind` is the gravest finding, its reasons are all of them. Rows that were `seen` one by one tell since when, and where.
+          scores: Scores | None = None, bad: int = 0, at_fault: Mapping[str, int] = MappingProxyType({}),
+          skew: Sequence[Skew] = (), seen: Rows | None = None, events: int | None = None) -> Verdict:
+    """The Verdict on a window of `rows` answered and `bad` refused records, the fields `at_fault` with how often; its `kind` is the
+    gravest finding, its reasons are all of them. `events`: how many are known to have happened, None where that is nobody's
+    business. Rows that were `seen` one by one tell since when, and where.
 
     A check finds drift when a test on the counts says that chance did not do it, with the false discoveries of all checks
     together under control, and when its effect is above the floor that ordinary windows of that size keep.
@@ -108,10 +111,9 @@ def drift(contract: Contract, reference: Mapping[str, Reference], counts: Counts
     enough = needed is not None and rows >= needed
     told: dict[str, list[str]] = {  # the gravest first
         "broken contract": [one.whole for one in held if one.to == "page"] + [one.said for one in skew if one.broken] + _refused(
-            rows, bad, policy),
+            rows, bad, policy, at_fault),
         "training/serving skew": [one.said for one in skew if not one.broken],
-        "stale": [f"no traffic, though {events} events happened: no replica was asked, or no profile was shipped"]
-        if events and not rows + bad else [],
+        "stale": _stale(rows + bad, events),
         "insufficient": [] if enough else [_insufficient(rows, needed)],
         "worse on labels": _worse(scores, policy),
         "input drift": [one.whole for one in held if one.to == "drift" and not is_output(one.column)] if enough else [],
@@ -153,7 +155,7 @@ def pages(verdict: Verdict) -> bool:
 def waits(verdict: Verdict, policy: Drift) -> bool:
     """Whether the window is to be judged again: when there is more traffic, or when more of its labels are in."""
     covered = (verdict.figures.get("scores") or {}).get("coverage")
-    return verdict.outcome == "insufficient" or (covered is not None and covered < policy.coverage)
+    return verdict.outcome == "insufficient" or verdict.kind == "stale" or (covered is not None and covered < policy.coverage)
 
 
 def findings(contract: Contract, reference: Mapping[str, Reference], counts: Counts) -> list[Finding]:
@@ -168,6 +170,19 @@ def findings(contract: Contract, reference: Mapping[str, Reference], counts: Cou
     corrected = false_discovery_control([one.chance for one in found]) if found else []
     found = [replace(one, chance=float(chance)) for one, chance in zip(found, corrected)]
     return sorted(found, key=lambda one: (not one.holds(contract.drift), -one.effect / max(one.floor, 1e-9)))
+
+
+def crept(contract: Contract, first: Mapping[str, Reference], reference: Mapping[str, Reference], counts: Counts) -> dict[str, float]:
+    """Each column's furthest check in units of its floor, against the training data of the `first` champion: what moved so
+    slowly, a retraining at a time, that no window was far from the champion's. It starts nothing, for each retraining was
+    meant to follow the world."""
+    folded = {}
+    for name in {*first} & {*reference} & {*counts}:
+        places = reference[name].bins.onto(first[name].bins)
+        if places is not None and not is_output(name):
+            folded[name] = fold(counts[name], places, first[name].bins)
+    checks = findings(contract, {name: first[name] for name in folded}, folded)
+    return how_far({"checks": _figures(checks, contract.drift)})
 
 
 def _all_missing(one: Reference, rows: int) -> np.ndarray:
@@ -249,11 +264,19 @@ def _said(one: Reference, name: str, check: str, effect: float, floor: float, be
     return f"{name}: distance {effect:.3f}, floor {floor:.3f}; more {more}, less {less}"
 
 
-def _refused(rows: int, bad: int, policy: Drift) -> list[str]:
+def _stale(records: int, events: int | None) -> list[str]:
+    if events and not records:
+        return [f"no traffic, though {events} events happened: no replica was asked, or no profile was shipped"]
+    if events == 0 and records:
+        return [f"no labels: nothing was ingested of this window, though {records} records came, and later events are in"]
+    return []
+
+
+def _refused(rows: int, bad: int, policy: Drift, at_fault: Mapping[str, int]) -> list[str]:
     if bad <= policy.bad_inputs * (rows + bad) or bad <= policy.bad_rows:
         return []
-    return [f"{bad} of {rows + bad} records were refused by the service, limit: {policy.bad_inputs:.0%}; its metric "
-            "perennial_bad_inputs_total names the fields"]
+    fields = ", ".join(f"{name} in {times}" for name, times in sorted(at_fault.items(), key=lambda item: -item[1])[:5])
+    return [f"{bad} of {rows + bad} records were refused by the service, limit: {policy.bad_inputs:.0%}" + (f": {fields}" if fields else "")]
 
 
 def _worse(scores: Scores | None, policy: Drift) -> list[str]:

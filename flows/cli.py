@@ -51,11 +51,14 @@ def demo(
     until: Annotated[datetime, typer.Option(formats=["%Y-%m-%d"], help="Stop before this event day.")] = datetime(2014, 1, 1),
     keep: Annotated[bool, typer.Option(help="Leave the servers up and print their addresses.")] = False,
     folder: Annotated[Path, typer.Option(help="Where the report goes.")] = Path("build/replay"),
+    faults: Annotated[bool, typer.Option("--faults", help="Put faults in, from May on: another unit, a missing column, a wrong clock, "
+                                         "labels that come twice or never; and see what is said of them.")] = False,
 ) -> None:
     """Replay the flights of 2013 through the whole loop and write a report."""
+    from flows.faults import FAULTS
     from flows.replay import replay
 
-    directly(replay, until, keep, folder, console)
+    directly(replay, until, keep, folder, console, FAULTS if faults else ())
 
 
 @app.command()

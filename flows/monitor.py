@@ -3,6 +3,7 @@
 import json
 import logging
 import signal
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -10,6 +11,7 @@ from threading import Event
 from typing import Any
 from uuid import NAMESPACE_URL, uuid5
 
+import numpy as np
 import pandas as pd
 from prefect import flow, task
 from prefect.deployments import run_deployment
@@ -17,8 +19,8 @@ from prefect.events import emit_event
 
 from contracts.bins import REFERENCE, watched
 from contracts.contract import PerennialError, Verdict, known_models
-from contracts.drift import Scores, drift, estimated, pages, persists, scored, waits, wants_retraining
-from contracts.reference import from_bytes, together
+from contracts.drift import Scores, crept, drift, estimated, pages, persists, scored, waits, wants_retraining
+from contracts.reference import Reference, from_bytes, together
 from contracts.skew import Skew, answers_apart, misplaced, skewed
 from contracts.trace import Rows
 from flows.artifacts import show_window, tag_run
@@ -161,11 +163,20 @@ def watch(memory: Memory, start: datetime) -> Verdict:
             compared, counts = together(compared, counts, profiles.bins_of(fetched(memory, other)), theirs.counts)
         rows = max((int(now.sum()) for now in counts.values()), default=0)
         verdict = drift(contract, compared, counts, rows=rows, bad=bad, scores=scores, skew=skew, seen=logged,
-                        events=len(events) if started and started < start else 0)
+                        at_fault=seen.at_fault, events=len(events) if started and started <= start else None)
         earlier = since - contract.drift.window
         if verdict.outcome != "insufficient" or start - earlier >= WIDEST * contract.drift.window:
-            return replace(verdict, figures={**verdict.figures, **told, "since": since.isoformat()})
+            told |= {"since": since.isoformat(), "crept": _crept(memory, version, compared, counts)}
+            return replace(verdict, figures={**verdict.figures, **told})
         seen, since = _traffic(memory, version, earlier) + seen, earlier
+
+
+def _crept(memory: Memory, version: str, compared: Mapping[str, Reference], counts: Mapping[str, np.ndarray]) -> dict[str, float]:
+    first = champions(memory)[:1]
+    if not counts or first == [version]:
+        return {}
+    references = from_bytes((fetched(memory, first[0]) / REFERENCE).read_bytes()) if first else {}
+    return {name: round(far, 3) for name, far in crept(memory.contract, references, compared, counts).items()}
 
 
 def _served(memory: Memory, start: datetime) -> tuple[str, Tally, dict[str, Tally]]:

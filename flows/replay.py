@@ -21,6 +21,7 @@ from rich.table import Table
 from contracts.contract import Contract, PerennialError, load
 from contracts.drift import how_far
 from contracts.quality import scores
+from flows.faults import Fault, labels_of, refused, spoiled
 from service.model import Model, fit, records_of_columns, restore, rounds_of
 
 MODEL = "flights"
@@ -37,12 +38,15 @@ class Traffic:
     contract: Contract
     rows: pd.DataFrame
     url: str
+    faults: tuple[Fault, ...] = ()
     records: list[dict[str, Any]] = field(init=False)
     answers: np.ndarray = field(init=False)
     requests: list[tuple[str, bool, float]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.records = records_of_columns(self.contract, self.contract.columns_of(self.rows))
+        sent = spoiled(self.rows, self.contract.event_time, self.faults)
+        self.records = records_of_columns(self.contract, self.contract.columns_of(sent, self.contract.sent_columns))
+        self.refused = refused(self.rows, self.contract.event_time, self.faults)
         self.answers = np.full((len(self.rows), len(self.contract.label.classes)), np.nan)
         self.day = self.rows[self.contract.event_time].dt.strftime("%Y-%m-%d").to_numpy()
 
@@ -51,8 +55,8 @@ class Traffic:
         begun, worked = time.perf_counter(), False
         try:
             reply = await client.post(self.url, json={"records": [self.records[i] for i in indices]})
-            worked = reply.status_code == 200
-            if worked:
+            worked = reply.status_code == (400 if self.refused[indices].any() else 200)
+            if reply.status_code == 200:
                 self.answers[indices] = [list(one["probabilities"].values()) for one in reply.json()["predictions"]]
         except httpx.HTTPError:
             pass  # a failed request: counted below, and the replay's first figure
@@ -84,8 +88,9 @@ class Traffic:
         return indices[sent:]
 
 
-def replay(until: datetime, keep: bool, folder: Path, console: Console) -> dict[str, Any]:
-    """Run the year up to `until`, write report.json and report.html to `folder`, and leave nothing running."""
+def replay(until: datetime, keep: bool, folder: Path, console: Console, faults: tuple[Fault, ...] = ()) -> dict[str, Any]:
+    """Run the year up to `until`, write report.json and report.html to `folder`, and leave nothing running; with `faults` in
+    what callers send and in the labels."""
     from deployments import stack
 
     begun = time.monotonic()
@@ -96,7 +101,7 @@ def replay(until: datetime, keep: bool, folder: Path, console: Console) -> dict[
             os.environ |= stack.environment(home, profile_seconds=0.5)
             up = stack.up(home)
         _say_where(console, up)
-        report = _run(until, up, begun, console)
+        report = _run(until, up, begun, console, faults)
         from flows.report import write
         write(report, folder)
         console.print(_summary(report), f"report: {folder / 'report.html'}", sep="\n")
@@ -118,7 +123,7 @@ def _say_where(console: Console, up: Any) -> None:
     console.print(f"Prefect UI {up.ui}   API {up.url}/{MODEL}/predict   Traefik {up.api}/dashboard/")
 
 
-def _run(until: datetime, up: Any, begun: float, console: Console) -> dict[str, Any]:
+def _run(until: datetime, up: Any, begun: float, console: Console, faults: tuple[Fault, ...]) -> dict[str, Any]:
     from flows.ingest import ingest
     from flows.memory import remember
     from flows.train import fetched, train
@@ -131,7 +136,7 @@ def _run(until: datetime, up: Any, begun: float, console: Console) -> dict[str, 
         raise PerennialError(f"the first model did not pass the gate; run: perennial history {MODEL}")
     first = trained["version"]
     rows = contract.source(TRAFFIC, until)
-    traffic = Traffic(contract, rows, f"{up.url}/{MODEL}/predict")
+    traffic = Traffic(contract, rows, f"{up.url}/{MODEL}/predict", faults)
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         peers = pool.submit(without_the_loop, str(fetched(memory, first)), until)
         weeks = asyncio.run(_year(traffic, memory, console))
@@ -156,29 +161,36 @@ async def _year(traffic: Traffic, memory: Any, console: Console) -> list[dict[st
             window_end = contract.window_of(datetime.fromisoformat(day) - contract.label.matures)[0]
             if window_end > ingested:
                 progress.update(bar, description=f"{day}: labels and profiles are judged")
-                week = await asyncio.to_thread(_close_window, memory, ingested, window_end)
-                ingested, weeks = window_end, [*weeks, week]
-                if week["action"] == "retrain":
-                    progress.update(bar, description=f"{day}: {week['kind']}: retraining")
-                    indices = await traffic.trickle(
-                        indices, lambda window=week["window"]: _finished(memory, window), lambda: _canary(memory))
+                closed = await asyncio.to_thread(_close_window, memory, ingested, window_end, labels_of(ingested, traffic.faults))
+                ingested, weeks = window_end, [week for week in weeks if week["window"] not in closed] + [*closed.values()]
+                for week in closed.values():
+                    if week["action"] == "retrain":
+                        progress.update(bar, description=f"{day}: {week['kind']}: retraining")
+                        indices = await traffic.trickle(
+                            indices, lambda window=week["window"]: _finished(memory, window), lambda: _canary(memory))
             progress.update(bar, description=f"{day}: traffic")
             await traffic.send_day(indices)
             progress.advance(bar)
     return weeks
 
 
-def _close_window(memory: Any, start: datetime, end: datetime) -> dict[str, Any]:
+def _close_window(memory: Any, start: datetime, end: datetime, labels: str) -> dict[str, dict[str, Any]]:
+    """Take in the labels of a window, and judge all that are due; by the windows' starts."""
     from flows.ingest import ingest
-    from flows.monitor import monitor
+    from flows.monitor import due, monitor, ship
 
-    ingest(memory.name, start, end)
-    window = end - memory.contract.drift.window
+    for _ in range({"never": 0, "once": 1, "twice": 2}[labels]):
+        ingest(memory.name, start, end)
     time.sleep(1.0)  # two rounds of the replicas' profiler
-    judged = monitor(memory.name, window.isoformat())
-    verdict = judged["verdict"]
-    return {"window": window.isoformat(), "start": window.date().isoformat(), "end": end, "kind": verdict["kind"],
-            "action": judged["action"], "reasons": list(verdict["reasons"]), "distances": how_far(verdict["figures"])}
+    ship(memory)
+    judged = {window.isoformat(): monitor(memory.name, window.isoformat()) for window in due(memory)}
+    return {window: _week(memory, window, one["verdict"], one["action"]) for window, one in judged.items()}
+
+
+def _week(memory: Any, window: str, verdict: dict[str, Any], action: str) -> dict[str, Any]:
+    start = datetime.fromisoformat(window)
+    return {"window": window, "start": start.date().isoformat(), "end": start + memory.contract.drift.window, "kind": verdict["kind"],
+            "action": action, "reasons": list(verdict["reasons"]), "distances": how_far(verdict["figures"])}
 
 
 def _finished(memory: Any, window: str) -> bool:
@@ -227,6 +239,10 @@ def _report(traffic: Traffic, memory: Any, weeks: list, frozen: np.ndarray, cale
         return {"n": int(chosen.sum())} | {
             f"{short}_{name}": one[figure] for name, one in found.items() for short, figure in (("logloss", "log_loss"), ("auc", "auc"))}
 
+    weeks.sort(key=lambda week: week["window"])
+    faults = [{"name": fault.name, "from": fault.first.date().isoformat(), "named": fault.named(weeks),
+               "said": [f"{week['start']}: {week['kind']}: {'; '.join(week['reasons'])}" for week in weeks if fault.touches(week)]}
+              for fault in traffic.faults if fault.first < until]
     for week in weeks:
         end = week.pop("end")
         week |= compared(answered & ((times >= week["window"]) & (times < end)).to_numpy())
@@ -244,6 +260,7 @@ def _report(traffic: Traffic, memory: Any, weeks: list, frozen: np.ndarray, cale
         "distance_limit": 1.0, "total": compared(answered), "weeks": weeks, "versions": _versions(events, state, memory),
         "refused": [{"version": version, "at": _data_end(memory, version), "reasons": list(judged[version]["reasons"])} for version in refused],
         "calibration": _calibration(contract, labels[answered], traffic.answers[answered]), "days": _days(traffic),
+        "faults": faults,
     }
 
 
@@ -287,4 +304,6 @@ def _summary(report: dict[str, Any]) -> Table:
         shown.add_row(row["month"], f"{row['n']:,}", *(f"{row[f'logloss_{name}']:.4f}" for name in ("live", "frozen", "calendar")))
     shown.caption = (f"{report['requests_sent']:,} requests, {report['requests_failed']} failed; {report['retrains_triggered']} retrainings, "
                      f"{report['promotions']} promotions, {report['refusals']} refusals; {report['drift_events']} windows drifted")
+    for fault in report["faults"]:
+        shown.caption += f"\n{fault['from']} {fault['name']}: {'named' if fault['named'] else 'NOT NAMED'}"
     return shown

@@ -228,6 +228,9 @@ td.retrain, td.page { color: #b34700; font-weight: 600 } .why { overflow-wrap: a
 {% if title.startswith("Versions") and refused %}<h2>Refusals</h2><table><thead><tr><th>On<th>Version<th>Why</thead>
 {% for one in refused %}<tr><td class="n day">{{ one["at"] }}<td>{{ one.version[:12] }}{{ reasons(one) }}{% endfor %}</table>{% endif %}
 {% endfor %}
+{% if faults %}<h2>Faults that were put in</h2><table><thead><tr><th>From<th>What went wrong<th>Named<th>What was said</thead>
+{% for one in faults %}<tr><td class="n day">{{ one["from"] }}<td>{{ one.name }}<td>{{ "yes" if one.named else "NO" }}<td class="why">
+{% for said in one.said %}{{ said }}<br>{% endfor %}{% endfor %}</table>{% endif %}
 <h2>Months</h2><table><thead><tr><th>Month<th class="n">Records{{ heads("Log loss") }}{{ heads("AUC") }}</thead>
 {% for row in months %}<tr><td class="n day">{{ row.month }}<td class="n">{{ "{:,}".format(row.n) }}{{ scores(row, "logloss") }}
 {{ scores(row, "auc") }}

@@ -95,7 +95,8 @@ class Api:
         for fault in faults:
             self.refused.labels(fault["field"] or "").inc()
         if self.profiler:
-            self.profiler.bad(self.requests.event_times(body, (fault["record"] for fault in faults)))
+            times = self.requests.event_times(body, (fault["record"] for fault in faults))
+            self.profiler.bad(times, (fault["field"] or "the body" for fault in faults))
         return 400, self.encode({"errors": faults})
 
     def _score_waiting(self) -> None:

@@ -3,14 +3,15 @@
 import json
 import logging
 import os
-from collections import deque
-from collections.abc import Iterator, Mapping
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import reduce
 from io import BytesIO
 from pathlib import Path
 from threading import Event, Lock, Thread
+from types import MappingProxyType
 from typing import Any
 from uuid import uuid4
 
@@ -42,6 +43,7 @@ from whylogs.core.utils import read_delimited_protobuf
 from whylogs.core.view.dataset_profile_view import WHYLOGS_MAGIC_HEADER_BYTES
 
 ROWS, BAD, ELSEWHERE = "perennial.rows", "perennial.bad", "perennial.elsewhere"  # metadata that merging adds up
+AT_FAULT = "perennial.bad:"  # and the name of a field: how many of its values were refused
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)  # every profile's time for whylogs, which can't write an earlier one
 START_FORMAT = "%Y-%m-%dT%H%M"  # of a window's folder
 SMALL = MetricConfig(kll_k=128, large_kll_k=False, fi_lg_max_k=7, max_frequent_item_size=LONGEST)  # the sketches are for people to look at
@@ -133,8 +135,9 @@ def of_columns(seen: Mapping[str, Watched], bins: Mapping[str, Bins]) -> Dataset
     return _view({name: _column(name, *one, bins[name]) for name, one in seen.items()}, rows=rows)
 
 
-def _view(columns: dict[str, ColumnProfileView], rows: int = 0, bad: int = 0, elsewhere: int = 0) -> DatasetProfileView:
-    counts = {ROWS: str(rows), BAD: str(bad), ELSEWHERE: str(elsewhere)}
+def _view(columns: dict[str, ColumnProfileView], rows: int = 0, bad: int = 0, elsewhere: int = 0,
+          at_fault: Mapping[str, int] = MappingProxyType({})) -> DatasetProfileView:
+    counts = {ROWS: str(rows), BAD: str(bad), ELSEWHERE: str(elsewhere)} | {f"{AT_FAULT}{name}": str(n) for name, n in at_fault.items()}
     return DatasetProfileView(columns=columns, dataset_timestamp=EPOCH, creation_timestamp=EPOCH, metadata=counts)
 
 
@@ -181,7 +184,8 @@ def merge(parts: list[bytes]) -> DatasetProfileView:
 
 def add(left: DatasetProfileView, right: DatasetProfileView) -> DatasetProfileView:
     """One profile of the rows of both."""
-    sums = {key: str(int(left.metadata.get(key, 0)) + int(right.metadata.get(key, 0))) for key in (ROWS, BAD, ELSEWHERE)}
+    counted = {ROWS, BAD, ELSEWHERE} | {key for key in (*left.metadata, *right.metadata) if key.startswith(AT_FAULT)}
+    sums = {key: str(int(left.metadata.get(key, 0)) + int(right.metadata.get(key, 0))) for key in counted}
     both = left.merge(right)
     both.metadata.update(sums)
     return both
@@ -189,17 +193,20 @@ def add(left: DatasetProfileView, right: DatasetProfileView) -> DatasetProfileVi
 
 @dataclass(frozen=True)
 class Tally:
-    """What a drift verdict reads of profiles: each column's rows by bin, int64 (bins,), and the numbers of records."""
+    """What a drift verdict reads of profiles: each column's rows by bin, int64 (bins,), the numbers of records, and for each field
+    how many of its values were refused."""
 
     counts: Mapping[str, np.ndarray]
     rows: int
     bad: int
     elsewhere: int
+    at_fault: Mapping[str, int] = field(default_factory=Counter)
 
     def __add__(self, other: "Tally") -> "Tally":
         new = {name: found for name, found in other.counts.items() if name not in self.counts}
         both = {name: _sum(found, other.counts[name]) if name in other.counts else found for name, found in self.counts.items()}
-        return Tally(both | new, self.rows + other.rows, self.bad + other.bad, self.elsewhere + other.elsewhere)
+        return Tally(both | new, self.rows + other.rows, self.bad + other.bad, self.elsewhere + other.elsewhere,
+                     Counter(self.at_fault) + Counter(other.at_fault))
 
 
 NOTHING = Tally({}, 0, 0, 0)
@@ -221,7 +228,8 @@ def tally(content: bytes) -> Tally:
             found = ChunkMessage.FromString(file.read(length)).metric_components
             if ours in found:
                 counts[name] = _of_message(msg=found[ours])
-    return Tally(counts, *(int(facts.get(key, 0)) for key in (ROWS, BAD, ELSEWHERE)))
+    at_fault = {key.removeprefix(AT_FAULT): int(count) for key, count in facts.items() if key.startswith(AT_FAULT)}
+    return Tally(counts, *(int(facts.get(key, 0)) for key in (ROWS, BAD, ELSEWHERE)), at_fault)
 
 
 def bins_of(folder: Path) -> dict[str, Bins]:
@@ -249,7 +257,7 @@ class Profiler:
         self._seconds, self._rows, self._windows = seconds, rows, windows
         self._replica = replica or uuid4().hex
         self._log = PredictionLog(contract, self._folder, self._replica)
-        self._batches: list[tuple[np.ndarray, tuple | None]] = []  # event times; what was answered, None if refused
+        self._batches: list[tuple[np.ndarray, tuple | Counter]] = []  # event times; what was answered, or the fields refused
         self._waiting = self._skipped = 0
         self._recent: deque[np.datetime64] = deque(maxlen=RECENT)
         self._parts: dict[datetime, Part] = {}  # by window; the one that grew last is last
@@ -262,11 +270,11 @@ class Profiler:
         numbers = np.arange(first, first + len(classes))
         self._note(columns[self._contract.event_time], (columns, probabilities, classes, numbers))
 
-    def bad(self, times: np.ndarray) -> None:
-        """Take note of records that were refused: their event times, NaT where that can't be read."""
-        self._note(times, None)
+    def bad(self, times: np.ndarray, fields: Iterable[str] = ()) -> None:
+        """Take note of records that were refused: their event times, NaT where that can't be read, and the fields at fault."""
+        self._note(times, Counter(fields))
 
-    def _note(self, times: np.ndarray, answered: tuple | None) -> None:
+    def _note(self, times: np.ndarray, answered: tuple | Counter) -> None:
         with self._lock:
             if self._waiting >= BACKLOG * self._rows:
                 self._skipped += len(times)
@@ -302,12 +310,12 @@ class Profiler:
             self._batches, self._waiting, self._skipped = [], 0, 0
         if skipped:
             log.error("%s: %d rows were not profiled: writing can't keep up", self._folder, skipped)
-        answered = [answer for _, answer in batches if answer is not None]
-        refused = [times for times, answer in batches if answer is None]
+        answered = [answer for _, answer in batches if isinstance(answer, tuple)]
+        refused = [(times, fields) for times, fields in batches if isinstance(fields, Counter)]
         if answered:
             self._profile(*zip(*answered))
         if refused:
-            self._count_refused(np.concatenate(refused))
+            self._count_refused(np.concatenate([times for times, _ in refused]), sum((fields for _, fields in refused), Counter()))
 
     def _profile(self, columns: tuple[Columns, ...], *answers: tuple[np.ndarray, ...]) -> None:
         name = self._contract.event_time
@@ -324,12 +332,11 @@ class Profiler:
             log.error("%s: %d rows were counted, not profiled: their event times are far from all others", self._folder, far)
             self._grow(self._latest(), _view({}, elsewhere=far))
 
-    def _count_refused(self, times: np.ndarray) -> None:
+    def _count_refused(self, times: np.ndarray, at_fault: Counter) -> None:
         near = self._near(times)
         for start, _, here in by_window(self._contract, times[near]):
             self._grow(start, _view({}, bad=int(here.sum())))
-        if far := int((~near).sum()):
-            self._grow(self._latest(), _view({}, bad=far))
+        self._grow(self._latest(), _view({}, bad=int((~near).sum()), at_fault=at_fault))  # the fields of all, in one window
 
     def _near(self, times: np.ndarray) -> np.ndarray:
         """A mask of the event times that lie in windows to profile."""

@@ -118,6 +118,28 @@ def test_drift_must_persist_where_the_contract_says_so(memory, trained):
     assert act(memory, starts[3], drifted) == "watch" and list(memory.ledger.state().claims) == [starts[5].isoformat()]
 
 
+def test_what_moved_a_retraining_at_a_time_is_told_against_the_first_champion(memory, trained):
+    _, first, _ = trained
+    take_in(memory, datetime(2024, 2, 12), datetime(2024, 2, 19))
+    third = fit_version(memory)
+    memory.ledger.judged(third, PASSED, first, {})
+    memory.ledger.promote(third, expect=first)
+    leave(memory, third, profile(memory, third, hotter=2))
+    figures = judged()[0]["figures"]
+    assert figures["version"] == third and figures["crept"]["heat"] > 1 >= figures["crept"]["vibration"]
+
+
+def test_the_fields_that_the_service_refused_are_named(memory, trained):
+    _, first, _ = trained
+    files = fetched(memory, first)
+    profiler = profiles.Profiler(contract, profiles.bins_of(files), first, memory.spool, seconds=1_000)
+    profiler.bad(np.full(300, np.datetime64(LAST)), ["heat"] * 300 + ["starts"] * 2)
+    profiler.close()
+    leave(memory, first, profile(memory, first))
+    verdict, action = judged()
+    assert action == "page" and verdict["reasons"][0].endswith("limit: 5%: heat in 300, starts in 2")
+
+
 def test_an_open_circuit_breaker_pages(memory):
     drifted = Verdict("drift", "failed", ("heat moved",), kind="input drift")
     memory = replace(memory, contract=replace(contract, drift=replace(contract.drift, refusals=1)))

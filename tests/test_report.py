@@ -83,6 +83,8 @@ def example(seed: int = 0, better: dict = BETTER) -> dict:
             "slice carrier = HA: 0.1132 behind the champion on 212 rows; margin 0.08"]} for at in refused],
         "calibration": {name: curve(rng, reach) for name, reach in (("on_time", 10), ("late", 5), ("disrupted", 9))},
         "days": days(rng, first, until, retrains),
+        "faults": [{"name": "temperature in <Celsius>", "from": "2013-05-10", "named": True, "said": ["2013-05-06: broken contract: temp"]},
+                   {"name": "labels twice", "from": "2013-07-29", "named": False, "said": []}],
     }
 
 
@@ -94,7 +96,7 @@ def short() -> dict:
     weeks[1] |= {"n": 0, **nothing}
     weeks[2] |= {"distances": {}, "kind": "insufficient", "action": "insufficient", "reasons": []}
     del weeks[3]["distances"]["temp"]
-    return year | {"until": "2013-05-01", "weeks": weeks, "versions": year["versions"][:1], "refused": [], "refusals": 0,
+    return year | {"until": "2013-05-01", "weeks": weeks, "versions": year["versions"][:1], "refused": [], "refusals": 0, "faults": [],
                    "months": [year["months"][0], year["months"][1] | nothing], "days": year["days"][:61]}
 
 
@@ -229,3 +231,9 @@ def test_write_replaces_both_files_whole(year, tmp_path):
     assert json.loads((tmp_path / "replay" / "report.json").read_text()) == short()
     assert (tmp_path / "replay" / "report.html").read_text() == page.render(short())
     assert len(list((tmp_path / "replay").iterdir())) == 2
+
+
+def test_faults_that_were_put_in_are_told_only_where_there_were_some():
+    told = page.render(example())
+    assert "temperature in &lt;Celsius&gt;" in told and "<td>NO<td" in told
+    assert "Faults that were put in" not in page.render(short())
