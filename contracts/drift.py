@@ -94,18 +94,18 @@ def estimated(probabilities: np.ndarray) -> dict[str, float]:
 
 def drift(contract: Contract, reference: Mapping[str, Reference], counts: Counts, *, rows: int,
           scores: Scores | None = None, bad: int = 0, at_fault: Mapping[str, int] = MappingProxyType({}),
-          skew: Sequence[Skew] = (), seen: Rows | None = None, events: int | None = None) -> Verdict:
+          skew: Sequence[Skew] = (), seen: Rows | None = None, events: int | None = None,
+          before: Mapping[str, Any] = MappingProxyType({})) -> Verdict:
     """The Verdict on a window of `rows` answered and `bad` refused records, the fields `at_fault` with how often; its `kind` is the
     gravest finding, its reasons are all of them. `events`: how many are known to have happened, None where that is nobody's
-    business. Rows that were `seen` one by one tell since when, and where.
+    business. Rows that were `seen` one by one tell since when, and where; the checks of the window `before`, whether it began there.
 
     A check finds drift when a test on the counts says that chance did not do it, with the false discoveries of all checks
     together under control, and when its effect is above the floor that ordinary windows of that size keep.
     """
     policy = contract.drift
     checks = findings(contract, reference, counts) if rows else []
-    checks = [replace(one, trace=trace(seen, one.column, reference[one.column], one.check, one.floor))
-              if seen and one.holds(policy) else one for one in checks]
+    checks = [replace(one, trace=_traced(one, reference[one.column], seen, before)) if seen and one.holds(policy) else one for one in checks]
     held = [one for one in checks if one.holds(policy)]
     needed = rows_needed(policy, reference, len(checks))
     enough = needed is not None and rows >= needed
@@ -124,6 +124,12 @@ def drift(contract: Contract, reference: Mapping[str, Reference], counts: Counts
         question="drift", outcome={"fine": "passed", "insufficient": "insufficient"}.get(kind, "failed"), kind=kind,
         reasons=tuple(reason for reasons in told.values() for reason in reasons),
         figures={"rows": rows, "bad": bad, "needed": needed, "checks": _figures(checks, policy), "scores": asdict(scores) if scores else None})
+
+
+def _traced(one: Finding, reference: Reference, seen: Rows, before: Mapping[str, Any]) -> Trace | None:
+    found, held = trace(seen, one.column, reference, one.check, one.floor), before.get(one.column, {}).get(one.check, {})
+    began_before = found and held.get("drifted") and held.get("since") and found.first == str(seen.times.min().astype("datetime64[D]"))
+    return replace(found, first=held["since"]) if began_before else found
 
 
 def how_far(figures: Mapping[str, Any]) -> dict[str, float]:

@@ -157,13 +157,15 @@ def watch(memory: Memory, start: datetime) -> Verdict:
     scores, skew, logged = score(memory, model, found, events), skew_of(memory, model, found, events), rows_of(memory, model, found)
     told = {"version": version, "estimate": estimated(probabilities_of(contract, found.logged)) if len(found.logged) else None}
     bad, since, started = seen.bad, start, first_traffic(memory)
+    before = memory.ledger.state().windows.get((start - contract.drift.window).isoformat(), {"verdict": {"figures": {}}})["verdict"]["figures"]
     while True:
         counts, compared = seen.counts, reference
         for other, theirs in others.items():  # a week whose first days another champion answered is a week all the same
             compared, counts = together(compared, counts, profiles.bins_of(fetched(memory, other)), theirs.counts)
         rows = max((int(now.sum()) for now in counts.values()), default=0)
         verdict = drift(contract, compared, counts, rows=rows, bad=bad, scores=scores, skew=skew, seen=logged,
-                        at_fault=seen.at_fault, events=len(events) if started and started <= start else None)
+                        at_fault=seen.at_fault, events=len(events) if started and started <= start else None,
+                        before=before.get("checks", {}))
         earlier = since - contract.drift.window
         if verdict.outcome != "insufficient" or start - earlier >= WIDEST * contract.drift.window:
             told |= {"since": since.isoformat(), "crept": _crept(memory, version, compared, counts)}
