@@ -10,6 +10,7 @@ from hashlib import sha256
 from io import BytesIO
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from contracts.contract import PROBABILITY, Columns, Contract
+from contracts.drift import estimated
 from flows.memory import Memory
 from registry import data
 from registry.store import Taken
@@ -98,6 +100,18 @@ def logged(memory: Memory, version: str, start: datetime) -> pd.DataFrame:
     if not tables:
         return pd.DataFrame({"id": []})
     return pa.concat_tables(tables, promote_options="permissive").to_pandas().drop_duplicates("id", ignore_index=True)
+
+
+def unlabelled(memory: Memory) -> list[dict[str, Any]]:
+    """The windows whose labels are not all in, oldest first: how many predictions each logged, and what these promise."""
+    contract, labels = memory.contract, data.newest(memory.store, memory.name).end
+    promoted, keys = memory.ledger.state().promoted, [key.split("/") for key in memory.store.list(f"predictions/{memory.name}/")]
+    open_ = {datetime.strptime(start, START_FORMAT) for _, _, version, start, _ in keys if version in promoted}
+    told = []
+    for start in sorted(start for start in open_ if (start + contract.drift.window).isoformat() > labels):
+        found = pd.concat([logged(memory, version, start) for version in promoted])
+        told.append({"window": start.isoformat()} | estimated(probabilities_of(contract, found)))
+    return told
 
 
 def outcomes(memory: Memory, version: str, start: datetime, events: pd.DataFrame) -> Outcomes:

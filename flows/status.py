@@ -12,6 +12,7 @@ from rich.table import Table
 from contracts.contract import PerennialError, contract_of, load
 from deployments import balancer, fleet
 from flows.memory import Memory, remember
+from flows.predictions import unlabelled
 from registry import data, models
 
 
@@ -26,6 +27,7 @@ def facts(model: str) -> dict[str, Any]:
         "champion": state.champion, "previous": state.previous, "aliases": state.aliases,
         "data": versions[-1].as_json() if versions else None,
         "last_window": windows[-1] if windows else None,
+        "unlabelled": unlabelled(memory) if versions else [],
         "open_claims": [key for key, claim in state.claims.items() if claim["state"] == "claimed"],
         "replicas": [{"url": one.url, "version": one.version, "pid": one.pid} for one in fleet.running(memory.run, memory.name)],
         "routed": balancer.routed(memory.run, memory.name), "callers": balancer.address(memory.run, memory.name),
@@ -40,6 +42,8 @@ def table(found: dict[str, Any]) -> Table:
         "previous": found["previous"] or "", "versions": str(found["versions"]),
         "data": f"{found['data']['rows']:,} rows up to {found['data']['end']}" if found["data"] else "none",
         "last window": f"{window['window']}: {window['verdict']['kind']}" if window else "none judged",
+        "waits for labels": "\n".join(f"{one['window']}: {one['rows']:,} predictions, log loss {one['log_loss']:.3f} (estimate)"
+                                      for one in found["unlabelled"]) or "nothing",
         "retraining": ", ".join(found["open_claims"]) or "none in flight",
         "callers ask": f"POST {found['callers']}/predict" if found["callers"] else "nothing here: perennial serve " + found["model"],
         "replicas": "\n".join(f"{one['url']} {one['version'][:12]} (pid {one['pid']})" for one in found["replicas"]) or "none here",

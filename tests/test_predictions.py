@@ -14,7 +14,7 @@ from contracts.flights import contract, source
 from flows.ingest import take_in
 from flows.memory import Memory, remember
 from flows.monitor import due, judge_window, ship, stale
-from flows.predictions import ingested, logged, outcomes
+from flows.predictions import ingested, logged, outcomes, unlabelled
 from flows.train import fetched
 from registry.store import FolderStore
 from service.model import restore
@@ -131,6 +131,16 @@ def test_a_window_is_scored_by_what_was_answered_when_its_labels_are_in(memory, 
     assert scores["coverage"] == 1 and scores["rows"] == len(week()) == estimate["rows"]
     assert scores["low"] < scores["log_loss"] < scores["high"] and 0.3 < estimate["log_loss"] < 1.2
     assert verdict["kind"] not in ("broken contract", "training/serving skew", "stale")
+
+
+def test_a_window_without_labels_shows_an_estimate(memory, version):
+    answer(memory, version, week())
+    ship(memory)
+    [waits] = unlabelled(memory)
+    assert (waits["window"], waits["rows"]) == (WINDOW.isoformat(), len(week()))
+    take_in(memory, WINDOW, WINDOW + WEEK)
+    figures = judged(memory)[0]["figures"]
+    assert unlabelled(memory) == [] and figures["estimate"] == {name: waits[name] for name in ("rows", "log_loss", "accuracy")}
 
 
 def test_labels_that_come_late_are_waited_for_and_then_judged_again(memory, version):
