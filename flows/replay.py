@@ -28,6 +28,7 @@ MODEL = "flights"
 YEAR, TRAFFIC = datetime(2013, 1, 1), datetime(2013, 3, 1)
 BATCH, AT_ONCE = 100, 4  # records a request; requests under way together
 PACE, FAST = 0.1, 0.01  # seconds between one-record requests while a retraining runs, and while its canary is judged
+RESERVE = 400  # of a day's records, for the canary: a training on a busy machine would else leave it without traffic
 TRAINING = 300  # seconds that a retraining may take before the replay gives up on it
 
 
@@ -79,9 +80,10 @@ class Traffic:
                 if time.monotonic() > deadline:
                     log = demo_home() / "run" / "logs" / "prefect-worker.log"
                     raise PerennialError(f"the retraining did not end in {TRAINING} s; its worker's log says why: {log}")
-                pace = FAST if await asyncio.to_thread(watched) else PACE
+                seen = await asyncio.to_thread(watched)
+                pace, kept = (FAST, BATCH) if seen else (PACE, BATCH + RESERVE)
                 for _ in range(round(0.5 / pace)):
-                    if sent < len(indices) - BATCH:
+                    if sent < len(indices) - kept:
                         await self.send(client, indices[sent:sent + 1])
                         sent += 1
                     await asyncio.sleep(pace)
