@@ -6,10 +6,9 @@ from flows.window_report import HIGH, WIDE, Report
 
 FILTERS = {
     "short": lambda value: f"{value:,}" if isinstance(value, int) else f"{value:.3g}",
-    "figure": lambda value: f"{value:.4f}",
+    "figure": lambda value: f"{round(value, 4) + 0.0:.4f}",  # a negative zero is a zero
     "chance": lambda value: f"{value:.4f}" if value >= 1e-4 else "< 0.0001",
     "share": lambda value: f"{value:.1%}",
-    "times": lambda value: f"{value:.2f} × floor",
     "at": lambda value: f"{value:.1f}",
     "day": lambda time: time.removesuffix("T00:00:00").replace("T", " "),
 }
@@ -19,8 +18,7 @@ def render(report: Report) -> bytes:
     """The page: one HTML document that asks nothing of the network and runs no script."""
     page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     page.filters |= FILTERS
-    text = page.from_string(PAGE).render(report, wide=WIDE, high=HIGH)
-    return text.encode(errors="replace")  # half a character in a name comes from the data
+    return page.from_string(PAGE).render(report, wide=WIDE, high=HIGH).encode()
 
 
 PAGE = """<!doctype html>
@@ -33,11 +31,11 @@ PAGE = """<!doctype html>
         --before: #46596b; --now: #56b4e9; --bad: #ff9a52 } }
 body { max-width: 1140px; margin: 0 auto; padding: 48px 28px 80px; background: var(--paper); color: var(--ink);
        font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif }
-h1 { font-size: 26px; line-height: 1.3; letter-spacing: -.01em; margin: 6px 0 16px; max-width: 36em }
+h1 { font-size: 26px; text-wrap: balance; line-height: 1.3; letter-spacing: -.01em; margin: 6px 0 16px; max-width: 36em }
 h2 { font-size: 19px; margin: 56px 0 0 } h3 { font-size: 15px; margin: 0 } h1, h3, ul, .wrap { overflow-wrap: anywhere }
-p { margin: 4px 0 14px; max-width: 56em } p, dt, dd + dd, th, h3 span { color: var(--soft) } h3 span { font-weight: 400 }
+p { margin: 4px 0 14px } p:not(.top) { max-width: 56em } p, dt, dd + dd, th, h3 span { color: var(--soft) } h3 span { font-weight: 400 }
 ul { margin: 0 0 32px; padding-left: 1.2em } .bad { color: var(--bad) }
-dl { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 24px 20px; margin: 0 }
+dl { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 24px 20px; margin: 0 0 16px }
 dl div { border-top: 3px solid var(--now); padding-top: 8px } dl .over { border-color: var(--bad) }
 dd { margin: 0; font-size: 22px; line-height: 1.35; font-weight: 600 } dt, dd + dd { font-size: 13px; font-weight: 400 }
 .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 340px), 1fr)); gap: 16px }
@@ -59,20 +57,23 @@ text { font-size: 11px; fill: var(--ink); unicode-bidi: isolate } text.soft { fi
 <div{% if over %} class="over"{% endif %}><dt>{{ what }}<dd>{{ value }}<dd>{{ note }}</div>
 {% endmacro %}
 {% macro picture(bars) %}
-{% set most = [bars|map(attribute="before")|max, bars|map(attribute="now")|max, 1e-9]|max %}
+{% set alone = bars|rejectattr("rest")|list %}
+{% set most = [alone|map(attribute="before")|max, alone|map(attribute="now")|max, 1e-9]|max %}
 <svg viewBox="0 0 340 {{ bars|length * 16 }}" role="img">
 {% for bar in bars %}
 {% set y = loop.index0 * 16 %}
 <g><title>{{ bar.label }}: {{ bar.before|share }} → {{ bar.now|share }}</title>
-<text x="118" y="{{ y + 12 }}" class="end">{{ bar.label|truncate(20, true, "…", 0) }}</text>
-<rect class="before" x="124" y="{{ y + 2 }}" width="{{ (bar.before / most * 112)|at }}" height="12" rx="1"/>
-<rect class="now" x="124" y="{{ y + 5 }}" width="{{ (bar.now / most * 112)|at }}" height="6" rx="1"/>
-<text x="340" y="{{ y + 12 }}" class="end">{{ bar.before|share }} → {{ bar.now|share }}</text></g>
+<text x="136" y="{{ y + 12 }}" class="end{{ " soft" if bar.rest }}">{{ bar.label|truncate(21, true, "…", 0) }}</text>
+{% if not bar.rest %}
+<rect class="before" x="142" y="{{ y + 2 }}" width="{{ (bar.before / most * 104)|at }}" height="12" rx="1"/>
+<rect class="now" x="142" y="{{ y + 5 }}" width="{{ (bar.now / most * 104)|at }}" height="6" rx="1"/>
+{% endif %}
+<text x="340" y="{{ y + 12 }}" class="end{{ " soft" if bar.rest }}">{{ bar.before|share }} → {{ bar.now|share }}</text></g>
 {% endfor %}
 </svg>
 {% endmacro %}
 {% macro curve(line) %}
-<svg viewBox="-36 -16 340 120" role="img">
+<svg viewBox="-46 -16 350 120" role="img">
 <text x="-8" y="4" class="end soft">{{ line.high|short }}</text><text x="-8" y="{{ high + 4 }}" class="end soft">{{ line.low|short }}</text>
 {% for mark in line.marks %}
 <g><title>{{ mark.version }}</title><line class="mark" x1="{{ mark.x|at }}" x2="{{ mark.x|at }}" y1="-2" y2="{{ high }}"/>
@@ -96,7 +97,7 @@ text { font-size: 11px; fill: var(--ink); unicode-bidi: isolate } text.soft { fi
 <text x="{{ wide }}" y="{{ high + 16 }}" class="end soft">{{ window|day }}</text>
 </svg>
 {% endmacro %}
-<p>Perennial · {{ model }} · window {{ window|day }} to {{ end|day }} · answered by {{ version }} · {{ kind }} → {{ action }}</p>
+<p class="top">Perennial · {{ model }} · window {{ window|day }} to {{ end|day }} · answered by {{ version }} · {{ kind }} → {{ action }}</p>
 <h1>{{ headline }}</h1>
 <ul>{% for reason in reasons %}<li>{{ reason }}{% else %}<li>No check found anything.{% endfor %}</ul>
 <dl>{{ fact("Records answered", rows|short, "{:,} were needed".format(needed) if needed else "") }}
@@ -123,7 +124,7 @@ Shares of the records by bin:<svg class="swatch" viewBox="0 0 22 12"><rect class
 <div class="cards">
 {% for column in columns %}
 <article class="card"><header><h3>{{ column.name }}{% if column.output %} <span>the model’s answer</span>{% endif %}</h3>
-<b{% if column.drifted %} class="bad"{% endif %}>{{ column.far|times }}</b></header>
+<b{% if column.drifted %} class="bad"{% endif %}>{{ column.far }}</b></header>
 <table><thead><tr><th>check<th class="n">effect<th class="n">floor<th class="n">chance</thead>
 {% for check in column.checks %}
 <tr{% if check.drifted %} class="bad"{% endif %}><td>{{ check.what }}
@@ -141,8 +142,7 @@ Shares of the records by bin:<svg class="swatch" viewBox="0 0 22 12"><rect class
 and its training data is the measure.</p>
 <div class="cards">
 {% for trend in trends %}
-<article class="card"><header><h3>{{ trend.title }}</h3><b>{{ trend.last|times if trend.last is not none }}</b></header>
-{{ curve(trend) }}</article>
+<article class="card"><header><h3>{{ trend.name }}</h3><b>{{ trend.far }}</b></header>{{ curve(trend) }}</article>
 {% endfor %}</div></section>
 
 <section><h2>Scores</h2>
@@ -166,8 +166,8 @@ It starts nothing by itself.</p>
 {% if scores.classes %}
 <article class="card"><header><h3>Classes <span>expected → came true</span></h3></header>{{ picture(scores.classes) }}</article>
 {% endif %}
-{% for line in scores.lines if line.runs %}
-<article class="card"><header><h3>{{ line.title }}</h3><b>{{ line.last|figure if line.last is not none }}</b></header>{{ curve(line) }}</article>
+{% for name, key in (("Log loss", "log_loss"), ("Gap", "gap")) if scores[key].runs %}
+<article class="card"><header><h3>{{ name }}</h3><b>{{ mine[key]|figure if mine }}</b></header>{{ curve(scores[key]) }}</article>
 {% endfor %}</div></section>
 
 <section><h2>What followed</h2>

@@ -1,6 +1,6 @@
 """What a judged window's report says: what was decided, each column, the windows before, what followed."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from itertools import groupby, pairwise, takewhile
 from types import MappingProxyType
@@ -38,11 +38,12 @@ class NotJudged(PerennialError):
 
 
 class Bar(NamedTuple):
-    """A bin, or several, and its parts of the training data and of the window."""
+    """A bin, or several, and its parts of the training data and of the window; `rest`: all those that are not shown."""
 
     label: str
     before: float
     now: float
+    rest: bool = False
 
 
 def key(memory: Memory, window: str) -> str:
@@ -81,8 +82,8 @@ def gather(memory: Memory, window: str, action: str, compared: Compared) -> Repo
         "headline": headline(state, window, action, policy), "reasons": list(verdict.reasons),
         "rows": figures["rows"], "bad": figures["bad"], "needed": figures["needed"], "counted": compared.rows,
         "ignored": list(policy.ignore), "columns": columns, "first": next(iter(told)),
-        "trends": [line(told, state, one["name"], {start: found.get(one["name"]) for start, found in far.items()}, limit=1.0)
-                   for one in columns[:TRENDS]],
+        "trends": [{"name": one["name"], "far": one["far"]} | line(
+            told, state, {start: found.get(one["name"]) for start, found in far.items()}, limit=1.0) for one in columns[:TRENDS]],
         "scores": scores(memory.contract, told, state, window), "followed": followed(memory, window),
     }
 
@@ -149,10 +150,10 @@ def ranked(figures: Mapping[str, Any], compared: Compared) -> list[dict[str, Any
     far, checks = how_far(figures), figures["checks"]
 
     def column(name: str) -> dict[str, Any]:
-        reference = compared.reference[name]
-        return {"name": name, "far": far[name], "output": is_output(name),
+        reference, drifted = compared.reference[name], any(one["drifted"] for one in checks[name].values())
+        return {"name": name, "output": is_output(name), "drifted": drifted,
+                "far": f"{far[name]:.2f} × floor" if drifted or far[name] < 1 else "≤ 1 × floor",
                 "checks": [{"what": what} | checks[name][check] for check, what in CHECKS.items() if check in checks[name]],
-                "drifted": any(one["drifted"] for one in checks[name].values()),
                 "bars": bars(reference, compared.counts.get(name, all_missing(reference, compared.rows)))}
 
     return [column(name) for name in sorted(far, key=far.get, reverse=True) if name in compared.reference]
@@ -164,29 +165,32 @@ def bars(reference: Reference, counts: np.ndarray) -> list[Bar]:
     Of more bins a number's neighbours are taken together, in about equal shares; of a category's, those that changed least.
     """
     bins, before, now = reference.bins, shares(reference.counts), shares(counts)
-    apart = [index for index in range(bins.first) if before[index] or now[index]]  # missing, never seen
-    known = np.arange(bins.first, len(bins.labels))
-    if len(apart) + len(known) <= BARS:
-        groups = [(bins.labels[index], [index]) for index in known]
+    there = np.flatnonzero(before + now)
+    groups = [[index] for index in there[there < bins.first]]  # missing, never seen
+    known, room, rest = there[there >= bins.first], BARS - len(groups), []
+    if len(known) <= room:
+        groups += [[index] for index in known]
+    elif bins.kind == "number":
+        groups += _neighbours(known, (before + now)[known], room)
     else:
-        together = _neighbours if bins.kind == "number" else _others
-        groups = together(bins, known, before, now, BARS - len(apart))
-    return [Bar(label, float(before[inside].sum()), float(now[inside].sum()))
-            for label, inside in [*((bins.labels[index], [index]) for index in apart), *groups]]
+        order = known[np.argsort(-np.abs(now - before)[known], kind="stable")]
+        groups, rest = [*groups, *([index] for index in np.sort(order[:room - 1]))], order[room - 1:]
+    found = [Bar(_label(bins, inside), before[inside].sum(), now[inside].sum()) for inside in groups]
+    return [*found, Bar(f"({len(rest)} others)", before[rest].sum(), now[rest].sum(), rest=True)] if len(rest) else found
 
 
-def _neighbours(bins: Bins, known: np.ndarray, before: np.ndarray, now: np.ndarray, most: int) -> list[tuple[str, np.ndarray]]:
-    weight = (before + now)[known]
+def _neighbours(known: np.ndarray, weight: np.ndarray, most: int) -> list[np.ndarray]:
+    """Bins side by side in groups of about the same weight."""
     middles = (np.cumsum(weight) - weight / 2) / max(weight.sum(), 1e-12)
-    places, ends = np.minimum((middles * most).astype(int), most - 1), [-np.inf, *bins.edges, np.inf]
-    groups = [known[places == place] for place in np.unique(places)]
-    return [(bins.labels[one[0]] if len(one) == 1 else f"{ends[one[0] - 1]:g} … {ends[one[-1]]:g}", one) for one in groups]
+    places = np.minimum((middles * most).astype(int), most - 1)
+    return [known[places == place] for place in np.unique(places)]
 
 
-def _others(bins: Bins, known: np.ndarray, before: np.ndarray, now: np.ndarray, most: int) -> list[tuple[str, np.ndarray]]:
-    order = known[np.argsort(-np.abs(now - before)[known], kind="stable")]
-    shown, rest = np.sort(order[:most - 1]), order[most - 1:]
-    return [*((bins.labels[index], [index]) for index in shown), (f"({len(rest)} others, changed less)", rest)]
+def _label(bins: Bins, inside: Sequence[int]) -> str:
+    if len(inside) == 1:
+        return bins.labels[inside[0]]
+    ends = [-np.inf, *bins.edges, np.inf]
+    return f"{ends[inside[0] - 1]:g} … {ends[inside[-1]]:g}"
 
 
 def _told(state: State, window: str) -> dict[str, Mapping[str, Any]]:
@@ -204,8 +208,8 @@ def scores(contract: Contract, told: Mapping[str, Mapping[str, Any]], state: Sta
         "mine": mine, "span": spans.get(window), "estimate": _estimate(told[window].get("estimate")), "limit": policy.label_gap,
         "least": policy.min_labels,
         "classes": [Bar(name, mine["expected"][name], mine["observed"][name]) for name in _in_order(contract, mine["observed"])] if mine else [],
-        "lines": [line(told, state, "log loss", {start: one["log_loss"] for start, one in known.items()}, spans=spans),
-                  line(told, state, "gap", {start: one["gap"] for start, one in known.items()}, limit=policy.label_gap)],
+        "log_loss": line(told, state, {start: one["log_loss"] for start, one in known.items()}, spans=spans),
+        "gap": line(told, state, {start: one["gap"] for start, one in known.items()}, limit=policy.label_gap),
     }
 
 
@@ -218,8 +222,8 @@ def _estimate(stored: Any) -> dict[str, Any]:
     return dict(stored) if isinstance(stored, Mapping) else {} if stored is None else {"log_loss": stored}
 
 
-def line(told: Mapping[str, Mapping[str, Any]], state: State, title: str, values: Mapping[str, float | None], *,
-         limit: float | None = None, spans: Mapping[str, tuple[float, float]] = MappingProxyType({})) -> dict[str, Any]:
+def line(told: Mapping[str, Mapping[str, Any]], state: State, values: Mapping[str, float | None], *, limit: float | None = None,
+         spans: Mapping[str, tuple[float, float]] = MappingProxyType({})) -> dict[str, Any]:
     """A curve over windows in a picture of WIDE by HIGH, broken where a window has no value.
 
     With a `limit` it starts at zero; without one it shows what there is. Marks say where another version answers.
@@ -238,11 +242,10 @@ def line(told: Mapping[str, Mapping[str, Any]], state: State, title: str, values
                 "beyond": limit is not None and real[start] > limit, "span": [*map(down, spans.get(start, ()))]}
 
     runs = [[point(start) for start in run] for there, run in groupby(told, real.__contains__) if there]
-    versions = {start: figures["version"] for start, figures in told.items()}
+    versions = {start: figures["version"] for start, figures in told.items() if "version" in figures}
     marks = [{"x": across[start], "version": named(state, now)} for (_, before), (start, now) in pairwise([("", ""), *versions.items()])
              if now != before]
-    return {"title": title, "runs": runs, "marks": marks, "limit": None if limit is None else down(limit), "low": low, "high": high,
-            "last": real.get([*told][-1])}
+    return {"runs": runs, "marks": marks, "limit": None if limit is None else down(limit), "low": low, "high": high}
 
 
 def followed(memory: Memory, window: str) -> list[dict[str, str]]:

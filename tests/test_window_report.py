@@ -3,17 +3,21 @@
 import re
 import shutil
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from prefect.states import Completed, Failed
+from typer.testing import CliRunner
 
 from contracts.bins import MOST_BINS, Bins
 from contracts.contract import PerennialError, Verdict
 from contracts.drift import drift
 from contracts.reference import Compared, Reference
-from flows import window_page, window_report
+from flows import artifacts, window_page, window_report
+from flows import monitor as monitoring
+from flows.cli import app
 from flows.memory import Memory, remember
 from flows.monitor import act, draw_window, report, ship, watch
 from flows.train import fetched
@@ -177,7 +181,7 @@ def judged_by_hand(memory: Memory, version: str, **figures) -> Page:
 
 def test_text_from_the_data_stays_text(memory):
     """A category's name, a reason and a column: none of them becomes markup, or a template."""
-    bins = Bins("category", (), (EVIL, "\ud800"), ())
+    bins = Bins("category", (), (EVIL, "plain"), ())
     reference = {EVIL: Reference(bins, np.array([0, 0, 0, 900, 100]), {"values": 0.0, "missing": 0.0, "new": 0.0})}
     verdict = drift(contract, reference, {EVIL: np.array([0, 0, 0, 100, 900])}, rows=1_000)
     verdict = replace(verdict, figures={**verdict.figures, "version": "v", "since": LAST.isoformat()})
@@ -210,10 +214,10 @@ def test_many_bins_stay_few_bars_and_lose_no_record(kind, many):
 def test_few_bins_are_shown_as_they_are():
     bins = Bins("number", (1.0, 2.0))
     found = bars(Reference(bins, np.array([0, 1, 2, 1]), {}), np.array([0, 0, 0, 4]))
-    assert found == [("[-inf, 1)", 0.25, 0.0), ("[1, 2)", 0.5, 0.0), ("[2, inf)", 0.25, 1.0)]
-    assert bars(Reference(bins, np.array([1, 0, 0, 0]), {}), np.array([4, 0, 0, 0]))[0] == ("(missing)", 1.0, 1.0)
+    assert [bar[:3] for bar in found] == [("[-inf, 1)", 0.25, 0.0), ("[1, 2)", 0.5, 0.0), ("[2, inf)", 0.25, 1.0)]
+    assert bars(Reference(bins, np.array([1, 0, 0, 0]), {}), np.array([4, 0, 0, 0]))[0][:3] == ("(missing)", 1.0, 1.0)
     empty = np.append(9, np.zeros(41, int))
-    assert bars(Reference(Bins("number", tuple(map(float, range(40)))), empty, {}), empty)[0] == ("(missing)", 1.0, 1.0)
+    assert bars(Reference(Bins("number", tuple(map(float, range(40)))), empty, {}), empty)[0][:3] == ("(missing)", 1.0, 1.0)
 
 
 def test_profiles_that_are_gone_are_an_error_and_those_that_grew_are_told(memory, first):
@@ -261,3 +265,39 @@ def test_put_takes_the_place_of_what_another_writer_put_in_between(memory, monke
     monkeypatch.setattr(type(memory.store), "create", beaten)
     put(memory.store, "reports/x", b"mine")
     assert memory.store.get("reports/x") == b"mine"
+
+
+def test_the_command_draws_the_newest_window_or_the_one_named(memory, first, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for start, hotter in ((LAST - WEEK, 40), (LAST, 0)):
+        judge(memory, first, start, hotter=hotter)
+    said = CliRunner().invoke(app, ["report", PUMPS])
+    assert (said.exit_code, said.output) == (0, f"{PUMPS}: window 2024-02-05T00:00:00: build/reports/pumps/2024-02-05T0000.html\n")
+    assert "like the training data" in Page((tmp_path / "build/reports/pumps/2024-02-05T0000.html").read_bytes()).text
+    assert CliRunner().invoke(app, ["report", PUMPS, "--window", "2024-01-29", "--out", "one.html"]).exit_code == 0
+    assert "heat furthest" in Page((tmp_path / "one.html").read_bytes()).text
+    refused = CliRunner().invoke(app, ["report", PUMPS, "--window", "2024-03-04"])
+    assert isinstance(refused.exception, PerennialError) and not (tmp_path / "build/reports/pumps/2024-03-04T0000.html").exists()
+
+
+def test_a_report_that_can_not_be_drawn_loses_neither_the_event_nor_the_verdict(monkeypatch):
+    """It fails the run all the same, and the artifact says that there is none."""
+    done = []
+    for name in ("tag_run", "announce", "show_window"):
+        monkeypatch.setattr(monitoring, name, lambda *arguments, name=name: done.append((name, *arguments[2:])))
+    monkeypatch.setattr(monitoring, "judge_window", lambda *_: ({"kind": "fine"}, "fine"))
+    monkeypatch.setattr(monitoring, "draw_window", lambda *_, return_state: Failed(data=ZeroDivisionError("no ink")))
+    with pytest.raises(ZeroDivisionError, match="no ink"):
+        monitoring.monitor.fn(PUMPS, LAST.isoformat())
+    assert done == [("tag_run",), ("announce", {"kind": "fine"}, "fine"), ("show_window", {"kind": "fine"}, "fine", None)]
+    monkeypatch.setattr(monitoring, "draw_window", lambda *_, return_state: Completed(data="somewhere"))
+    assert monitoring.monitor.fn(PUMPS, LAST.isoformat())["action"] == "fine" and done[-1][-1] == "somewhere"
+
+
+@pytest.mark.parametrize(("address", "said"), [("s3://bucket/x.html", "Report: `s3://bucket/x.html`"), (None, "none could be drawn")])
+def test_the_artifact_names_the_report(memory, first, monkeypatch, address, said):
+    judge(memory, first)
+    kept = []
+    monkeypatch.setattr(artifacts, "create_markdown_artifact", lambda text, key: kept.append(text))
+    artifacts.show_window(PUMPS, LAST.isoformat(), window_report.judged(memory, LAST.isoformat()).as_json(), "fine", address)
+    assert said in kept[0] and f"perennial report {PUMPS} --window 2024-02-05T00:00:00" in kept[0]
