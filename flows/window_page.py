@@ -103,7 +103,7 @@ text { font-size: 11px; fill: var(--ink); unicode-bidi: isolate } text.soft { fi
 <dl>{{ fact("Records answered", rows|short, "{:,} were needed".format(needed) if needed else "") }}
 {{ fact("Records refused", bad|short, "by the service") }}
 {% set drifted = columns|selectattr("drifted")|list|length %}
-{{ fact("Columns beyond", drifted, "of {} judged".format(columns|length), drifted) }}
+{{ fact("Columns beyond their floor", drifted, "of {} judged".format(columns|length), drifted) }}
 {% set mine = scores.mine %}
 {{ fact("Log loss", mine.log_loss|figure if mine else "–", "on {:,} labels".format(mine.rows) if mine else "no label was in") }}
 {{ fact("Gap of class shares", mine.gap|figure if mine else "–", "limit {:g}".format(scores.limit), mine and mine.gap > scores.limit) }}</dl>
@@ -130,8 +130,8 @@ Shares of the records by bin:<svg class="swatch" viewBox="0 0 22 12"><rect class
 <tr{% if check.drifted %} class="bad"{% endif %}><td>{{ check.what }}
 <td class="n">{{ check.effect|figure }}<td class="n">{{ check.floor|figure }}<td class="n">{{ check.chance|chance }}
 {% if check.get("since") or check.get("slice") %}
-<tr class="bad"><td colspan="4" class="wrap">{{ "since " ~ check.since if check.get("since") }}
-{{ "carried by " ~ check.slice if check.get("slice") }}
+<tr class="bad"><td colspan="4" class="wrap">{{ ["since " ~ check.since if check.get("since"), "carried by " ~ check.slice
+  if check.get("slice")]|select|join(", ") }}
 {% endif %}
 {% endfor %}</table>
 {{ picture(column.bars) }}</article>
@@ -150,7 +150,9 @@ and its training data is the measure.</p>
 <p>On the {{ mine.rows|short }} events of the window whose labels were in: log loss {{ mine.log_loss|figure }}
 {%- if scores.span %}, with 95 % confidence from {{ scores.span[0]|figure }} to {{ scores.span[1]|figure }}{% endif %};
 gap {{ mine.gap|figure }}, limit {{ scores.limit|short }} from {{ scores.least|short }} labels on.
-{% if mine.get("coverage") is not none %}Coverage: {{ mine.coverage|share }} of the logged predictions have met their label.{% endif %}
+{% if mine.get("coverage") is not none %}
+Coverage: {{ mine.coverage|share }} of the logged predictions have met their label.
+{% endif %}
 The gap is the divergence, in nats, of the classes that came true from those that the model expected.</p>
 {% else %}
 <p>No label of this window was in when it was judged: there is no score.</p>
