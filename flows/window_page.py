@@ -118,6 +118,13 @@ text { font-size: 11px; fill: var(--ink); unicode-bidi: isolate } text.soft { fi
 Shares of the records by bin:<svg class="swatch" viewBox="0 0 22 12"><rect class="before" width="22" height="12"/></svg>training data
 <svg class="swatch" viewBox="0 0 22 12"><rect class="now" y="3" width="22" height="6"/></svg>this window.
 {% if ignored %}Not judged, as the contract says: {{ ignored|join(", ") }}.{% endif %}</p>
+{% if crept %}
+<p>By the training data of the first champion:
+{% for name, times in crept.items() %}
+{{ name }} {{ times|at }}{{ "," if not loop.last }}
+{% endfor %}
+times their floor. Slow drift is told, and starts nothing: each retraining was meant to follow the world.</p>
+{% endif %}
 {% if not columns %}
 <p>No column was judged: there was no traffic.</p>
 {% endif %}

@@ -81,11 +81,17 @@ def gather(memory: Memory, window: str, action: str, compared: Compared) -> Repo
         "since": figures["since"], "version": named(state, figures["version"]), "kind": verdict.kind, "action": action,
         "headline": headline(state, window, action, policy), "reasons": list(verdict.reasons),
         "rows": figures["rows"], "bad": figures["bad"], "needed": figures["needed"], "counted": compared.rows,
-        "ignored": list(policy.ignore), "columns": columns, "first": next(iter(told)),
+        "ignored": list(policy.ignore), "crept": _crept(figures), "columns": columns, "first": next(iter(told)),
         "trends": [{"name": one["name"], "far": one["far"]} | line(
             told, state, {start: found.get(one["name"]) for start, found in far.items()}, limit=1.0) for one in columns[:TRENDS]],
         "scores": scores(memory.contract, told, state, window), "followed": followed(memory, window),
     }
+
+
+def _crept(figures: Mapping[str, Any]) -> dict[str, float]:
+    """The columns beyond their floor by the training data of the first champion, the furthest first."""
+    far = figures.get("crept", {})
+    return {name: far[name] for name in sorted(far, key=far.get, reverse=True) if far[name] > 1}
 
 
 def named(state: State, version: str) -> str:
@@ -124,23 +130,25 @@ def _first_of_kind(state: State, window: str) -> str:
 
 def _done(state: State, window: str, action: str, policy: Drift) -> str:
     enough, of = policy.persist
+    if window in state.claims:
+        return _claimed(state, state.claims[window])
     return {
         "fine": "nothing is to be done", "insufficient": "it is judged again when there is more",
         "page": "a person must look, and nothing is trained on it",
         "noted": "it is noted, for under this contract it starts no retraining",
         "watch": f"it is watched, for {enough} of {of} windows must tell of it before a retraining starts",
-    }.get(action) or _claimed(state, state.claims[window])
+    }[action]
 
 
 def _claimed(state: State, claim: Mapping[str, Any]) -> str:
     """What became of the retraining that a window asked for."""
     if claim["state"] == "refused":
-        return f"no retraining was granted, {claim['why']}"
+        return f"no retraining was granted ({claim['why']})"
     if claim["state"] == "claimed":
         failures = claim.get("failures", 0)
         return f"a retraining was granted, and {failures} of its runs failed" if failures else "a retraining was granted"
     if "version" not in claim:
-        return f"a retraining was granted and failed, {claim.get('why', '')}"
+        return f"a retraining was granted and failed ({claim.get('why', '')})"
     outcome = claim["outcome"]
     return f"a retraining was granted and made {_number(state, claim['version'])}, {RESULTS.get(outcome, outcome)}"
 
@@ -249,10 +257,10 @@ def line(told: Mapping[str, Mapping[str, Any]], state: State, values: Mapping[st
 
 
 def followed(memory: Memory, window: str) -> list[dict[str, str]]:
-    """The ledger's events about the window, and about the version that its retraining made."""
+    """The ledger's events about the window, its alerts' among them, and about the version that its retraining made."""
     state, found = memory.ledger.state(), memory.ledger.events()
     made = state.claims.get(window, {}).get("version")
-    about = [event for event in found if window in (event.data.get("key"), event.data.get("window"))
+    about = [event for event in found if any(window in str(event.data.get(name)) for name in ("key", "window", "over"))
              or (made and event.data.get("version") == made)]
     return [{"at": event.at[:19], "kind": event.kind.replace("_", " "), "about": _about(state, event)} for event in about]
 
@@ -260,6 +268,7 @@ def followed(memory: Memory, window: str) -> list[dict[str, str]]:
 def _about(state: State, event: Event) -> str:
     data, verdict = event.data, event.data.get("verdict", {})
     version = data.get("version")
-    parts = [named(state, version) if version else "", data.get("outcome"), data.get("why"), verdict.get("outcome"), verdict.get("kind")]
+    said = (data.get(name) for name in ("kind", "state", "outcome", "why", "doing", "ended"))
+    parts = [named(state, version) if version else "", *said, verdict.get("outcome"), verdict.get("kind")]
     reasons = () if event.kind == "window_judged" else verdict.get("reasons", ())  # the window's are at the top of the page
     return "; ".join(str(part) for part in (*dict.fromkeys(parts), *reasons) if part)

@@ -22,6 +22,7 @@ from flows.memory import Memory, remember
 from flows.monitor import act, draw_window, report, ship, watch
 from flows.train import fetched
 from flows.window_report import BARS, bars
+from registry.ledger import BROKEN
 from registry.store import put
 from service import profiles
 from tests.conftest import PUMPS
@@ -61,7 +62,7 @@ class Page(HTMLParser):
         self.inside = tag
 
     def handle_data(self, data):
-        self.text += data if self.inside != "style" else ""
+        self.text += f" {data} " if self.inside != "style" else ""
 
 
 def judge(memory: Memory, version: str, start: datetime = LAST, **traffic) -> str:
@@ -100,7 +101,7 @@ def test_the_page_asks_nothing_of_the_network_and_runs_no_script(memory, first):
 @pytest.mark.parametrize(("end", "said"), [
     (lambda ledger, version: None, "a retraining was granted."),
     (lambda ledger, version: ledger.retrain_failed(LAST.isoformat(), "no disk"), "granted, and 1 of its runs failed."),
-    (lambda ledger, version: ledger.retrain_failed(LAST.isoformat(), "no disk", tries=1), "and failed, 1 runs failed, the last: no disk"),
+    (lambda ledger, version: ledger.retrain_failed(LAST.isoformat(), "no disk", tries=1), "and failed (1 runs failed, the last: no disk)"),
     (lambda ledger, version: ledger.retrain_finished(LAST.isoformat(), "failed", {"version": version}), "made v2, which the gate refused."),
     (lambda ledger, version: ledger.retrain_finished(LAST.isoformat(), "released", {"version": version}), "made v2, which was released."),
 ])
@@ -116,9 +117,24 @@ def test_a_refused_retraining_says_why_and_the_trend_who_answered(memory, first,
     memory.ledger.promote(second, expect=first)
     assert judge(memory, second, hotter=40) == "wait"
     page = shown(memory)
-    assert "in every window since 2024-01-29: no retraining was granted, cooldown until" in page.text
+    assert "in every window since 2024-01-29: no retraining was granted (0 labelled rows are new" in page.text
     assert f"v2 · {second[:12]}" in page.text and "answered by v2" in page.text
     assert "v1 · " in Page(report(memory, (LAST - WEEK).isoformat())).text
+
+
+def test_a_breaker_that_stops_retraining_says_so(memory, first):
+    memory.ledger.decide(lambda state: ("retrain_refused", {"key": LAST.isoformat(), "why": f"{BROKEN}: look"}))
+    assert judge(memory, first, hotter=40) == "page"
+    page = shown(memory)
+    assert f"no retraining was granted ({BROKEN}: look)." in page.text and "input drift → page" in page.text
+
+
+def test_alerts_and_slow_drift_are_told_where_there_are_some(memory, first):
+    memory.ledger.record("alert_raised", {"key": f"input drift {LAST.isoformat()}", "kind": "input drift", "doing": "a retraining was started"})
+    memory.ledger.record("alert_raised", {"key": "input drift 2024-01-01T00:00:00", "kind": "input drift", "doing": "of another window"})
+    page = judged_by_hand(memory, first, crept={"vibration": 0.9, "heat": 2.54, "starts": 3.0})
+    assert "alert raised input drift; a retraining was started" in page.text and "of another window" not in page.text
+    assert "the first champion: starts 3.0, heat 2.5 times" in page.text
 
 
 @pytest.mark.parametrize(("kind", "figures", "action", "said"), [
@@ -131,7 +147,7 @@ def test_a_refused_retraining_says_why_and_the_trend_who_answered(memory, first,
 ])
 def test_one_sentence_for_whoever_is_on_call(memory, kind, figures, action, said):
     outcome = {"fine": "passed"}.get(kind, "failed")
-    memory.ledger.window_judged(LAST.isoformat(), Verdict("drift", outcome, ("heat: missing",), figures, kind), {})
+    memory.ledger.window_judged(LAST.isoformat(), Verdict("drift", outcome, ("heat: missing",), figures, kind), {}, again=lambda _: False)
     assert said in window_report.headline(memory.ledger.state(), LAST.isoformat(), action, contract.drift)
 
 
@@ -186,7 +202,7 @@ def test_text_from_the_data_stays_text(memory):
     verdict = drift(contract, reference, {EVIL: np.array([0, 0, 0, 100, 900])}, rows=1_000)
     verdict = replace(verdict, figures={**verdict.figures, "version": "v", "since": LAST.isoformat()})
     compared = Compared(reference, {EVIL: np.array([0, 0, 0, 100, 900])}, 1_000, LAST)
-    memory.ledger.window_judged(LAST.isoformat(), verdict, {})
+    memory.ledger.window_judged(LAST.isoformat(), verdict, {}, again=lambda _: False)
     memory.ledger.record("registered", {"version": "v"})
     content = window_page.render(window_report.gather(memory, LAST.isoformat(), "noted", compared))
     page = Page(content)
