@@ -181,10 +181,12 @@ def report(
     window: Annotated[datetime | None, typer.Option(formats=TIMES, help="Its start; default: the newest judged one.")] = None,
     out: Annotated[Path | None, typer.Option(help="The file; default: build/reports/MODEL/WINDOW.html.")] = None,
 ) -> None:
-    """Draw a judged window as one HTML file: what drifted and how far, the weeks before, scores, what was decided and what followed.
+    """Draw a judged window as one HTML file: what drifted and how far, the windows before, scores, what followed.
 
-    It is drawn from what the store and the ledger hold now, so an old window shows what came of it. `perennial history`
-    names the judged windows; the monitor keeps each one's page, as it was then, under reports/ in the store.
+    It is drawn from what the store and the ledger hold now, so an old window shows what came of it. The monitor keeps each
+    window's page, as it was when it was judged, under reports/ in the store.
+
+    perennial report flights --window 2013-07-01 --out july.html
     """
     from flows import window_report
     from flows.memory import remember

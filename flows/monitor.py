@@ -194,8 +194,10 @@ def seen_again(memory: Memory, start: datetime, verdict: Verdict) -> Compared:
     """What a window's Verdict was given on, counted anew; raises NoTraffic where its profiles are gone."""
     version, since = verdict.figures["version"], datetime.fromisoformat(verdict.figures["since"])
     others = {other: _traffic(memory, other, start) for other in champions(memory) if other != version}
-    wider = _ever_wider(memory, start, version, _traffic(memory, version, start), {one: seen for one, seen in others.items() if seen.rows})
-    compared = next(each for each in wider if each.since <= since)
+    others = {other: seen for other, seen in others.items() if seen.rows}
+    for compared in _ever_wider(memory, start, version, _traffic(memory, version, start), others):
+        if compared.since <= since:
+            break
     if verdict.figures["rows"] and not compared.rows:
         raise NoTraffic(f"the traffic of {memory.name} from {since.isoformat()} on was judged and is gone; restore "
                         f"profiles/{memory.name}/{version}/ in {memory.store.address} from a backup, or name another window; "

@@ -106,20 +106,19 @@ def _number(state: State, version: str) -> str:
 def headline(state: State, window: str, action: str, policy: Drift) -> str:
     """What was found, how much, since when, and what is done about it, in one sentence."""
     verdict = Verdict.from_json(state.windows[window]["verdict"])
-    parts = [FOUND.get(verdict.kind, verdict.kind), _how_much(verdict, policy)]
-    if (first := _first_of_kind(state, window)) != window:
-        parts.append(f"in every window since {first.removesuffix('T00:00:00')}")
-    return f"{', '.join(part for part in parts if part)}: {_done(state, window, action, policy)}."
+    first, found = _first_of_kind(state, window), FOUND.get(verdict.kind, verdict.kind) + _how_much(verdict, policy)
+    since = "" if first == window else f", in every window since {first.removesuffix('T00:00:00')}"
+    return f"{found}{since}: {_done(state, window, action, policy)}."
 
 
 def _how_much(verdict: Verdict, policy: Drift) -> str:
     if verdict.kind == "worse on labels":
-        return f"by {verdict.figures['scores']['gap']:.3f} nats where {policy.label_gap:g} may be"
+        return f", by {verdict.figures['scores']['gap']:.3f} nats where {policy.label_gap:g} may be"
     asked = {"input drift": False, "prediction drift": True}.get(verdict.kind)
     far = {name: times for name, times in how_far(verdict.figures).items() if is_output(name) is asked}
     if far:
-        return f"{max(far, key=far.get)} furthest, {max(far.values()):.1f} times its floor"
-    return "" if verdict.kind in ("fine", "insufficient") else verdict.reasons[0]
+        return f", {max(far, key=far.get)} furthest, {max(far.values()):.1f} times its floor"
+    return "" if verdict.kind in ("fine", "insufficient") else f" ({verdict.reasons[0]})"
 
 
 def _first_of_kind(state: State, window: str) -> str:

@@ -139,11 +139,11 @@ def test_alerts_and_slow_drift_are_told_where_there_are_some(memory, first):
 
 @pytest.mark.parametrize(("kind", "figures", "action", "said"), [
     ("fine", {}, "fine", "like the training data: nothing is to be done."),
-    ("broken contract", {}, "page", "breaks its contract, heat: missing: a person must look"),
+    ("broken contract", {}, "page", "breaks its contract (heat: missing): a person must look"),
     ("input drift", {}, "noted", "under this contract it starts no retraining"),
     ("input drift", {}, "watch", "1 of 1 windows must tell of it"),
     ("worse on labels", {"scores": {"gap": 0.05}}, "noted", "by 0.050 nats where 0.02 may be"),
-    ("a kind of next year", {}, "page", "a kind of next year, heat: missing"),
+    ("a kind of next year", {}, "page", "a kind of next year (heat: missing)"),
 ])
 def test_one_sentence_for_whoever_is_on_call(memory, kind, figures, action, said):
     outcome = {"fine": "passed"}.get(kind, "failed")
