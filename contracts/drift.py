@@ -169,7 +169,7 @@ def findings(contract: Contract, reference: Mapping[str, Reference], counts: Cou
     found = []
     rows = int(max((now.sum() for now in counts.values()), default=0))
     for name, one in reference.items():
-        now = counts.get(name, _all_missing(one, rows))
+        now = counts.get(name, all_missing(one, rows))
         if name not in contract.drift.ignore and now.sum() and one.counts.sum():
             found += [_finding(contract, name, one, now, check, float(effect))
                       for check, effect in effects(one.bins, shares(one.counts), shares(now)).items()]
@@ -191,7 +191,8 @@ def crept(contract: Contract, first: Mapping[str, Reference], reference: Mapping
     return how_far({"checks": _figures(checks, contract.drift)})
 
 
-def _all_missing(one: Reference, rows: int) -> np.ndarray:
+def all_missing(one: Reference, rows: int) -> np.ndarray:
+    """The counts of a column that none of the rows has."""
     return np.append(rows, np.zeros(len(one.bins.labels) - 1, np.int64))
 
 

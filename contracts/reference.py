@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from types import MappingProxyType
 from typing import Any
 
@@ -42,6 +42,16 @@ class Reference:
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> "Reference":
         return cls(Bins.from_json(stored["bins"]), np.array(stored["counts"], np.int64), stored["ordinary"], tuple(stored["deciles"]))
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Training data and a window's traffic in the same bins: `rows` of the window, and of those before it back to `since`."""
+
+    reference: Mapping[str, Reference]
+    counts: Mapping[str, np.ndarray]
+    rows: int
+    since: datetime
 
 
 def fold(counts: np.ndarray, places: np.ndarray, coarser: Bins) -> np.ndarray:

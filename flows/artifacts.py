@@ -40,13 +40,16 @@ def show_gate(model: str, version: str, verdict: Mapping[str, Any]) -> None:
           table(("slice", "value", "rows", "behind the champion"), slices) if slices else "")
 
 
-def show_window(model: str, window: str, verdict: Mapping[str, Any], action: str) -> None:
+def show_window(model: str, window: str, verdict: Mapping[str, Any], action: str, report: str | None) -> None:
+    """`report`: where its page is kept; None where it could not be drawn."""
     figures = verdict["figures"]
     far, checks = how_far(figures), figures["checks"]
     ranked = [(name, f"{far[name]:.2f}", *(_short(checks[name].get(check, {}).get("effect")) for check in ("values", "missing", "new")))
               for name in sorted(far, key=far.get, reverse=True)]
     _show(model, "window", _heading(f"Window {window} of {model}: {verdict['kind']}", verdict),
           f"{figures['rows']:,} records answered, {figures['bad']:,} refused. What is done: **{action}**.",
+          f"Report: {f'`{report}`' if report else 'none could be drawn, the log says why'}; with what has happened since: "
+          f"`perennial report {model} --window {window}`.",
           table(("column", "times its floor", "distance of values", "missing, apart", "never seen, more"), ranked))
 
 

@@ -176,6 +176,31 @@ def monitor(
 
 
 @app.command()
+def report(
+    model: Model,
+    window: Annotated[datetime | None, typer.Option(formats=TIMES, help="Its start; default: the newest judged one.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The file; default: build/reports/MODEL/WINDOW.html.")] = None,
+) -> None:
+    """Draw a judged window as one HTML file: what drifted and how far, the windows before, scores, what followed.
+
+    It is drawn from what the store and the ledger hold now, so an old window shows what came of it. The monitor keeps each
+    window's page, as it was when it was judged, under reports/ in the store.
+
+    perennial report flights --window 2013-07-01 --out july.html
+    """
+    from flows import window_report
+    from flows.memory import remember
+    from flows.monitor import report as page
+    from service.profiles import write_whole
+
+    memory = remember(model)
+    named = window.isoformat() if window else window_report.newest(memory)
+    content, file = page(memory, named), out or Path("build") / window_report.key(memory, named)
+    write_whole(file, content)
+    console.print(f"{model}: window {named}: {file}", highlight=False, soft_wrap=True)
+
+
+@app.command()
 def serve(model: Model, port: Annotated[int, typer.Option(help="The balancer's; a free one where it is taken.")] = 8080) -> None:
     """Serve the champion behind the load balancer until Ctrl-C."""
     import signal

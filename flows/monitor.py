@@ -3,7 +3,7 @@
 import json
 import logging
 import signal
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -11,18 +11,18 @@ from threading import Event
 from typing import Any
 from uuid import NAMESPACE_URL, uuid5
 
-import numpy as np
 import pandas as pd
 from prefect import flow, task
 from prefect.deployments import run_deployment
 from prefect.events import emit_event
 
 from contracts.bins import REFERENCE, watched
-from contracts.contract import PerennialError, Verdict, known_models
+from contracts.contract import Drift, PerennialError, Verdict, known_models
 from contracts.drift import Scores, crept, drift, estimated, pages, persists, scored, waits, wants_retraining
-from contracts.reference import Reference, from_bytes, together
+from contracts.reference import Compared, from_bytes, together
 from contracts.skew import Skew, answers_apart, misplaced, skewed
 from contracts.trace import Rows
+from flows import window_page, window_report
 from flows.artifacts import show_window, tag_run
 from flows.memory import Memory, remember
 from flows.predictions import LATER, Outcomes, ingested, labels_of, outcomes, probabilities_of, shifted, ship_predictions
@@ -30,8 +30,8 @@ from flows.release import release_version
 from flows.rollout import served
 from flows.train import fetched
 from registry import data, models
-from registry.ledger import BROKEN
-from registry.store import NotThere, Taken
+from registry.ledger import BROKEN, State
+from registry.store import NotThere, Taken, put
 from service import profiles
 from service.model import SERVED, Model, restore
 from service.profiles import NOTHING, Tally
@@ -46,13 +46,19 @@ class NoProfile(PerennialError):
     """Bytes that are no profile."""
 
 
+class NoTraffic(PerennialError):
+    """The profiles that a window was judged by are gone."""
+
+
 @flow(name="monitor", flow_run_name="{model} {window}")
 def monitor(model: str, window: str) -> dict[str, Any]:
     """Judge the window of traffic that starts at `window` (ISO time); one event says what should follow."""
     tag_run(model)
     verdict, action = judge_window(model, window)
-    show_window(model, window, verdict, action)
     announce(model, window, verdict, action)
+    drawn = draw_window(model, window, return_state=True)
+    show_window(model, window, verdict, action, drawn.result() if drawn.is_completed() else None)
+    drawn.result()  # a report that was not drawn fails the run, now that all else is done
     return {"verdict": verdict, "action": action}
 
 
@@ -66,6 +72,22 @@ def judge_window(model: str, window: str) -> tuple[dict[str, Any], str]:
     answered = held and not waits(Verdict.from_json(held), memory.contract.drift)
     action = act(memory, start, Verdict.from_json(held) if answered else watch(memory, start))
     return memory.ledger.state().windows[window]["verdict"], action
+
+
+@task(task_run_name="draw window {window} of {model}")
+def draw_window(model: str, window: str) -> str:
+    """Keep the window's report in the store, in place of an earlier one; gives its address."""
+    memory = remember(model)
+    key = window_report.key(memory, window)
+    put(memory.store, key, report(memory, window))
+    return f"{memory.store.address}/{key}"
+
+
+def report(memory: Memory, window: str) -> bytes:
+    """A judged window as one HTML page, from what the ledger and the store hold now."""
+    verdict, start = window_report.judged(memory, window), datetime.fromisoformat(window)
+    action = decided(memory.ledger.state(), window, memory.contract.drift)
+    return window_page.render(window_report.gather(memory, window, action, seen_again(memory, start, verdict)))
 
 
 def closed(memory: Memory, window: str) -> datetime:
@@ -152,33 +174,54 @@ def watch(memory: Memory, start: datetime) -> Verdict:
     Where the window has too few rows it is widened by those before it, of the same version, WIDEST windows in all.
     """
     contract, (version, seen, others) = memory.contract, _served(memory, start)
-    files, events = fetched(memory, version), ingested(memory, start)
-    reference, model, found = from_bytes((files / REFERENCE).read_bytes()), restore(contract, files), outcomes(memory, version, start, events)
+    events = ingested(memory, start)
+    model, found = restore(contract, fetched(memory, version)), outcomes(memory, version, start, events)
     scores, skew, logged = score(memory, model, found, events), skew_of(memory, model, found, events), rows_of(memory, model, found)
-    told = {"version": version, "estimate": estimated(probabilities_of(contract, found.logged)) if len(found.logged) else None}
-    bad, since, started = seen.bad, start, first_traffic(memory)
+    started = first_traffic(memory)
     before = memory.ledger.state().windows.get((start - contract.drift.window).isoformat(), {"verdict": {"figures": {}}})["verdict"]["figures"]
-    while True:
+    for compared in _ever_wider(memory, start, version, seen, others):
+        verdict = drift(contract, compared.reference, compared.counts, rows=compared.rows, bad=seen.bad, scores=scores, skew=skew,
+                        seen=logged, at_fault=seen.at_fault, events=len(events) if started and started <= start else None,
+                        before=before.get("checks", {}))
+        if verdict.outcome != "insufficient":
+            break
+    return replace(verdict, figures={
+        **verdict.figures, "version": version, "since": compared.since.isoformat(), "crept": _crept(memory, version, compared),
+        "estimate": estimated(probabilities_of(contract, found.logged)) if len(found.logged) else None})
+
+
+def seen_again(memory: Memory, start: datetime, verdict: Verdict) -> Compared:
+    """What a window's Verdict was given on, counted anew; raises NoTraffic where its profiles are gone."""
+    version, since = verdict.figures["version"], datetime.fromisoformat(verdict.figures["since"])
+    others = {other: _traffic(memory, other, start) for other in champions(memory) if other != version}
+    others = {other: seen for other, seen in others.items() if seen.rows}
+    for compared in _ever_wider(memory, start, version, _traffic(memory, version, start), others):
+        if compared.since <= since:
+            break
+    if verdict.figures["rows"] and not compared.rows:
+        raise NoTraffic(f"the traffic of {memory.name} from {since.isoformat()} on was judged and is gone; restore "
+                        f"profiles/{memory.name}/{version}/ in {memory.store.address} from a backup, or name another window; "
+                        f"what was judged is in: perennial history {memory.name}")
+    return compared
+
+
+def _ever_wider(memory: Memory, start: datetime, version: str, seen: Tally, others: Mapping[str, Tally]) -> Iterator[Compared]:
+    """The version's training data with what was `seen` of the window, by it and by `others`; then with windows before it."""
+    reference = from_bytes((fetched(memory, version) / REFERENCE).read_bytes())
+    for since in (start - back * memory.contract.drift.window for back in range(WIDEST)):
+        seen = seen if since == start else _traffic(memory, version, since) + seen
         counts, compared = seen.counts, reference
         for other, theirs in others.items():  # a week whose first days another champion answered is a week all the same
             compared, counts = together(compared, counts, profiles.bins_of(fetched(memory, other)), theirs.counts)
-        rows = max((int(now.sum()) for now in counts.values()), default=0)
-        verdict = drift(contract, compared, counts, rows=rows, bad=bad, scores=scores, skew=skew, seen=logged,
-                        at_fault=seen.at_fault, events=len(events) if started and started <= start else None,
-                        before=before.get("checks", {}))
-        earlier = since - contract.drift.window
-        if verdict.outcome != "insufficient" or start - earlier >= WIDEST * contract.drift.window:
-            told |= {"since": since.isoformat(), "crept": _crept(memory, version, compared, counts)}
-            return replace(verdict, figures={**verdict.figures, **told})
-        seen, since = _traffic(memory, version, earlier) + seen, earlier
+        yield Compared(compared, counts, max((int(now.sum()) for now in counts.values()), default=0), since)
 
 
-def _crept(memory: Memory, version: str, compared: Mapping[str, Reference], counts: Mapping[str, np.ndarray]) -> dict[str, float]:
+def _crept(memory: Memory, version: str, compared: Compared) -> dict[str, float]:
     first = champions(memory)[:1]
-    if not counts or first == [version]:
+    if not compared.counts or first == [version]:
         return {}
     references = from_bytes((fetched(memory, first[0]) / REFERENCE).read_bytes()) if first else {}
-    return {name: round(far, 3) for name, far in crept(memory.contract, references, compared, counts).items()}
+    return {name: round(far, 3) for name, far in crept(memory.contract, references, compared.reference, compared.counts).items()}
 
 
 def _served(memory: Memory, start: datetime) -> tuple[str, Tally, dict[str, Tally]]:
@@ -229,24 +272,30 @@ def rows_of(memory: Memory, model: Model, found: Outcomes) -> Rows | None:
 
 
 def act(memory: Memory, start: datetime, verdict: Verdict) -> str:
-    """Write the Verdict down and say what follows from the one that the ledger keeps: retrain (the ledger granted it), page,
-    watch (it must persist first), wait (cooldown or budget), noted (no cause to retrain under this contract), insufficient
-    or fine."""
+    """Write the Verdict down, ask for a retraining where it is a cause for one, and say what follows from the one that the ledger keeps."""
     window, drifted = start.isoformat(), memory.contract.drift
     facts = {"champion": memory.ledger.state().champion, "labels": data.newest(memory.store, memory.name).digest}
     verdict = memory.ledger.window_judged(window, verdict, facts, again=lambda held: waits(held, drifted))
+    judged = sorted((key, one["verdict"]) for key, one in memory.ledger.state().windows.items() if key <= window)
+    if wants_retraining(verdict, drifted) and persists([Verdict.from_json(one) for _, one in judged], drifted):
+        memory.ledger.claim_retraining(window, now=start + drifted.window, reason="; ".join(verdict.reasons), drift=drifted,
+                                       fresh=fresh_rows(memory))
+    return decided(memory.ledger.state(), window, drifted)
+
+
+def decided(state: State, window: str, policy: Drift) -> str:
+    """What follows from a judged window: retrain (the ledger granted it), page, watch (it must persist first), wait (cooldown
+    or budget), noted (no cause to retrain under this contract), insufficient or fine."""
+    verdict, claim = Verdict.from_json(state.windows[window]["verdict"]), state.claims.get(window)
     if pages(verdict):
         return "page"
-    if not wants_retraining(verdict, drifted):
+    if not wants_retraining(verdict, policy):
         return {"passed": "fine", "failed": "noted"}.get(verdict.outcome, "insufficient")
-    judged = sorted((key, one["verdict"]) for key, one in memory.ledger.state().windows.items() if key <= window)
-    if not persists([Verdict.from_json(one) for _, one in judged], drifted):
+    if claim is None:
         return "watch"
-    claim = memory.ledger.claim_retraining(window, now=start + drifted.window, reason="; ".join(verdict.reasons), drift=drifted,
-                                           fresh=fresh_rows(memory))
-    if memory.ledger.state().claims[window]["state"] != "refused":
+    if claim["state"] != "refused":
         return "retrain"
-    return "page" if claim.reason.startswith(BROKEN) else "wait"
+    return "page" if claim["why"].startswith(BROKEN) else "wait"
 
 
 def fresh_rows(memory: Memory) -> int:

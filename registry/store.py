@@ -191,6 +191,17 @@ class S3Store:
             self.client.delete_object(Bucket=self.bucket, Key=self.prefix + key)
 
 
+def put(store: Store, key: str, content: bytes) -> None:
+    """Put whole, in place of what is there; of two writers at once the later one's stays."""
+    while True:
+        with suppress(Taken):
+            try:
+                _, tag = store.read(key)
+            except NotThere:
+                return store.create(key, content)
+            return store.swap(key, content, tag)
+
+
 def probe(store: Store) -> None:
     """Refuse a store on which two writers can win: a second create, a stale swap and a race must all fail."""
     key = f".probe/{uuid4().hex}"

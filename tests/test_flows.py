@@ -63,6 +63,7 @@ def test_the_loop_closes_by_itself_on_a_second_contract(servers):
     assert SHIFT in due(memory)
     moved = monitor(PUMPS, SHIFT.isoformat())
     assert moved["action"] == "retrain" and any("heat" in reason for reason in moved["verdict"]["reasons"])
+    assert b"heat furthest" in memory.store.get(f"reports/pumps/{SHIFT:%Y-%m-%dT%H%M}.html")
     monitor(PUMPS, SHIFT.isoformat())  # the same window again: no second retraining
     until(lambda: memory.ledger.state().claims[SHIFT.isoformat()]["state"] == "finished", 120)
     state = memory.ledger.state()

@@ -1,0 +1,319 @@
+"""The report of a judged window: what it says, that it opens offline, and that callers' text stays text."""
+
+import re
+import shutil
+from dataclasses import replace
+from datetime import datetime, timedelta
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from prefect.states import Completed, Failed
+from typer.testing import CliRunner
+
+from contracts.bins import MOST_BINS, Bins
+from contracts.contract import PerennialError, Verdict
+from contracts.drift import drift
+from contracts.reference import Compared, Reference
+from flows import artifacts, window_page, window_report
+from flows import monitor as monitoring
+from flows.cli import app
+from flows.memory import Memory, remember
+from flows.monitor import act, draw_window, report, ship, watch
+from flows.train import fetched
+from flows.window_report import BARS, bars
+from registry.ledger import BROKEN
+from registry.store import put
+from service import profiles
+from tests.conftest import PUMPS
+from tests.pumps import contract
+from tests.test_monitor import LAST, WEEK, leave, profile, trained  # noqa: F401, a fixture
+
+EVIL = "<script>alert(1)</script>\"' & ‮{{ 7 * 7 }}"
+
+
+@pytest.fixture
+def memory(trained, tmp_path, addresses) -> Memory:  # noqa: F811
+    shutil.copytree(trained[0].store.folder, tmp_path / "store")
+    return remember(PUMPS)
+
+
+@pytest.fixture
+def first(trained) -> str:  # noqa: F811
+    return trained[1]
+
+
+@pytest.fixture
+def second(trained) -> str:  # noqa: F811
+    return trained[2]
+
+
+class Page(HTMLParser):
+    """Every tag with its attributes, and all the text outside of the style."""
+
+    def __init__(self, content: bytes):
+        super().__init__()
+        self.tags, self.text, self.inside = [], "", ""
+        self.feed(content.decode())
+        self.text = " ".join(self.text.split())
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self.inside = tag
+
+    def handle_data(self, data):
+        self.text += f" {data} " if self.inside != "style" else ""
+
+
+def judge(memory: Memory, version: str, start: datetime = LAST, **traffic) -> str:
+    """Judge a window of a replica's traffic; what was decided."""
+    leave(memory, version, profile(memory, version, start, **traffic), start)
+    ship(memory)
+    return act(memory, start, watch(memory, start))
+
+
+def shown(memory: Memory, start: datetime = LAST) -> Page:
+    return Page(report(memory, start.isoformat()))
+
+
+def test_a_drifted_window_says_what_moved_how_far_and_what_is_done(memory, first):
+    assert judge(memory, first, LAST - WEEK) == "fine" and judge(memory, first, hotter=40) == "retrain"
+    page = shown(memory)
+    assert re.search(r"moved away from the training data, heat furthest, [\d.]+ times its floor: a retraining was granted\.", page.text)
+    assert "v1 · " + first[:12] in page.text and "heat: distance" in page.text and "2,800" in page.text
+    assert page.text.index("heat") < page.text.index("vibration") and "distance of values" in page.text
+    assert page.text.index("Columns, the furthest first") < page.text.index("The windows before") < page.text.index("Scores")
+    labels = profiles.bins_of(fetched(memory, first))["heat"].labels
+    assert all(label in page.text for label in labels if len(label) <= 20)
+    assert "retrain claimed" in page.text and "log loss" in page.text and "limit" in page.text
+
+
+def test_the_page_asks_nothing_of_the_network_and_runs_no_script(memory, first):
+    judge(memory, first, hotter=40)
+    content = report(memory, LAST.isoformat())
+    page = Page(content)
+    assert b"://" not in content and not {"script", "link", "iframe", "img", "object", "use"} & {tag for tag, _ in page.tags}
+    assert not [name for _, attrs in page.tags for name in attrs if name in ("src", "href", "xlink:href") or name.startswith("on")]
+    assert b"prefers-color-scheme: dark" in content and len(content) < 100_000
+    assert report(memory, LAST.isoformat()) == content
+
+
+@pytest.mark.parametrize(("end", "said"), [
+    (lambda ledger, version: None, "a retraining was granted."),
+    (lambda ledger, version: ledger.retrain_failed(LAST.isoformat(), "no disk"), "granted, and 1 of its runs failed."),
+    (lambda ledger, version: ledger.retrain_failed(LAST.isoformat(), "no disk", tries=1), "and failed (1 runs failed, the last: no disk)"),
+    (lambda ledger, version: ledger.retrain_finished(LAST.isoformat(), "failed", {"version": version}), "made v2, which the gate refused."),
+    (lambda ledger, version: ledger.retrain_finished(LAST.isoformat(), "released", {"version": version}), "made v2, which was released."),
+])
+def test_what_became_of_the_retraining(memory, first, second, end, said):
+    judge(memory, first, hotter=40)
+    end(memory.ledger, second)
+    assert said in shown(memory).text
+
+
+def test_a_refused_retraining_says_why_and_the_trend_who_answered(memory, first, second):
+    assert judge(memory, first, LAST - WEEK, hotter=40) == "retrain"
+    memory.ledger.retrain_finished((LAST - WEEK).isoformat(), "released", {"version": second})
+    memory.ledger.promote(second, expect=first)
+    assert judge(memory, second, hotter=40) == "wait"
+    page = shown(memory)
+    assert "in every window since 2024-01-29: no retraining was granted (0 labelled rows are new" in page.text
+    assert f"v2 · {second[:12]}" in page.text and "answered by v2" in page.text
+    assert "v1 · " in Page(report(memory, (LAST - WEEK).isoformat())).text
+
+
+def test_a_breaker_that_stops_retraining_says_so(memory, first):
+    memory.ledger.decide(lambda state: ("retrain_refused", {"key": LAST.isoformat(), "why": f"{BROKEN}: look"}))
+    assert judge(memory, first, hotter=40) == "page"
+    page = shown(memory)
+    assert f"no retraining was granted ({BROKEN}: look)." in page.text and "input drift → page" in page.text
+
+
+def test_alerts_and_slow_drift_are_told_where_there_are_some(memory, first):
+    memory.ledger.record("alert_raised", {"key": f"input drift {LAST.isoformat()}", "kind": "input drift", "doing": "a retraining was started"})
+    memory.ledger.record("alert_raised", {"key": "input drift 2024-01-01T00:00:00", "kind": "input drift", "doing": "of another window"})
+    page = judged_by_hand(memory, first, crept={"vibration": 0.9, "heat": 2.54, "starts": 3.0})
+    assert "alert raised input drift; a retraining was started" in page.text and "of another window" not in page.text
+    assert "the first champion: starts 3.0, heat 2.5 times" in page.text
+
+
+@pytest.mark.parametrize(("kind", "figures", "action", "said"), [
+    ("fine", {}, "fine", "like the training data: nothing is to be done."),
+    ("broken contract", {}, "page", "breaks its contract (heat: missing): a person must look"),
+    ("input drift", {}, "noted", "under this contract it starts no retraining"),
+    ("input drift", {}, "watch", "1 of 1 windows must tell of it"),
+    ("worse on labels", {"scores": {"gap": 0.05}}, "noted", "by 0.050 nats where 0.02 may be"),
+    ("a kind of next year", {}, "page", "a kind of next year (heat: missing)"),
+])
+def test_one_sentence_for_whoever_is_on_call(memory, kind, figures, action, said):
+    outcome = {"fine": "passed"}.get(kind, "failed")
+    memory.ledger.window_judged(LAST.isoformat(), Verdict("drift", outcome, ("heat: missing",), figures, kind), {}, again=lambda _: False)
+    assert said in window_report.headline(memory.ledger.state(), LAST.isoformat(), action, contract.drift)
+
+
+def test_a_window_of_too_few_records_is_shown_as_such(memory, first):
+    assert judge(memory, first, rows=10) == "insufficient"
+    page = shown(memory)
+    assert "too little traffic to tell: it is judged again" in page.text and "10 records of traffic, 200 are needed" in page.text
+
+
+def test_a_window_without_traffic_has_no_pictures(memory):
+    assert act(memory, LAST, watch(memory, LAST)) == "insufficient"
+    page = shown(memory)
+    assert "No column was judged" in page.text and "Scores" in page.text
+
+
+def test_a_window_judged_with_those_before_it_says_so(memory, first):
+    for back in (2, 1):
+        leave(memory, first, profile(memory, first, LAST - back * WEEK, rows=90, hotter=40), LAST - back * WEEK)
+    judge(memory, first, rows=90, hotter=40)
+    page = shown(memory)
+    assert "judged together with those since 2024-01-22" in page.text and "The pictures count" not in page.text
+
+
+def test_without_labels_there_is_no_score_and_an_estimate_is_marked(memory, first):
+    told = judged_by_hand(memory, first, scores=None, estimate={"rows": 90, "log_loss": 0.51234})
+    assert "no score" in told.text and "estimate of what the labels will say" in told.text and "log loss 0.512" in told.text
+    tags = Page(report(memory, LAST.isoformat())).tags
+    assert ("p", {"class": "estimate"}) in tags
+
+
+def test_intervals_and_coverage_are_shown_where_there_are_some(memory, first):
+    scores = {"rows": 900, "log_loss": 0.5, "gap": 0.001, "observed": {"stops": 0.25, "runs": 0.75}, "expected": {"stops": 0.2, "runs": 0.8},
+              "low": 0.4571, "high": 0.5429, "coverage": 0.875}
+    told = judged_by_hand(memory, first, scores=scores)
+    assert "with 95 % confidence from 0.4571 to 0.5429" in told.text and "Coverage: 87.5%" in told.text
+    assert "estimate" not in told.text and "80.0% → 75.0%" in told.text
+    assert told.text.index("runs: 80.0%") < told.text.index("stops: 20.0%")
+
+
+def judged_by_hand(memory: Memory, version: str, **figures) -> Page:
+    leave(memory, version, profile(memory, version))
+    ship(memory)
+    verdict = watch(memory, LAST)
+    act(memory, LAST, replace(verdict, figures={**verdict.figures, **figures}))
+    return shown(memory)
+
+
+def test_text_from_the_data_stays_text(memory):
+    """A category's name, a reason and a column: none of them becomes markup, or a template."""
+    bins = Bins("category", (), (EVIL, "plain"), ())
+    reference = {EVIL: Reference(bins, np.array([0, 0, 0, 900, 100]), {"values": 0.0, "missing": 0.0, "new": 0.0})}
+    verdict = drift(contract, reference, {EVIL: np.array([0, 0, 0, 100, 900])}, rows=1_000)
+    verdict = replace(verdict, figures={**verdict.figures, "version": "v", "since": LAST.isoformat()})
+    compared = Compared(reference, {EVIL: np.array([0, 0, 0, 100, 900])}, 1_000, LAST)
+    memory.ledger.window_judged(LAST.isoformat(), verdict, {}, again=lambda _: False)
+    memory.ledger.record("registered", {"version": "v"})
+    content = window_page.render(window_report.gather(memory, LAST.isoformat(), "noted", compared))
+    page = Page(content)
+    assert b"<script" not in content and EVIL.replace("‮", "") in page.text.replace("‮", "") and "49" not in page.text
+    assert "90.0% → 10.0%" in page.text
+
+
+@pytest.mark.parametrize("kind", ["number", "category"])
+@pytest.mark.parametrize("many", [BARS - 1, BARS, MOST_BINS, 5_000])
+def test_many_bins_stay_few_bars_and_lose_no_record(kind, many):
+    rng = np.random.default_rng(many)
+    edges = tuple(np.sort(rng.normal(size=many)).tolist())
+    bins = Bins("number", edges) if kind == "number" else Bins("category", (), tuple(f"c{at:05}" for at in range(many)), ())
+    before, now = (rng.integers(0, 100, len(bins.labels)) for _ in range(2))
+    found = bars(Reference(bins, before, {}), now)
+    assert len(found) <= BARS and len({bar.label for bar in found}) == len(found)
+    assert np.isclose(sum(bar.before for bar in found), 1) and np.isclose(sum(bar.now for bar in found), 1)
+    changed = np.abs(before / before.sum() - now / now.sum())
+    if kind == "category":
+        assert bins.labels[2 + changed[2:].argmax()] in [bar.label for bar in found]
+    else:
+        assert found[1].label.startswith(("[-inf", "-inf")) and "inf" in found[-1].label
+
+
+def test_few_bins_are_shown_as_they_are():
+    bins = Bins("number", (1.0, 2.0))
+    found = bars(Reference(bins, np.array([0, 1, 2, 1]), {}), np.array([0, 0, 0, 4]))
+    assert [bar[:3] for bar in found] == [("[-inf, 1)", 0.25, 0.0), ("[1, 2)", 0.5, 0.0), ("[2, inf)", 0.25, 1.0)]
+    assert bars(Reference(bins, np.array([1, 0, 0, 0]), {}), np.array([4, 0, 0, 0]))[0][:3] == ("(missing)", 1.0, 1.0)
+    empty = np.append(9, np.zeros(41, int))
+    assert bars(Reference(Bins("number", tuple(map(float, range(40)))), empty, {}), empty)[0][:3] == ("(missing)", 1.0, 1.0)
+
+
+def test_profiles_that_are_gone_are_an_error_and_those_that_grew_are_told(memory, first):
+    judge(memory, first)
+    leave(memory, first, profile(memory, first, rows=100), replica="late")
+    ship(memory)
+    assert "The pictures count 2,900 records, the verdict was given on 2,800" in shown(memory).text
+    shutil.rmtree(memory.store.folder / "profiles")
+    with pytest.raises(PerennialError, match="2024-02-05T00:00:00 on was judged and is gone; restore profiles/pumps/") as gone:
+        report(memory, LAST.isoformat())
+    assert gone.value.exit_code == 2
+
+
+def test_a_window_that_nobody_judged_is_refused(memory, first):
+    with pytest.raises(PerennialError, match=r"none is; .*perennial monitor pumps --window 2024-02-05T00:00:00"):
+        report(memory, (LAST + timedelta(days=1)).isoformat())
+    with pytest.raises(PerennialError, match=r"no window of pumps was judged in .*perennial monitor pumps"):
+        window_report.newest(memory)
+    for start in (LAST, LAST - WEEK):
+        judge(memory, first, start)
+    assert window_report.newest(memory) == LAST.isoformat()
+    with pytest.raises(PerennialError, match="2 are, the last 2024-02-05T00:00:00"):
+        report(memory, (LAST + WEEK).isoformat())
+
+
+def test_the_store_keeps_the_newest_page_whole(memory, first):
+    judge(memory, first, rows=10)
+    address = draw_window.fn(PUMPS, LAST.isoformat())
+    assert address == f"{memory.store.address}/reports/pumps/2024-02-05T0000.html"
+    before = memory.store.get("reports/pumps/2024-02-05T0000.html")
+    judge(memory, first)
+    draw_window.fn(PUMPS, LAST.isoformat())
+    after = memory.store.get("reports/pumps/2024-02-05T0000.html")
+    assert b"too little traffic" in before and b"like the training data" in after and after == report(memory, LAST.isoformat())
+
+
+def test_put_takes_the_place_of_what_another_writer_put_in_between(memory, monkeypatch):
+    real = type(memory.store).create
+
+    def beaten(store, key, content):
+        monkeypatch.undo()
+        real(store, key, b"the other's")
+        real(store, key, content)
+
+    monkeypatch.setattr(type(memory.store), "create", beaten)
+    put(memory.store, "reports/x", b"mine")
+    assert memory.store.get("reports/x") == b"mine"
+
+
+def test_the_command_draws_the_newest_window_or_the_one_named(memory, first, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for start, hotter in ((LAST - WEEK, 40), (LAST, 0)):
+        judge(memory, first, start, hotter=hotter)
+    said = CliRunner().invoke(app, ["report", PUMPS])
+    assert (said.exit_code, said.output) == (0, f"{PUMPS}: window 2024-02-05T00:00:00: build/reports/pumps/2024-02-05T0000.html\n")
+    assert "like the training data" in Page((tmp_path / "build/reports/pumps/2024-02-05T0000.html").read_bytes()).text
+    assert CliRunner().invoke(app, ["report", PUMPS, "--window", "2024-01-29", "--out", "one.html"]).exit_code == 0
+    assert "heat furthest" in Page((tmp_path / "one.html").read_bytes()).text
+    refused = CliRunner().invoke(app, ["report", PUMPS, "--window", "2024-03-04"])
+    assert isinstance(refused.exception, PerennialError) and not (tmp_path / "build/reports/pumps/2024-03-04T0000.html").exists()
+
+
+def test_a_report_that_can_not_be_drawn_loses_neither_the_event_nor_the_verdict(monkeypatch):
+    """It fails the run all the same, and the artifact says that there is none."""
+    done = []
+    for name in ("tag_run", "announce", "show_window"):
+        monkeypatch.setattr(monitoring, name, lambda *arguments, name=name: done.append((name, *arguments[2:])))
+    monkeypatch.setattr(monitoring, "judge_window", lambda *_: ({"kind": "fine"}, "fine"))
+    monkeypatch.setattr(monitoring, "draw_window", lambda *_, return_state: Failed(data=ZeroDivisionError("no ink")))
+    with pytest.raises(ZeroDivisionError, match="no ink"):
+        monitoring.monitor.fn(PUMPS, LAST.isoformat())
+    assert done == [("tag_run",), ("announce", {"kind": "fine"}, "fine"), ("show_window", {"kind": "fine"}, "fine", None)]
+    monkeypatch.setattr(monitoring, "draw_window", lambda *_, return_state: Completed(data="somewhere"))
+    assert monitoring.monitor.fn(PUMPS, LAST.isoformat())["action"] == "fine" and done[-1][-1] == "somewhere"
+
+
+@pytest.mark.parametrize(("address", "said"), [("s3://bucket/x.html", "Report: `s3://bucket/x.html`"), (None, "none could be drawn")])
+def test_the_artifact_names_the_report(memory, first, monkeypatch, address, said):
+    judge(memory, first)
+    kept = []
+    monkeypatch.setattr(artifacts, "create_markdown_artifact", lambda text, key: kept.append(text))
+    artifacts.show_window(PUMPS, LAST.isoformat(), window_report.judged(memory, LAST.isoformat()).as_json(), "fine", address)
+    assert said in kept[0] and f"perennial report {PUMPS} --window 2024-02-05T00:00:00" in kept[0]
