@@ -240,7 +240,7 @@ def history(
     from flows.status import events
 
     memory = remember(model)
-    if at:
+    if at is not None:
         champion = memory.ledger.state(at=at).champion
         return _say({"at": at, "champion": champion}, as_json, f"{model} at {at}: {champion or 'nothing served'}")
     rows = events(memory)

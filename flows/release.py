@@ -70,6 +70,7 @@ def _kustomization() -> Path | None:
 def ship_image(memory: Memory, version: str, bento: Path) -> str:
     """Build a version's image and push it; its reference by the registry's digest, which the ledger keeps."""
     where, facts = images.configured(), models.manifest(memory.store, memory.name, version)
+    where.repository(memory.name)  # refuses a name before anything is built
     [registered] = [event for event in memory.ledger.events() if event.kind == "registered" and event.data["version"] == version]
     image = images.build(where, bento, {
         "org.opencontainers.image.title": memory.name, "org.opencontainers.image.version": version,

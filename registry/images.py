@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import tarfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -42,6 +43,9 @@ class ImageFailed(PerennialError):
     exit_code = 1
 
 
+REPOSITORY = r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*"  # the last part of an image's name, as docker's reference grammar has it
+
+
 @dataclass(frozen=True)
 class Images:
     """Where images are made and kept: `address` is a container registry and a prefix in it, `base` a named image."""
@@ -51,6 +55,10 @@ class Images:
     network: str | None = None
 
     def repository(self, name: str) -> str:
+        """Where images of that name are kept; ImageFailed where docker takes no such name."""
+        if not re.fullmatch(REPOSITORY, name):
+            raise ImageFailed(f"{name!r} can't name an image: docker takes a-z, 0-9, and single _, . or - between them; rename the "
+                              "contract, or unset PERENNIAL_IMAGES to serve it as processes")
         return f"{self.address}/{name}"
 
 

@@ -170,7 +170,7 @@ class Ledger:
     def state(self, at: str | None = None) -> State:
         """What holds now, or held at a time (ISO-8601, UTC unless it says otherwise): after the last event until then."""
         events = self.events()
-        if at:
+        if at is not None:
             until = _utc(at)  # clocks may go backwards: an event later than one that follows it had happened, too
             events = events[:max((n for n, event in enumerate(events, 1) if datetime.fromisoformat(event.at) <= until), default=0)]
         return reduce(fold, events, State())

