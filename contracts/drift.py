@@ -123,7 +123,8 @@ def drift(contract: Contract, reference: Mapping[str, Reference], counts: Counts
     return Verdict(
         question="drift", outcome={"fine": "passed", "insufficient": "insufficient"}.get(kind, "failed"), kind=kind,
         reasons=tuple(reason for reasons in told.values() for reason in reasons),
-        figures={"rows": rows, "bad": bad, "needed": needed, "checks": _figures(checks, policy), "scores": asdict(scores) if scores else None})
+        figures={"rows": rows, "bad": bad, "needed": needed, "checks": _figures(checks, policy), "scores": asdict(scores) if scores else None,
+                 "kinds": [kind for kind, reasons in told.items() if reasons]})
 
 
 def _traced(one: Finding, reference: Reference, seen: Rows, before: Mapping[str, Any]) -> Trace | None:

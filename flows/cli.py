@@ -267,6 +267,19 @@ def rollback(
 
 
 @app.command()
+def metrics(
+    models: Annotated[list[str] | None, typer.Argument(help="Contracts; default: every one in contracts/.")] = None,
+    port: Annotated[int, typer.Option(help="Where Prometheus asks.")] = 9464,
+    host: Annotated[str, typer.Option(help="The address to listen on; this machine alone by default.")] = "127.0.0.1",
+) -> None:
+    """Gauges for Prometheus: drift, scores, ages and alerts, read from the store at each scrape, until Ctrl-C."""
+    from contracts.contract import known_models
+    from flows.gauges import serve
+
+    serve(models or known_models(), host, port, console.print)
+
+
+@app.command()
 def down() -> None:
     """End what `demo --keep` left running."""
     from deployments import stack
@@ -279,11 +292,13 @@ def down() -> None:
 def deploy() -> None:
     """Register the deployments of prefect.yaml with the server at PREFECT_API_URL."""
     from deployments.orchestrator import deploy as register
+    from flows.alerts import WEBHOOK, to_webhook
     from flows.memory import need_prefect
 
     need_prefect()
     register()
-    console.print("deployed: perennial's flows, their schedule and the automation")
+    to_webhook(hook := os.environ.get(WEBHOOK))
+    console.print(f"deployed: perennial's flows, their schedule and the automation{'; alerts go to the webhook' if hook else ''}")
 
 
 @contracts.command("diff")

@@ -23,6 +23,7 @@ from contracts.reference import Compared, from_bytes, together
 from contracts.skew import Skew, answers_apart, misplaced, skewed
 from contracts.trace import Rows
 from flows import window_page, window_report
+from flows.alerts import tell
 from flows.artifacts import show_window, tag_run
 from flows.memory import Memory, remember
 from flows.predictions import LATER, Outcomes, ingested, labels_of, outcomes, probabilities_of, shifted, ship_predictions
@@ -56,6 +57,7 @@ def monitor(model: str, window: str) -> dict[str, Any]:
     tag_run(model)
     verdict, action = judge_window(model, window)
     announce(model, window, verdict, action)
+    tell(remember(model), window, verdict, action)
     drawn = draw_window(model, window, return_state=True)
     show_window(model, window, verdict, action, drawn.result() if drawn.is_completed() else None)
     drawn.result()  # a report that was not drawn fails the run, now that all else is done
@@ -314,11 +316,22 @@ def reconcile(names: list[str] | None = None) -> dict[str, Any]:
         if missed := stale(memory):
             log.error("%s is stale: %s", model, "; ".join(missed.reasons))
             announce(model, missed.figures["since"], missed.as_json(), "page")
+            tell(memory, memory.contract.window_of(labelled_until(memory))[0].isoformat(), missed.as_json(), "page")
+        tell_again(memory)
         judged = {window.isoformat(): monitor(model, window.isoformat())["action"] for window in due(memory)}
         started = [start_training(model, window) for window in forgotten_claims(memory)]
         released = None if served(memory) else release_version(model, memory.ledger.state().champion)
         done[model] = {"windows": judged, "stale": [*missed.reasons] if missed else [], "trainings": started, "released": released}
     return done
+
+
+def tell_again(memory: Memory) -> None:
+    """Tell once more of the newest judged window: whoever judged it may have died before its alerts were out."""
+    windows = memory.ledger.state().windows
+    if windows:
+        newest = max(windows)
+        verdict = windows[newest]["verdict"]
+        tell(memory, newest, verdict, act(memory, datetime.fromisoformat(newest), Verdict.from_json(verdict)))
 
 
 def start_training(model: str, window: str) -> str:

@@ -102,6 +102,8 @@ def replay(until: datetime, keep: bool, folder: Path, console: Console, faults: 
         with console.status("starting the Prefect server, its worker and the load balancer …"):
             os.environ |= stack.environment(home, profile_seconds=0.5)
             up = stack.up(home)
+            from flows.alerts import WEBHOOK, to_webhook  # now that Prefect can be told where its server is
+            to_webhook(os.environ.get(WEBHOOK))
         _say_where(console, up)
         report = _run(until, up, begun, console, faults)
         from flows.report import write

@@ -28,6 +28,7 @@ def facts(model: str) -> dict[str, Any]:
         "data": versions[-1].as_json() if versions else None,
         "last_window": windows[-1] if windows else None,
         "unlabelled": unlabelled(memory) if versions else [],
+        "open_alerts": state.open_alerts,
         "open_claims": [key for key, claim in state.claims.items() if claim["state"] == "claimed"],
         "replicas": [{"url": one.url, "version": one.version, "pid": one.pid} for one in fleet.running(memory.run, memory.name)],
         "routed": balancer.routed(memory.run, memory.name), "callers": balancer.address(memory.run, memory.name),
@@ -45,6 +46,7 @@ def table(found: dict[str, Any]) -> Table:
         "waits for labels": "\n".join(f"{one['window']}: {one['rows']:,} predictions, log loss {one['log_loss']:.3f} (estimate)"
                                       for one in found["unlabelled"]) or "nothing",
         "retraining": ", ".join(found["open_claims"]) or "none in flight",
+        "alerts": "\n".join(f"{one['kind']} since {one['since']}: {one['doing']}" for one in found["open_alerts"]) or "none open",
         "callers ask": f"POST {found['callers']}/predict" if found["callers"] else "nothing here: perennial serve " + found["model"],
         "replicas": "\n".join(f"{one['url']} {one['version'][:12]} (pid {one['pid']})" for one in found["replicas"]) or "none here",
     }

@@ -74,10 +74,15 @@ class State:
     promoted: dict[str, Event] = field(default_factory=dict)
     recorded: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     refusals: int = 0  # of retrained challengers, since the last promotion
+    alerts: dict[str, dict[str, Any]] = field(default_factory=dict)  # in the order they were raised
 
     @property
     def previous(self) -> str | None:
         return self.stack[-2] if len(self.stack) > 1 else None
+
+    @property
+    def open_alerts(self) -> list[dict[str, Any]]:
+        return [alert for alert in self.alerts.values() if alert["state"] == "raised"]
 
 
 @dataclass(frozen=True)
@@ -122,6 +127,12 @@ def fold(state: State, event: Event) -> State:
         case "retrain_finished":
             state.claims[data["key"]] = state.claims.get(data["key"], {}) | data | {"state": "finished"}
             state.refusals += data["outcome"] in ("failed", "refused")  # by the gate, by the canary
+        case "alert_raised":
+            state.alerts[data["key"]] = data | {"state": "raised", "sent": []}
+        case "alert_over":
+            state.alerts[data["key"]] |= data | {"state": "over"}
+        case "alert_sent":
+            state.alerts[data["key"]]["sent"].append(data["state"])
         case _:
             state.recorded.setdefault(event.kind, []).append(data)
     return state
