@@ -23,6 +23,13 @@ BREAKER = "circuit breaker"
 MOST = 5  # columns that an alert gives figures of
 JSON = "{{ event.payload | tojson }}"
 TITLE = "{{ event.payload.model }}: {{ event.payload.kind }}, {{ event.payload.state }}"
+INCIDENT = """{% set alert = event.payload %}{
+  "routing_key": "ROUTING_KEY",
+  "event_action": "{{ 'resolve' if alert.state == 'over' else 'trigger' }}",
+  "dedup_key": {{ (alert.model ~ " " ~ alert.kind ~ " " ~ alert.window) | tojson }},
+  "payload": {"summary": {{ (alert.model ~ ": " ~ alert.kind) | tojson }}, "source": {{ alert.model | tojson }}, "severity": "error",
+              "custom_details": {{ alert | tojson }}}
+}"""
 TEXT = ("{{ event.payload.what }}\n\nSince {{ event.payload.since }}, version {{ event.payload.version[:12] }}.\n"
         "{{ event.payload.doing }}")
 
@@ -161,10 +168,15 @@ def to_webhook(url: str | None) -> None:
             client.delete_automation(automation.id)
 
 
-def pass_on(name: str, block: Block) -> None:
-    """Hand every alert to a Prefect block from now on: as JSON to a webhook, as a text to a block that notifies."""
+def to_pagerduty(routing_key: str, url: str = "https://events.pagerduty.com/v2/enqueue") -> None:
+    """Have a cause open one incident, and its end resolve it; Prefect's own block for PagerDuty would open a second one."""
+    pass_on("pagerduty", Webhook(url=url, headers={"Content-Type": "application/json"}), INCIDENT.replace("ROUTING_KEY", routing_key))
+
+
+def pass_on(name: str, block: Block, payload: str = JSON) -> None:
+    """Hand every alert to a Prefect block from now on: `payload`, a template, to a webhook, a text to a block that notifies."""
     kept = block.save(f"perennial-alerts-{name}", overwrite=True)
-    action = (CallWebhook(block_document_id=kept, payload=JSON) if isinstance(block, Webhook) else
+    action = (CallWebhook(block_document_id=kept, payload=payload) if isinstance(block, Webhook) else
               SendNotification(block_document_id=kept, subject=TITLE, body=TEXT))
     trigger = EventTrigger(expect={"perennial.alert.raised", "perennial.alert.over"}, for_each={"prefect.resource.id"},
                            match={"prefect.resource.id": "perennial.model.*"}, posture="Reactive", threshold=1)

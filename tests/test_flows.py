@@ -1,13 +1,19 @@
 """The flows on a real Prefect server: the whole loop on a second model, killed anywhere, asked twice, told late."""
 
+import json
 import time
 from datetime import datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
 
 import httpx
 import psutil
+import pytest
+from prefect.blocks.notifications import CustomWebhookNotificationBlock
 from prefect.client.orchestration import get_client
 
 from deployments import replicas
+from flows.alerts import pass_on, to_pagerduty, to_webhook
 from flows.ingest import ingest
 from flows.memory import remember
 from flows.monitor import due, monitor, reconcile, ship
@@ -41,7 +47,37 @@ def send(servers, start, end):
     return predictions
 
 
-def test_the_loop_closes_by_itself_on_a_second_contract(servers):
+@pytest.fixture(scope="module")
+def hooked(servers):
+    """What comes to a webhook of alerts, to PagerDuty and to a notification's, all played by one listener; (path, body) each."""
+    posts = []
+
+    class Listener(BaseHTTPRequestHandler):
+        def do_POST(self):
+            posts.append((self.path, json.loads(self.rfile.read(int(self.headers["Content-Length"])))))
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Listener) as listener:
+        Thread(target=listener.serve_forever, daemon=True).start()
+        here = f"http://127.0.0.1:{listener.server_port}"
+        for _ in range(2):  # as every start of the stack does
+            to_webhook(f"{here}/webhook")
+        to_pagerduty("a routing key", f"{here}/pagerduty")
+        pass_on("text", CustomWebhookNotificationBlock(name="text", url=f"{here}/text", json_data={"text": "{{subject}}\n{{body}}"}))
+        yield posts
+        listener.shutdown()
+
+
+def automations():
+    with get_client(sync_client=True) as client:
+        return [automation.name for automation in client.read_automations()]
+
+
+def test_the_loop_closes_by_itself_on_a_second_contract(servers, hooked):
     """Ingest, train, gate, release, predict, drift, event, automation, retraining, release: nobody lends a hand."""
     version = ingest(PUMPS, START, datetime(2024, 2, 12))
     assert ingest(PUMPS, START, datetime(2024, 2, 12)) == version
@@ -71,6 +107,38 @@ def test_the_loop_closes_by_itself_on_a_second_contract(servers):
     assert [event.kind for event in memory.ledger.events()].count("retrain_claimed") == 1
     assert httpx.get(f"{servers.url}/pumps/model").json()["version"] == state.champion
     assert {one.version for one in replicas.running(memory.run, "pumps")} == {state.champion}
+
+
+def test_a_webhook_is_told_once_of_a_cause_and_once_when_it_is_over(servers, hooked):
+    """The window that raised it was judged twice, and so is the one that ends it."""
+    def of(path, state):
+        return [body for to, body in hooked if to == path and state in str(body)]
+
+    memory, after = remember(PUMPS), (SHIFT + WEEK).isoformat()
+    verdict = memory.ledger.state().windows[SHIFT.isoformat()]["verdict"]
+    [raised] = until(lambda: of("/webhook", "'raised'"))
+    assert raised.items() >= {"model": "pumps", "kind": verdict["kind"], "since": SHIFT.isoformat(), "state": "raised",
+                              "what": "; ".join(verdict["reasons"]), "doing": "a retraining was started"}.items()
+    assert raised["far"]["heat"] > 1
+
+    send(servers, SHIFT + WEEK, SHIFT + 2 * WEEK)
+    time.sleep(1)
+    assert [monitor(PUMPS, after)["action"] for _ in range(2)] == ["fine", "fine"]
+    until(lambda: len(hooked) >= 6)
+    time.sleep(1)  # for what would be one too many
+    [over] = of("/webhook", "'over'")
+    assert (over["kind"], over["state"], over["doing"]) == (raised["kind"], "over", f"nothing more: the window {after} shows it no longer")
+    [opened], [resolved] = of("/pagerduty", "trigger"), of("/pagerduty", "resolve")
+    assert opened["dedup_key"] == resolved["dedup_key"] and opened["payload"]["custom_details"] == raised
+    [first], [_] = of("/text", ", raised"), of("/text", ", over")
+    assert first["text"].startswith(f"pumps: {raised['kind']}, raised\n{raised['what']}") and "a retraining was started" in first["text"]
+    assert len(hooked) == 6 and memory.ledger.state().open_alerts == []
+
+
+def test_without_an_address_nothing_is_passed_on(servers, hooked):
+    assert automations().count("perennial alerts: webhook") == 1
+    to_webhook(None)
+    assert "perennial alerts: webhook" not in automations()
 
 
 def trainings():
@@ -134,11 +202,10 @@ def test_the_orchestrator_shows_what_was_done(servers):
     """Each run is named for model and window and tagged; artifacts hold what was found."""
     with get_client(sync_client=True) as client:
         runs, artifacts = client.read_flow_runs(), client.read_artifacts()
-        automations = client.read_automations()
     assert {run.name for run in runs} >= {f"{PUMPS} {SHIFT.isoformat()}"}
     assert all(f"model:{PUMPS}" in run.tags for run in runs if run.parameters.get("model") == PUMPS and run.state.is_completed())
     assert {"data-check", "gate", "window", "release"} <= {artifact.key.split("pumps-")[-1] for artifact in artifacts if artifact.key}
-    assert any("retraining" in automation.name for automation in automations)
+    assert any("retraining" in name for name in automations())
 
 
 def test_the_reconcilers_runs_are_planned_and_the_server_has_no_fault_to_tell(servers):
