@@ -316,7 +316,7 @@ def reconcile(names: list[str] | None = None) -> dict[str, Any]:
         if missed := stale(memory):
             log.error("%s is stale: %s", model, "; ".join(missed.reasons))
             announce(model, missed.figures["since"], missed.as_json(), "page")
-            tell(memory, memory.contract.window_of(labelled_until(memory))[0].isoformat(), missed.as_json(), "page")
+            tell(memory, max(_windows_of_traffic(memory)).isoformat(), missed.as_json(), "page")
         tell_again(memory)
         judged = {window.isoformat(): monitor(model, window.isoformat())["action"] for window in due(memory)}
         started = [start_training(model, window) for window in forgotten_claims(memory)]

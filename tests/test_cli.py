@@ -28,7 +28,7 @@ def remembered(flights_version):
 def test_every_command_explains_itself():
     said = perennial("--help")
     assert said.returncode == 0
-    for name in ("demo", "ingest", "train", "release", "monitor", "report", "serve", "status", "history", "rollback", "contract"):
+    for name in ("demo", "ingest", "train", "release", "monitor", "report", "serve", "status", "history", "rollback", "metrics", "contract"):
         assert name in said.stdout
 
 
