@@ -13,11 +13,11 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from contracts.contract import Contract, PerennialError, Verdict
-from contracts.drift import how_far, pages, wants_retraining
+from contracts.contract import PerennialError
+from contracts.drift import how_far
 from flows.memory import Memory, remember
+from flows.monitor import decided
 from registry import data
-from registry.ledger import BROKEN, State
 from service.profiles import START_FORMAT
 
 CLOCK = "this machine's clock (UTC) minus event time: of events that are replayed, years"
@@ -81,7 +81,7 @@ def samples(memory: Memory, now: datetime) -> Iterator[Sample]:
     still = Counter(alert["kind"] for alert in state.open_alerts)
     for kind in sorted({alert["kind"] for alert in state.alerts.values()}):
         yield "perennial_open_alerts", (kind,), still[kind]
-    for action, windows in sorted(Counter(followed(memory.contract, state, window) for window in state.windows).items()):
+    for action, windows in sorted(Counter(decided(state, window, memory.contract.drift) for window in state.windows).items()):
         yield "perennial_windows", (action,), windows
 
 
@@ -107,20 +107,6 @@ def _ages(memory: Memory, now: datetime) -> Iterator[Sample]:
         yield "perennial_newest_label_age_seconds", (), (now - labels).total_seconds()
     if traffic and labels:
         yield "perennial_labels_behind_traffic_seconds", (), max(0.0, (traffic - labels).total_seconds())
-
-
-def followed(contract: Contract, state: State, window: str) -> str:
-    """What the monitor did of a window that was judged, in the monitor's words."""
-    verdict, claim = Verdict.from_json(state.windows[window]["verdict"]), state.claims.get(window)
-    if pages(verdict):
-        return "page"
-    if not wants_retraining(verdict, contract.drift):
-        return {"passed": "fine", "failed": "noted"}.get(verdict.outcome, "insufficient")
-    if not claim:
-        return "watch"
-    if claim["state"] != "refused":
-        return "retrain"
-    return "page" if claim["why"].startswith(BROKEN) else "wait"
 
 
 def serve(models: Sequence[str], host: str, port: int, say: Callable[[str], None]) -> None:
