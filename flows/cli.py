@@ -35,6 +35,7 @@ def main() -> None:
     told = logging.getLogger("perennial")
     told.setLevel(logging.INFO)
     told.addHandler(logging.StreamHandler())
+    told.propagate = False  # Prefect, once it is imported, has a handler on the root that would say it again
     try:
         app(standalone_mode=True)
     except Exception as error:
