@@ -118,12 +118,17 @@ def named(text: str) -> set[str]:
     return set(re.findall(r"\bperennial_\w+", text))
 
 
+def panels() -> list[str]:
+    """Every query of the dashboard's panels."""
+    board = json.loads((GRAFANA / "dashboard.json").read_text())
+    return [target["expr"] for panel in board["panels"] for target in panel["targets"]]
+
+
 def expressions() -> list[str]:
     """Every query of the dashboard and of the rules."""
     board = json.loads((GRAFANA / "dashboard.json").read_text())
     rules = yaml.safe_load((GRAFANA / "rules.yaml").read_text())
-    return [target["expr"] for panel in board["panels"] for target in panel["targets"]] + [
-        variable["definition"] for variable in board["templating"]["list"] if variable["type"] == "query"] + [
+    return panels() + [variable["definition"] for variable in board["templating"]["list"] if variable["type"] == "query"] + [
         rule["expr"] for group in rules["groups"] for rule in group["rules"]]
 
 
@@ -146,8 +151,11 @@ def promtool(*words) -> str:
     return said.stdout
 
 
-def test_prometheus_reads_the_rules():
+def test_prometheus_reads_the_rules_and_the_dashboards_queries(tmp_path):
     assert "rules found" in promtool("check", "rules", GRAFANA / "rules.yaml")
+    recorded = [{"record": f"panel_{index}", "expr": one.replace("$model", "pumps|flights")} for index, one in enumerate(panels())]
+    (tmp_path / "panels.yaml").write_text(yaml.safe_dump({"groups": [{"name": "panels", "rules": recorded}]}))
+    assert f"{len(recorded)} rules found" in promtool("check", "rules", tmp_path / "panels.yaml")
 
 
 def test_the_rules_ring_for_what_is_open_and_for_nothing_else(tmp_path):
