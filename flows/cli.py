@@ -299,7 +299,8 @@ def deploy() -> None:
     need_prefect()
     register()
     to_webhook(hook := os.environ.get(WEBHOOK))
-    console.print(f"deployed: perennial's flows, their schedule and the automation{'; alerts go to the webhook' if hook else ''}", soft_wrap=True)
+    told = "; alerts go to the webhook" if hook else ""
+    console.print(f"deployed: perennial's flows, their schedule and the automation{told}", soft_wrap=True)
 
 
 @contracts.command("diff")

@@ -1,6 +1,7 @@
 """Alerts: one a cause and one when it is over, whatever comes twice, late or never."""
 
 import random
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import datetime, timedelta
 
@@ -117,6 +118,14 @@ def test_any_order_and_any_number_of_times_tells_no_cause_twice(memory, seed):
         answered = [one for one in kinds if one != FEW]
         causes = sum(one == kind and before != kind for before, one in zip([None, *answered], answered))
         assert raised <= causes and raised - over == (answered[-1:] == [kind]) and (raised > 0) == (causes > 0)
+
+
+def test_of_many_who_tell_at_once_one_raises_and_all_may_send(memory):
+    """Whoever sends sends under one id."""
+    with ThreadPoolExecutor(8) as pool:
+        given = list(pool.map(lambda _: told(remember(PUMPS), WEEKS[0], verdict_of(BROKEN).as_json(), "page"), range(8)))
+    assert len({alert.id for alerts in given for alert in alerts}) == 1 and all(given)
+    assert [event.kind for event in memory.ledger.events()] == ["alert_raised"]
 
 
 def test_an_open_circuit_breaker_is_a_cause_of_its_own_until_a_promotion(memory):
