@@ -12,8 +12,9 @@ import pytest
 from prefect.blocks.notifications import CustomWebhookNotificationBlock
 from prefect.client.orchestration import get_client
 
+from contracts.contract import Verdict
 from deployments import replicas
-from flows.alerts import Alert, pass_on, to_pagerduty, to_webhook
+from flows.alerts import Alert, pass_on, to_pagerduty, to_webhook, told, unsent
 from flows.alerts import send as send_alerts
 from flows.ingest import ingest
 from flows.memory import remember
@@ -160,7 +161,10 @@ def test_a_lost_event_and_a_killed_run_are_made_up_for(servers, monkeypatch):
     ingest(PUMPS, SHIFT + 2 * WEEK, SHIFT + 5 * WEEK)
     reason = "a cause whose event was lost"
     assert memory.ledger.claim_retraining(window, now=SHIFT + 4 * WEEK, reason=reason, drift=contract.drift, fresh=1_000).granted
+    broken = Verdict("drift", "failed", ("its judge died here",), kind="broken contract", figures={"checks": {}})
+    assert told(memory, window, broken.as_json(), "page") == unsent("pumps", memory.ledger.state()) != []
     assert reconcile([PUMPS])[PUMPS]["trainings"] == []  # too young to be lost
+    assert unsent("pumps", memory.ledger.state()) == []
 
     monkeypatch.setattr("flows.monitor.PATIENCE", timedelta(0))
     before = {process.pid for process in engines()}
