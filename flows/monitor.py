@@ -180,10 +180,11 @@ def watch(memory: Memory, start: datetime) -> Verdict:
     model, found = restore(contract, fetched(memory, version)), outcomes(memory, version, start, events)
     scores, skew, logged = score(memory, model, found, events), skew_of(memory, model, found, events), rows_of(memory, model, found)
     started = first_traffic(memory)
+    expected = started and started <= start and start + contract.drift.window <= labelled_until(memory)
     before = memory.ledger.state().windows.get((start - contract.drift.window).isoformat(), {"verdict": {"figures": {}}})["verdict"]["figures"]
     for compared in _ever_wider(memory, start, version, seen, others):
         verdict = drift(contract, compared.reference, compared.counts, rows=compared.rows, bad=seen.bad, scores=scores, skew=skew,
-                        seen=logged, at_fault=seen.at_fault, events=len(events) if started and started <= start else None,
+                        seen=logged, at_fault=seen.at_fault, events=len(events) if expected else None,
                         before=before.get("checks", {}))
         if verdict.outcome != "insufficient":
             break

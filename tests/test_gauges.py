@@ -72,7 +72,8 @@ def exporter(memory):
     """`perennial metrics` for this store; what a scrape finds, and the process."""
     port = port_or_free(9464)
     process = subprocess.Popen([Path(sys.executable).parent / "perennial", "metrics", PUMPS, "flights", "--port", str(port)], cwd=ROOT,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ)
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                               env=os.environ | {"PYTHONPATH": str(ROOT)})  # where tests.pumps is
 
     def scrape():
         reply = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=20)
@@ -106,7 +107,7 @@ def test_the_exporter_outlives_a_store_that_cant_be_read_and_ends_at_ctrl_c(memo
     assert scrape()["perennial_up", PUMPS] == 1
 
     second = subprocess.run([Path(sys.executable).parent / "perennial", "metrics", PUMPS, "--port", str(port)], cwd=ROOT,
-                            capture_output=True, text=True, timeout=60)
+                            capture_output=True, text=True, timeout=60, env=os.environ | {"PYTHONPATH": str(ROOT)})
     assert second.returncode == 2 and "choose another port" in second.stderr and len(second.stderr.splitlines()) == 1
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=10)

@@ -117,6 +117,7 @@ def test_a_training_and_its_promotion(base, fuse):
 
 def test_a_windows_verdict(base, fuse):
     train_and_promote(base)
+    take_in(base, END, END + WEEK)
     champion = base.ledger.state().champion
     traffic, late = readings(END, END + WEEK), datetime(2024, 3, 4)
     traffic["heat"] += 40

@@ -146,14 +146,14 @@ def test_callers_mistakes_are_not_the_challengers(run, front, champion):
     assert (stable.refused, challenger.refused) == (30, 10) and stable.failed == challenger.failed == 0
 
 
-def test_what_both_fail_is_the_callers_to_see_once(run, front):
-    """The champion's own 500 is neither tried again nor hidden."""
+def test_what_both_fail_is_tried_once_more_and_the_callers_to_see(run, front):
+    """Both sides' failures count twice then, as Traefik counts them."""
     champion = fresh(run, "buggy")
     beside(run, champion, "buggy", 0.25)
     before = reading(run, "m")
     assert ask(front, 40, b"!")[500] == 40
     stable, challenger = sides(before, reading(run, "m"), deaths=0, grown_mb=0.0)
-    assert (stable.failed, challenger.failed) == (30, 10)
+    assert (stable.failed, challenger.failed) == (60, 20)
 
 
 def test_a_shadow_sees_its_share_and_answers_nobody(run, front, champion):
