@@ -49,8 +49,9 @@ class Beside:
 
     def __post_init__(self) -> None:
         if not (self.urls and 0 < self.parts < self.whole + (self.mode == "shadow")):
-            raise RouteNotTaken(f"a {self.mode} of {self.share:g} of the traffic at {list(self.urls)}: name replicas, and "
-                                f"a share that is a whole number of {self.whole}ths and leaves some to the champion")
+            rest = "up to 1" if self.mode == "shadow" else "less than 1, so that the champion keeps some"
+            raise RouteNotTaken(f"a {self.mode} of {self.share:g} of the traffic, at {len(self.urls)} replicas: name one or more, and a "
+                                f"share in steps of {1 / self.whole:g}, {rest}")
 
     @property
     def whole(self) -> int:

@@ -24,6 +24,11 @@ def running(run: Path, model: str) -> list[Server]:
     return [*replicas.running(run, model), *(containers.running(run, model) if containers.used(run) else ())]
 
 
+def models(run: Path) -> list[str]:
+    """The models that callers are sent to from this run folder."""
+    return sorted(path.stem for path in run.glob("routes/*.yml"))
+
+
 def made_from(server: Server, what: Path | str) -> bool:
     """Whether a replica was started from this bento or image."""
     return server.image == what if isinstance(server, Container) else isinstance(what, Path)

@@ -71,6 +71,10 @@ def ingest(
     as_json: AsJson = False,
 ) -> None:
     """Check a batch of labelled events and append it as a new data version."""
+    if start and end and end <= start:  # said before a Prefect server is started to say it
+        from contracts.contract import PerennialError
+
+        raise PerennialError(f"{model}: nothing to ingest: [{start}, {end}) is empty; name an --end after --start")
     from flows.ingest import ingest as flow
 
     version = directly(flow, model, start, end, file)
@@ -281,12 +285,23 @@ def metrics(
 
 
 @app.command()
-def down() -> None:
-    """End what `demo --keep` left running."""
-    from deployments import stack
+def down(model: Annotated[str | None, typer.Argument(help="Only this one; default: all that runs in PERENNIAL_RUN, and what "
+                                                      "`demo --keep` left.")] = None) -> None:
+    """End what serves on this machine: replicas, the load balancer, and the demo's servers. Callers get no answer then."""
+    from deployments import fleet
+    from flows.memory import remember, run_folder
     from flows.replay import demo_home
 
-    stack.down(demo_home())
+    def ended(run: Path, names: list[str], end: Callable[[], None]) -> None:
+        served = ", ".join(f"{name} ({len(fleet.running(run, name))} replicas)" for name in names)
+        end()
+        console.print(f"{run}: ended {served}" if served else f"{run}: no model served", highlight=False, soft_wrap=True)
+
+    if model:
+        name, run = remember(model).name, run_folder()
+        return ended(run, [name] if name in fleet.models(run) else [], lambda: fleet.end(run, name))
+    for run in (run_folder(), demo_home() / "run"):
+        ended(run, fleet.models(run), lambda run=run: fleet.stop_all(run))
 
 
 @app.command()

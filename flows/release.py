@@ -35,7 +35,8 @@ def release(model: str, version: str = "champion") -> dict[str, Any]:
 
 
 def release_version(model: str, version: str) -> dict[str, Any]:
-    """Its `outcome` is "released", or "refused" by the canary."""
+    """Its `outcome` is "released", or "refused" by the canary; raises NotAllowed before anything is built."""
+    remember(model).ledger.must_allow(version)
     bento = bento_of(model, version)
     image = image_of(model, version, bento) if images.configured() else None
     released = roll_out(model, version, bento, image)

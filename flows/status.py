@@ -37,6 +37,8 @@ def facts(model: str) -> dict[str, Any]:
 
 def table(found: dict[str, Any]) -> Table:
     shown = Table(show_header=False, title=found["model"])
+    shown.add_column(no_wrap=True)
+    shown.add_column(overflow="fold")  # a digest is there to be copied
     window = found["last_window"]
     rows = {
         "store": found["store"], "champion": found["champion"] or "none: perennial train " + found["model"],

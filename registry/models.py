@@ -88,6 +88,8 @@ def resolve(ledger: Ledger, ref: str) -> str:
     state = ledger.state()
     if ref in ("champion", "previous"):
         found = state.champion if ref == "champion" else state.previous
+        if found is None and state.champion:
+            raise NoChampion(f"{ledger.model}: no champion was before {state.champion[:12]}, which is the first: there is nothing to go back to")
         if found is None:
             raise NoChampion(f"{ledger.model}: no {ref} in {ledger.store.address}; run: perennial train {ledger.model}")
         return found

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import flows.train
-from deployments import balancer, replicas
+from deployments import balancer, fleet, replicas
 from flows import release, rollout
 from flows.ingest import take_in
 from flows.memory import Memory, remember
@@ -21,6 +21,7 @@ from service import profiles
 from service.model import restore
 from tests.conftest import PUMPS
 from tests.pumps import contract, readings
+from tests.test_cli import ROOT, perennial
 
 START, END, WEEK = datetime(2024, 1, 1), datetime(2024, 1, 22), timedelta(days=7)
 
@@ -193,6 +194,20 @@ def test_a_release(two_versions, tmp_path, monkeypatch, room, step):
     assert sorted(one.url for one in running) == balancer.routed(memory.run, "pumps") and rollout.served(memory)
     assert memory.ledger.state().champion == second
     assert [kinds(memory).count(kind) for kind in ("promoted", "released", "release_failed")] == [2, 2, 0]
+
+
+@pytest.mark.parametrize("model", [(), ("tests.pumps",)])
+def test_down_ends_what_a_release_started(two_versions, tmp_path, model):
+    memory, first, _ = two_versions
+    shutil.copytree(memory.store.folder, tmp_path / "store")
+    memory = Memory(contract, FolderStore(tmp_path / "store"), Ledger(FolderStore(tmp_path / "store"), "pumps"), memory.run)
+    rollout.put_in_front(memory, first, release.build_bento(memory, first))
+    environ = {"PERENNIAL_RUN": str(memory.run), "PERENNIAL_STORE": memory.store.address, "PERENNIAL_DEMO": str(tmp_path / "demo"),
+               "PYTHONPATH": str(ROOT)}
+    said = perennial("down", *model, **environ)
+    assert said.returncode == 0 and "ended pumps (1 replicas)" in said.stdout, said.stderr
+    assert fleet.models(memory.run) == replicas.running(memory.run, "pumps") == []
+    assert "no model served" in perennial("down", *model, **environ).stdout
 
 
 def test_killed_before_the_old_replicas_are_retired_the_reconciler_notices(two_versions, tmp_path, monkeypatch):

@@ -232,12 +232,12 @@ def test_shares_are_whole_parts(mode, share, fits):
     if fits:
         assert Beside(("http://127.0.0.1:9",), share, mode).parts >= 1
     else:
-        with pytest.raises(RouteNotTaken, match=f"a {mode} of .*: name replicas, and a share"):
+        with pytest.raises(RouteNotTaken, match=f"a {mode} of .*: name one or more, and a share in steps of"):
             Beside(("http://127.0.0.1:9",), share, mode)
 
 
 def test_a_canary_without_replicas_is_an_error():
-    with pytest.raises(RouteNotTaken, match="name replicas"):
+    with pytest.raises(RouteNotTaken, match="at 0 replicas: name one or more"):
         Beside((), 0.1)
 
 
