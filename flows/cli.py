@@ -82,6 +82,16 @@ def ingest(
 
 
 @app.command()
+def labels(model: Model, file: Annotated[str, typer.Argument(help="A .parquet or .csv file: `id` of a prediction, and the columns that "
+                                                            "the contract's label is made of.")]) -> None:
+    """Tell what came true of predictions, by the ids that callers got; for those who can't name the event itself."""
+    from flows.memory import remember
+    from flows.predictions import take_labels
+
+    console.print(f"{model}: {take_labels(remember(model), file):,} labels are kept; the next monitor run of their window scores them")
+
+
+@app.command()
 def train(
     model: Model,
     release: Annotated[bool, typer.Option(help="Release the version if the gate allows it.")] = True,

@@ -1,6 +1,5 @@
 """source → contract → data version."""
 
-import re
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -12,6 +11,7 @@ from prefect import flow, task
 from contracts.contract import PerennialError, Refused
 from contracts.quality import cells, check
 from flows.artifacts import show_data_check, tag_run
+from flows.files import read_file
 from flows.memory import Memory, remember
 from registry import data
 
@@ -84,25 +84,8 @@ def read_batch(memory: Memory, start: datetime, end: datetime, file: str | None 
         if contract.source is None:
             raise PerennialError(f"contract {contract.name} has no source; name a file: --file rows.parquet")
         return contract.source(start, end)
-    rows = _read(Path(file))
+    rows = read_file(Path(file))
     if contract.event_time not in rows:
         return rows
     times = cells(rows[contract.event_time], datetime)
     return rows[~((times < start) | (times >= end))]
-
-
-def _read(path: Path) -> pd.DataFrame:
-    """A file's rows, of a .csv all as text; a unit in a .csv's header, `temp [°C]`, is read as one."""
-    if not path.is_file():
-        raise PerennialError(f"no file {path}; name a .parquet or .csv file")
-    if path.suffix not in (".parquet", ".csv"):
-        raise PerennialError(f"{path} is a {path.suffix!r}; name a .parquet or .csv file")
-    try:
-        rows = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path, dtype="str")
-    except (ValueError, OSError) as error:  # pandas' and Arrow's own are among them
-        raise PerennialError(f"{path} can't be read as {path.suffix}: {error}; mend it or name another --file") from error
-    if path.suffix == ".csv":
-        stated = [re.fullmatch(r"(.+?)(?: \[(.+)\])?", head) for head in rows]
-        rows.columns = [each[1] for each in stated]
-        rows.attrs["units"] = {each[1]: each[2] for each in stated if each[2]}
-    return rows

@@ -26,7 +26,7 @@ from flows import window_page, window_report
 from flows.alerts import tell
 from flows.artifacts import show_window, tag_run
 from flows.memory import Memory, remember
-from flows.predictions import LATER, Outcomes, ingested, labels_of, outcomes, probabilities_of, shifted, ship_predictions
+from flows.predictions import LATER, Outcomes, ingested, outcomes, probabilities_of, shifted, ship_predictions
 from flows.release import release_version
 from flows.rollout import served
 from flows.train import fetched
@@ -245,8 +245,8 @@ def score(memory: Memory, model: Model, found: Outcomes, events: pd.DataFrame) -
     """How the answers did on the window's matured labels; where none can meet its label, as without a log or a key, how the
     model does. None while there are no labels."""
     contract = memory.contract
-    if len(found.met):
-        return scored(contract, labels_of(contract, found.met), probabilities_of(contract, found.met), found.coverage)
+    if len(found.labelled):
+        return scored(contract, contract.labels_of(found.labelled), probabilities_of(contract, found.labelled), found.coverage)
     if events.empty or found.could_meet:
         return None
     return scored(contract, contract.labels_of(events), model.probabilities(contract.columns_of(events)))
@@ -277,7 +277,7 @@ def rows_of(memory: Memory, model: Model, found: Outcomes) -> Rows | None:
 def act(memory: Memory, start: datetime, verdict: Verdict) -> str:
     """Write the Verdict down, ask for a retraining where it is a cause for one, and say what follows from the one that the ledger keeps."""
     window, drifted = start.isoformat(), memory.contract.drift
-    facts = {"champion": memory.ledger.state().champion, "labels": data.newest(memory.store, memory.name).digest}
+    facts = {"champion": memory.ledger.state().champion, "labels": _labels_held(memory)}
     verdict = memory.ledger.window_judged(window, verdict, facts, again=lambda held: waits(held, drifted))
     judged = sorted((key, one["verdict"]) for key, one in memory.ledger.state().windows.items() if key <= window)
     if wants_retraining(verdict, drifted) and persists([Verdict.from_json(one) for _, one in judged], drifted):
@@ -349,7 +349,13 @@ def due(memory: Memory) -> list[datetime]:
         return []
     window, labels = memory.contract.drift.window, data.newest(memory.store, memory.name)
     closed = (datetime.fromisoformat(labels.end) - started) // window
-    return [start for start in (started + window * index for index in range(closed)) if _to_judge(memory, start, labels)]
+    return [start for start in (started + window * index for index in range(closed)) if _to_judge(memory, start, labels.end)]
+
+
+def _labels_held(memory: Memory) -> str:
+    """Another text whenever labels came, with events or for ids."""
+    by_id = memory.ledger.state().recorded.get("labelled", ())
+    return " ".join([data.newest(memory.store, memory.name).digest, *(one["labels"][:12] for one in by_id[-1:])])
 
 
 def first_traffic(memory: Memory) -> datetime | None:
@@ -362,10 +368,10 @@ def _windows_of_traffic(memory: Memory) -> set[datetime]:
     return {datetime.strptime(start, profiles.START_FORMAT) for _, _, version, start, _ in keys if version in mine}
 
 
-def _to_judge(memory: Memory, start: datetime, labels: data.DataVersion) -> bool:
-    held = memory.ledger.state().windows.get(start.isoformat())
-    recent = start >= datetime.fromisoformat(labels.end) - (WIDEST + 1) * memory.contract.drift.window
-    return held is None or (recent and held["labels"] != labels.digest and waits(Verdict.from_json(held["verdict"]), memory.contract.drift))
+def _to_judge(memory: Memory, start: datetime, labelled: str) -> bool:
+    held, policy = memory.ledger.state().windows.get(start.isoformat()), memory.contract.drift
+    recent = start >= datetime.fromisoformat(labelled) - (WIDEST + 1) * policy.window
+    return held is None or (recent and held["labels"] != _labels_held(memory) and waits(Verdict.from_json(held["verdict"]), policy))
 
 
 def stale(memory: Memory) -> Verdict | None:

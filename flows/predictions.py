@@ -17,8 +17,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from contracts.contract import PROBABILITY, Columns, Contract
+from contracts.contract import PROBABILITY, Columns, Contract, PerennialError
 from contracts.drift import estimated
+from contracts.quality import cells
+from flows.files import read_file
 from flows.memory import Memory
 from registry import data
 from registry.store import Taken
@@ -30,20 +32,24 @@ ENOUGH, LONG = 4 * 2**20, 600  # bytes, or seconds that the first of them waited
 
 SHIFTS = {f"{abs(hours)} hours {'earlier' if hours < 0 else 'later'}": timedelta(hours=hours) for hours in (-24, -12, -1, 1, 12, 24)}
 
+NONE = pd.DataFrame({"id": np.array([], object)})
+
 log = logging.getLogger("perennial.predictions")
 
 
 @dataclass(frozen=True)
 class Outcomes:
-    """A version's logged predictions of a window, and those of them whose event was ingested since."""
+    """A version's logged predictions of a window, those of them whose event was ingested since, and all whose label is in:
+    of such an event, or sent for their id."""
 
     logged: pd.DataFrame
     met: pd.DataFrame
-    could_meet: bool  # that callers sent the key
+    labelled: pd.DataFrame
+    could_meet: bool  # that callers sent the key, or labels came for ids
 
     @property
     def coverage(self) -> float:
-        return len(self.met) / max(len(self.logged), 1)
+        return len(self.labelled) / max(len(self.logged), 1)
 
     @property
     def unmet(self) -> pd.DataFrame:
@@ -98,7 +104,7 @@ def logged(memory: Memory, version: str, start: datetime) -> pd.DataFrame:
     keys = memory.store.list(f"predictions/{memory.name}/{version}/{start:{START_FORMAT}}/")
     tables = [pq.read_table(BytesIO(memory.store.get(key))) for key in keys]
     if not tables:
-        return pd.DataFrame({"id": []})
+        return NONE
     return pa.concat_tables(tables, promote_options="permissive").to_pandas().drop_duplicates("id", ignore_index=True)
 
 
@@ -117,10 +123,45 @@ def unlabelled(memory: Memory) -> list[dict[str, Any]]:
 def outcomes(memory: Memory, version: str, start: datetime, events: pd.DataFrame) -> Outcomes:
     """A window's predictions and events, joined on the contract's key; none is met where it names no key or callers send none."""
     answered, key = logged(memory, version, start), list(memory.contract.key)
-    told = answered.dropna(subset=key) if key and {*key} <= {*answered} else answered.head(0)
-    if told.empty:
-        return Outcomes(answered, told, False)
-    return Outcomes(answered, told.merge(_once(key, events), on=key, suffixes=("", LATER)), True)
+    told, by_id = answered.dropna(subset=key) if key and {*key} <= {*answered} else answered.head(0), labels_by_id(memory)
+    met = told if told.empty else told.merge(_once(key, events), on=key, suffixes=("", LATER))
+    named = answered[~answered["id"].isin(met["id"])].merge(by_id, on="id", suffixes=(".sent", ""))
+    labelled = pd.concat([_with_labels(memory.contract, met), _with_labels(memory.contract, named)], ignore_index=True)
+    return Outcomes(answered, met, labelled, bool(len(told) or len(named)))
+
+
+def _with_labels(contract: Contract, found: pd.DataFrame) -> pd.DataFrame:
+    """Ids, probabilities and the columns that the label is made of, as they came with the label."""
+    if found.empty:
+        return pd.DataFrame()
+    needs = {f"{name}{LATER}" if f"{name}{LATER}" in found else name: name for name in contract.label.needs}
+    return found[["id", *(PROBABILITY + name for name in contract.label.classes), *needs]].rename(columns=needs)
+
+
+def take_labels(memory: Memory, file: str) -> int:
+    """Keep the labels of predictions by their ids, from a .parquet or .csv file; how many. The same file again changes nothing; of
+    an id that comes again the label stays that came first."""
+    needs, rows = memory.contract.label.needs, read_file(Path(file))
+    if lacking := [name for name in ("id", *needs) if name not in rows]:
+        raise PerennialError(f"{file} has no column {', '.join(lacking)}; it holds a prediction's id and {', '.join(needs)} on each row")
+    typed = {name: cells(rows[name], memory.contract.python_type(name)) for name in needs}
+    for name, values in typed.items():
+        if (bad := rows[name].notna() & values.isna()).any():
+            raise PerennialError(f"{file}: {name} is {rows.loc[bad, name].iloc[0]!r} in row {int(bad.to_numpy().argmax())}, no "
+                                 f"{memory.contract.python_type(name).__name__}; {int(bad.sum())} rows are like it: mend them")
+    content = _parquet(pa.table({"id": rows["id"].astype(str).to_numpy(object), **{name: values.to_numpy() for name, values in typed.items()}}))
+    digest = sha256(content).hexdigest()
+    with suppress(Taken):
+        memory.store.create(f"labels/{memory.name}/{digest}.parquet", content)
+    memory.ledger.record("labelled", {"labels": digest, "rows": len(rows)}, once=("labels",))
+    return len(rows)
+
+
+def labels_by_id(memory: Memory) -> pd.DataFrame:
+    """All labels that came for ids, each id once: the first that the ledger knows of."""
+    kept = [one["labels"] for one in memory.ledger.state().recorded.get("labelled", ())]
+    found = [pq.read_table(BytesIO(memory.store.get(f"labels/{memory.name}/{digest}.parquet"))).to_pandas() for digest in kept]
+    return pd.concat(found).drop_duplicates("id", ignore_index=True) if found else NONE
 
 
 def _once(key: list[str], events: pd.DataFrame) -> pd.DataFrame:
@@ -144,12 +185,6 @@ def ingested(memory: Memory, start: datetime) -> pd.DataFrame:
     rows = data.read(memory.store, data.newest(memory.store, memory.name), start, start + contract.drift.window)
     names = tuple(dict.fromkeys((*contract.sent_columns, *contract.key, *contract.label.needs)))
     return pd.DataFrame(contract.columns_of(rows, names))
-
-
-def labels_of(contract: Contract, met: pd.DataFrame) -> np.ndarray:
-    """The class index of every event that came true, int64 (n,)."""
-    names = {name: f"{name}{LATER}" if f"{name}{LATER}" in met else name for name in contract.label.needs}
-    return contract.labels_of(met[list(names.values())].set_axis(list(names), axis=1))
 
 
 def probabilities_of(contract: Contract, predictions: pd.DataFrame) -> np.ndarray:

@@ -9,12 +9,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from contracts.contract import Verdict
+from contracts.contract import PerennialError, Verdict
 from contracts.flights import contract, source
 from flows.ingest import take_in
 from flows.memory import Memory, remember
 from flows.monitor import due, judge_window, ship, stale
-from flows.predictions import ingested, logged, outcomes, unlabelled
+from flows.predictions import ingested, logged, outcomes, take_labels, unlabelled
 from flows.train import fetched
 from registry.store import FolderStore
 from service.model import restore
@@ -157,6 +157,39 @@ def test_labels_that_come_late_are_waited_for_and_then_judged_again(memory, vers
     take_in(memory, WINDOW, WINDOW + WEEK, str(file))
     assert due(memory) == [WINDOW]
     assert judged(memory)[0]["figures"]["scores"]["coverage"] == 1 and due(memory) == []
+
+
+def test_labels_may_come_for_ids_before_after_and_twice(memory, version):
+    """Callers who can't say which event it is get an id, and say later what came of it."""
+    rows = week()
+    file = memory.run / "labels.csv"
+    file.parent.mkdir(exist_ok=True)
+    labelled = pd.DataFrame({"id": [f"one-{number:x}" for number in range(len(rows))], "arr_delay": rows["arr_delay"]})
+    labelled.head(100).to_csv(file, index=False)
+    assert take_labels(memory, str(file)) == 100  # before the log came
+    answer(memory, version, rows, flight=None)
+    take_in(memory, WINDOW, WINDOW + WEEK)
+    assert judged(memory)[0]["figures"]["scores"]["coverage"] == pytest.approx(100 / len(rows)) and due(memory) == []
+    for _ in range(2):
+        labelled.sample(frac=1, random_state=0).to_csv(file, index=False)
+        take_labels(memory, str(file))
+    assert due(memory) == [WINDOW]
+    scores = judged(memory)[0]["figures"]["scores"]
+    assert (scores["coverage"], scores["rows"]) == (1, len(rows)) and due(memory) == []
+    observed = np.bincount(contract.labels_of(rows), minlength=3) / len(rows)
+    assert [scores["observed"][name] for name in contract.label.classes] == pytest.approx(observed.tolist())
+
+
+@pytest.mark.parametrize(("rows", "said"), [
+    (pd.DataFrame({"id": ["one-1"]}), "no column arr_delay"), (pd.DataFrame({"arr_delay": ["5"]}), "no column id"),
+    (pd.DataFrame({"id": ["a", "b"], "arr_delay": ["5", "late"]}), "arr_delay is 'late' in row 1, no float"),
+])
+def test_labels_that_can_not_be_read_are_refused(memory, rows, said):
+    file = memory.run / "labels.csv"
+    file.parent.mkdir(exist_ok=True)
+    rows.to_csv(file, index=False)
+    with pytest.raises(PerennialError, match=said):
+        take_labels(memory, str(file))
 
 
 def test_labels_that_come_twice_count_once(memory, version):
