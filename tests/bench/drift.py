@@ -204,7 +204,7 @@ def shuffled(seed: int) -> list[bool]:
     """Flights whose days are put into another order: whether each week after the first 59 days gives an alarm."""
     flights = load("flights")
     rows = flights.source(datetime(2013, 1, 1), datetime(2014, 1, 1))
-    day = rows["departs"].dt.dayofyear.to_numpy() - 1
+    day = rows["departs"].dt.day_of_year.to_numpy() - 1
     moved_to = np.random.default_rng([3, seed]).permutation(365)[day]
     columns = flights.columns_of(rows)
     seen = {feature.name: Watched(feature.kind, feature.values(columns)) for feature in flights.features}
