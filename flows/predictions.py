@@ -144,6 +144,8 @@ def take_labels(memory: Memory, file: str) -> int:
     needs, rows = memory.contract.label.needs, read_file(Path(file))
     if lacking := [name for name in ("id", *needs) if name not in rows]:
         raise PerennialError(f"{file} has no column {', '.join(lacking)}; it holds a prediction's id and {', '.join(needs)} on each row")
+    if rows.empty:
+        raise PerennialError(f"{file} holds no row; name a file with a prediction's id and its label on each")
     typed = {name: cells(rows[name], memory.contract.python_type(name)) for name in needs}
     for name, values in typed.items():
         if (bad := rows[name].notna() & values.isna()).any():

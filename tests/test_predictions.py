@@ -183,6 +183,7 @@ def test_labels_may_come_for_ids_before_after_and_twice(memory, version):
 @pytest.mark.parametrize(("rows", "said"), [
     (pd.DataFrame({"id": ["one-1"]}), "no column arr_delay"), (pd.DataFrame({"arr_delay": ["5"]}), "no column id"),
     (pd.DataFrame({"id": ["a", "b"], "arr_delay": ["5", "late"]}), "arr_delay is 'late' in row 1, no float"),
+    (pd.DataFrame({"id": [], "arr_delay": []}), "holds no row"),
 ])
 def test_labels_that_can_not_be_read_are_refused(memory, rows, said):
     file = memory.run / "labels.csv"
