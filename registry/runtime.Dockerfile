@@ -13,7 +13,7 @@ RUN cd /opt/perennial/lib/python3*/site-packages \
  && find . -depth \( -name tests -o -name '*.pyi' -o -name '*.pyx' -o -name '*.pxd' -o -name '*.h' -o -name '*.a' \) -exec rm -rf {} + \
  && /opt/perennial/bin/python -c "import bentoml_cli.cli, bentoml_cli.serve, bentoml.serving, _bentoml_impl.worker.service" \
  && /opt/perennial/bin/python -c "import bentoml, httptools, msgspec, pandera.pandas, uvloop, whylogs, xgboost"
-RUN rm -rf /tmp/* /root/.cache /var/cache/* /var/lib/apt/lists/* /usr/share/doc /usr/share/man /usr/share/locale /usr/share/info \
+RUN rm -rf /tmp/* ~/.cache /var/cache/* /var/lib/apt/lists/* /usr/share/doc /usr/share/man /usr/share/locale /usr/share/info \
       /opt/perennial/bin/pip* /usr/bin/pip* /usr/local/bin/pip* /usr/share/perl* /usr/lib/*/perl* /usr/lib/*/libperl.so* /usr/bin/perl* /usr/lib/python3/dist-packages \
       /usr/local/lib/python3*/site-packages/pip* /usr/local/lib/python3*/test /usr/local/lib/python3*/ensurepip \
  && echo 'perennial:x:10001:10001::/tmp:/usr/sbin/nologin' >> /etc/passwd && echo 'perennial:x:10001:' >> /etc/group

@@ -63,20 +63,8 @@ async def app(scope, receive, send):
         under_way -= 1
     elif scope["path"] == "/metrics":
         body = b'bentoml_service_request_in_progress{endpoint="/predict"} %d.0' % under_way
-    send.__self__.transport = Whole(send.__self__.transport)
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]})
     await send({"type": "http.response.body", "body": body})
-
-class Whole:  # half an answer of a killed replica cannot be repeated: the service has the same
-    def __init__(self, transport):
-        self.transport, self.head = transport, b""
-    def write(self, part):
-        self.head += part
-        if not self.head.endswith(b"\\r\\n\\r\\n"):
-            self.transport.write(self.head)
-            self.head = b""
-    def __getattr__(self, name):
-        return getattr(self.transport, name)
 
 uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[1]), log_level="warning", lifespan="off")
 '''

@@ -118,12 +118,18 @@ def test_drift_must_persist_where_the_contract_says_so(memory, trained):
     assert act(memory, starts[3], drifted) == "watch" and list(memory.ledger.state().claims) == [starts[5].isoformat()]
 
 
+def followed(memory: Memory, champion: str, end: datetime) -> str:
+    """A new champion, trained on events up to `end`, whose bins divide the old one's."""
+    take_in(memory, datetime(2024, 2, 12), end)
+    version = fit_version(memory)
+    memory.ledger.judged(version, PASSED, champion, {})
+    memory.ledger.promote(version, expect=champion)
+    return version
+
+
 def test_what_moved_a_retraining_at_a_time_is_told_against_the_first_champion(memory, trained):
     _, first, _ = trained
-    take_in(memory, datetime(2024, 2, 12), datetime(2024, 2, 19))
-    third = fit_version(memory)
-    memory.ledger.judged(third, PASSED, first, {})
-    memory.ledger.promote(third, expect=first)
+    third = followed(memory, first, datetime(2024, 2, 19))
     leave(memory, third, profile(memory, third, hotter=2))
     figures = judged()[0]["figures"]
     assert figures["version"] == third and figures["crept"]["heat"] > 1 >= figures["crept"]["vibration"]
@@ -183,10 +189,7 @@ def test_a_former_champions_window_is_judged_against_that_champion(memory, train
 def test_a_week_that_two_champions_answered_is_judged_as_one(memory, trained):
     """Its first days alone would be drift in whatever changes with the day; what the model answered is not mixed."""
     _, first, _ = trained
-    take_in(memory, datetime(2024, 2, 12), datetime(2024, 2, 26))
-    third = fit_version(memory)
-    memory.ledger.judged(third, PASSED, first, {})
-    memory.ledger.promote(third, expect=first)
+    third = followed(memory, first, datetime(2024, 2, 26))
     for version, hotter in ((first, 0), (third, 40)):
         leave(memory, version, profile(memory, version, rows=1_000 + hotter, hotter=hotter))
     verdict, _ = judged()
