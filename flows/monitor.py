@@ -347,9 +347,14 @@ def due(memory: Memory) -> list[datetime]:
     started = first_traffic(memory)
     if started is None:
         return []
-    window, labels = memory.contract.drift.window, data.newest(memory.store, memory.name)
-    closed = (datetime.fromisoformat(labels.end) - started) // window
-    return [start for start in (started + window * index for index in range(closed)) if _to_judge(memory, start, labels.end)]
+    policy, newest, judged = memory.contract.drift, labelled_until(memory), memory.ledger.state().windows
+    held, oldest = _labels_held(memory), newest - (WIDEST + 1) * policy.window
+
+    def to_judge(start: datetime) -> bool:
+        one = judged.get(start.isoformat())
+        return one is None or (start >= oldest and one.get("labels") != held and waits(Verdict.from_json(one["verdict"]), policy))
+
+    return [start for start in (started + policy.window * index for index in range((newest - started) // policy.window)) if to_judge(start)]
 
 
 def _labels_held(memory: Memory) -> str:
@@ -366,12 +371,6 @@ def first_traffic(memory: Memory) -> datetime | None:
 def _windows_of_traffic(memory: Memory) -> set[datetime]:
     mine, keys = champions(memory), [key.split("/") for key in memory.store.list(f"profiles/{memory.name}/")]
     return {datetime.strptime(start, profiles.START_FORMAT) for _, _, version, start, _ in keys if version in mine}
-
-
-def _to_judge(memory: Memory, start: datetime, labelled: str) -> bool:
-    held, policy = memory.ledger.state().windows.get(start.isoformat()), memory.contract.drift
-    recent = start >= datetime.fromisoformat(labelled) - (WIDEST + 1) * policy.window
-    return held is None or (recent and held["labels"] != _labels_held(memory) and waits(Verdict.from_json(held["verdict"]), policy))
 
 
 def stale(memory: Memory) -> Verdict | None:
