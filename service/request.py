@@ -1,8 +1,8 @@
 """What a caller may send: types for parsing and for the documentation, both derived from the contract."""
 
 import re
-from collections.abc import Iterable
-from datetime import datetime
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timedelta
 from itertools import repeat
 from operator import eq, ge, gt, le, lt, ne
 from typing import Annotated, Any
@@ -10,12 +10,14 @@ from typing import Annotated, Any
 import msgspec
 import numpy as np
 import pydantic
+from msgspec.structs import astuple
 
 from contracts.contract import Columns, Contract
 
 MOST_RECORDS = 10_000
 SAMPLE = {"perennial-sample": "1"}  # headers of a release's own check: answered as any request, but not counted as traffic
 BAD_BODY = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)  # a ValidationError is a DecodeError
+EPOCH, SECOND, NO_TIME = datetime(1970, 1, 1), timedelta(seconds=1), np.iinfo(np.int64).min
 
 BOUNDS = {
     "greater_than_or_equal_to": "ge", "greater_than": "gt", "less_than_or_equal_to": "le", "less_than": "lt",
@@ -62,12 +64,12 @@ class Requests:
         self.types = {name: self._type(name) for name in contract.sent_columns}
         required = [(name, kind) for name, kind in self.types.items() if not contract.may_lack(name)]
         optional = [(name, kind, None) for name, kind in self.types.items() if contract.may_lack(name)]
-        record = msgspec.defstruct("Record", required + optional, gc=False)
-        many = Annotated[list[record], msgspec.Meta(min_length=1, max_length=MOST_RECORDS)]
+        self.record = msgspec.defstruct("Record", required + optional, gc=False)
+        many = Annotated[list[self.record], msgspec.Meta(min_length=1, max_length=MOST_RECORDS)]
         self.decoder = msgspec.json.Decoder(msgspec.defstruct("Request", [("records", many)]))
         self.others = {name: rules for name in self.types if (rules := self._others(name))}
-        arrays = {str: object, datetime: "datetime64[s]"}
-        self.arrays = {name: arrays.get(contract.python_type(name), np.float64) for name in self.types}
+        arrays = {str: _texts, datetime: _seconds}
+        self.arrays = {name: arrays.get(contract.python_type(name), _numbers) for name in self.types}
 
     def _type(self, name: str) -> Any:
         kind, rules = self.contract.python_type(name), self._parsed(name)
@@ -98,10 +100,10 @@ class Requests:
                     raise msgspec.ValidationError(f"{name}: expected {rule} {bound}")
         return records
 
-    def columns(self, records: Iterable[Any]) -> Columns:
-        return {
-            name: np.array([getattr(record, name) for record in records], kind) for name, kind in self.arrays.items()
-        }
+    def columns(self, records: Sequence[Any]) -> Columns:
+        """The records, one or more, as arrays."""
+        values = dict(zip(self.record.__struct_fields__, zip(*map(astuple, records))))
+        return {name: array(values[name]) for name, array in self.arrays.items()}
 
     def _broken(self, name: str, value: Any) -> str | None:
         for rule, bound in self.others.get(name, {}).items():
@@ -169,6 +171,20 @@ class Requests:
         if self.contract.may_lack(name):
             return kind | None, pydantic.Field(default=None, **field)
         return kind, pydantic.Field(**field)
+
+
+def _texts(values: tuple) -> np.ndarray:
+    return np.array(values, object)
+
+
+def _numbers(values: tuple) -> np.ndarray:
+    return np.fromiter(values, np.float64, len(values))
+
+
+def _seconds(values: tuple) -> np.ndarray:
+    # numpy's own conversion of datetimes takes five times as long.
+    whole = (NO_TIME if value is None else (value - EPOCH) // SECOND for value in values)
+    return np.fromiter(whole, np.int64, len(values)).view("datetime64[s]")
 
 
 def _within(largest: np.iinfo, rules: dict[str, Any]) -> dict[str, Any]:

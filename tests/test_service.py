@@ -8,12 +8,14 @@ import subprocess
 import sys
 import venv
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import datetime
 from unittest.mock import MagicMock
 
 import httpx
 import numpy as np
+import psutil
 import pytest
 
 from contracts.contract import FIELD_RULES, category, column, number
@@ -25,6 +27,7 @@ from service import profiles
 from service.app import Api
 from service.model import restore
 from service.request import BAD_BODY, BOUNDS, HOLDS, Requests
+from service.together import MOST_WAITING
 from tests.pumps import Pumps
 from tests.pumps import contract as pumps
 from tests.spool import collect, windows
@@ -208,6 +211,69 @@ def test_a_caller_that_hangs_up_harms_nobody(replica):
     rows_of(replica, [GOOD])
 
 
+@contextmanager
+def callers(replica, count, hang_up=False):
+    """Connections that have asked for one record each, all while the replica was stopped; it wakes up to all of them."""
+    host, port = replica.url.removeprefix("http://").split(":")
+    body = json.dumps({"records": [GOOD]}).encode()
+    request = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+    with ExitStack() as held:
+        connections = [held.enter_context(socket.create_connection((host, int(port)), timeout=20)) for _ in range(count)]
+        for each in connections:  # an answer each: all are accepted
+            each.sendall(request)
+            assert each.recv(65_536).startswith(b"HTTP/1.1 200 ")
+        with stopped(replica):
+            for each in connections:
+                each.sendall(request)
+                hang_up and each.close()
+        yield connections
+
+
+@contextmanager
+def stopped(replica):
+    server = psutil.Process(replica.pid)
+    processes = [server, *server.children(recursive=True)]
+    for process in processes:
+        process.suspend()
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.resume()
+
+
+def test_beyond_what_may_wait_the_answer_is_503_and_when_to_come_back(replica):
+    with callers(replica, 2 * MOST_WAITING) as connections:
+        heads = [each.recv(65_536).split(b"\r\n\r\n")[0].decode() for each in connections]
+    refused = [head for head in heads if head.startswith("HTTP/1.1 503 ")]
+    assert refused and all("retry-after: 1" in head for head in refused)
+    assert len([head for head in heads if head.startswith("HTTP/1.1 200 ")]) == len(heads) - len(refused) >= MOST_WAITING
+    assert counted(replica, "bentoml_service_request_total", 'http_response_code="503"') >= len(refused)
+    rows_of(replica, [GOOD])
+
+
+def test_who_gave_up_is_not_scored(replica):
+    before = counted(replica, "perennial_predictions_total")
+    with callers(replica, 100, hang_up=True):
+        pass
+    assert replicas.until(lambda: replicas.idle(replica), 5)
+    assert counted(replica, "perennial_predictions_total") - before == 100  # those answered while connecting
+
+
+def test_a_body_that_never_ends_is_408(replica):
+    host, port = replica.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=20) as slow:
+        slow.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 500\r\n\r\n{")
+        head, _, answer = slow.recv(65_536).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 408 ") and "within 5 seconds" in json.loads(answer)["errors"][0]["rule"]
+        assert slow.recv(1) == b""
+
+
+def counted(replica, name, label=""):
+    lines = httpx.get(replica.url + "/metrics").text.splitlines()
+    return sum(float(line.split()[-1]) for line in lines if line.startswith(name) and label in line)
+
+
 def test_the_documentation_describes_each_field_with_range_and_unit(replica):
     spec = httpx.get(replica.url + "/docs.json").json()
     fields = spec["components"]["schemas"]["Record"]["properties"]
@@ -226,16 +292,12 @@ def test_the_model_its_health_and_its_counts_can_be_asked(replica, flights_versi
     assert all(httpx.get(replica.url + path).status_code == 200 for path in ("/readyz", "/livez"))
     assert httpx.get(replica.url + "/predict").status_code == 405
 
-    def count(name):
-        lines = httpx.get(replica.url + "/metrics").text.splitlines()
-        return sum(float(line.split()[-1]) for line in lines if line.startswith(name))
-
     names = ("perennial_predictions_total", 'perennial_bad_inputs_total{field="temp"', "bentoml_service_request_total",
              "bentoml_service_request_duration_seconds_count")
-    before = [count(name) for name in names]
+    before = [counted(replica, name) for name in names]
     rows_of(replica, [GOOD] * 3)
     ask(replica, {"records": [GOOD | {"temp": 400}]})
-    after = [count(name) for name in names]
+    after = [counted(replica, name) for name in names]
     assert after[0] - before[0] == 3 and after[1] - before[1] == 1 and after[2] - before[2] >= 2 and after[3] > before[3]
 
 

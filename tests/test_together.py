@@ -1,0 +1,101 @@
+"""The queue in front of the model: bounded, fair, and deaf to callers who left."""
+
+import asyncio
+from types import SimpleNamespace
+
+import pytest
+
+from service.together import MOST_BYTES, MOST_TOGETHER, MOST_WAITING, Gone, Overloaded, Together
+
+
+class Doubler:
+    """A model that doubles numbers and remembers how many it was given at a time."""
+
+    def __init__(self):
+        self.turns = []
+
+    def __call__(self, records):
+        self.turns.append(len(records))
+        return [2 * record for record in records]
+
+
+def test_what_arrives_in_one_turn_is_scored_in_one():
+    score = Doubler()
+
+    async def calls():
+        queue = Together(score)
+        return await asyncio.gather(*(queue.answers([number, -number], 1) for number in range(100)))
+
+    assert asyncio.run(calls()) == [[2 * number, -2 * number] for number in range(100)]
+    assert score.turns == [200]
+
+
+def test_a_large_request_is_scored_in_parts_and_answered_whole():
+    score = Doubler()
+
+    async def calls():
+        queue = Together(score)
+        return await asyncio.gather(queue.answers([1], 1), queue.answers(list(range(2500)), 1), queue.answers([7], 1))
+
+    assert asyncio.run(calls()) == [[2], [2 * number for number in range(2500)], [14]]
+    assert score.turns == [MOST_TOGETHER] * 4 + [2502 - 4 * MOST_TOGETHER]
+
+
+@pytest.mark.parametrize(("waiting", "size", "more"), [
+    (MOST_WAITING - 1, 1, 1), (MOST_WAITING, 1, None), (1, 1, MOST_BYTES - 1), (1, 1, MOST_BYTES), (0, 1, 10 * MOST_BYTES)])
+def test_both_sides_of_what_may_wait(waiting, size, more):
+    fits = waiting < MOST_WAITING and (not waiting or size + (more or 0) <= MOST_BYTES)
+
+    async def calls():
+        queue = Together(Doubler())
+        asked = [queue.answers([1], size) for _ in range(waiting)]
+        if fits:
+            queue.admit(more)
+        else:
+            with pytest.raises(Overloaded):
+                queue.admit(more or 1)
+        await asyncio.gather(*asked)
+        queue.admit(MOST_BYTES)  # what waited is answered: there is room again
+
+    asyncio.run(calls())
+
+
+def test_who_hung_up_is_not_scored():
+    score = Doubler()
+    here, gone = SimpleNamespace(disconnected=False), SimpleNamespace(disconnected=True)
+
+    async def calls():
+        queue = Together(score)
+        return await asyncio.gather(*(queue.answers([1], 1, caller) for caller in (here, gone, None)), return_exceptions=True)
+
+    first, second, third = asyncio.run(calls())
+    assert first == third == [2] and isinstance(second, Gone) and score.turns == [2]
+
+
+def test_who_hangs_up_in_the_middle_is_scored_no_further():
+    score, caller = Doubler(), SimpleNamespace(disconnected=False)
+
+    async def calls():
+        queue = Together(lambda records: (setattr(caller, "disconnected", True), score(records))[1])
+        large = queue.answers(list(range(10 * MOST_TOGETHER)), 1, caller)
+        with pytest.raises(Gone):
+            await large
+        assert await queue.answers([1], 1) == [2]
+
+    asyncio.run(calls())
+    assert score.turns == [MOST_TOGETHER, 1]
+
+
+def test_a_record_that_cannot_be_scored_fails_its_request_alone():
+    def score(records):
+        if 13 in records:
+            raise OverflowError
+        return records
+
+    async def calls():
+        queue = Together(score)
+        large = [1] * (2 * MOST_TOGETHER) + [13] + [1] * MOST_TOGETHER
+        return await asyncio.gather(queue.answers([5], 1), queue.answers(large, 1), queue.answers([6], 1), return_exceptions=True)
+
+    first, guilty, last = asyncio.run(calls())
+    assert first == [5] and last == [6] and isinstance(guilty, OverflowError)
