@@ -16,29 +16,24 @@ from typing import Any
 from uuid import uuid4
 
 import numpy as np
-import pandas as pd
 
-from contracts.bins import LONGEST, REFERENCE, Bins, Watched, watched
+from contracts.bins import LONGEST, REFERENCE, Bins, Watched, counted, watched
 from contracts.contract import Columns, Contract
 from service.predictions import PredictionLog, write_whole
 
 os.environ.setdefault("WHYLOGS_NO_ANALYTICS", "True")  # read once, when whylogs is imported
 
 from whylogs.core import ColumnProfileView, DatasetProfileView
-from whylogs.core.column_profile import ColumnProfile
 from whylogs.core.configs import SummaryConfig
-from whylogs.core.datatypes import DataType, Fractional, String, TypeMapper
 from whylogs.core.errors import DeserializationError
-from whylogs.core.metrics import Metric, StandardMetric
 from whylogs.core.metrics.aggregators import aggregator
+from whylogs.core.metrics.column_metrics import ColumnCountsMetric, TypeCountersMetric
 from whylogs.core.metrics.deserializers import deserializer
-from whylogs.core.metrics.metric_components import CustomComponent
-from whylogs.core.metrics.metrics import MetricConfig, OperationResult, custom_metric
+from whylogs.core.metrics.metric_components import CustomComponent, IntegralComponent
+from whylogs.core.metrics.metrics import DistributionMetric, FrequentItemsMetric, Metric, MetricConfig, OperationResult, custom_metric
 from whylogs.core.metrics.serializers import serializer
 from whylogs.core.preprocessing import PreprocessedColumn
 from whylogs.core.proto import ChunkHeader, ChunkMessage, DatasetProfileHeader, DatasetSegmentHeader, HllSketchMessage, MetricComponentMessage
-from whylogs.core.resolvers import Resolver
-from whylogs.core.schema import ColumnSchema
 from whylogs.core.utils import read_delimited_protobuf
 from whylogs.core.view.dataset_profile_view import WHYLOGS_MAGIC_HEADER_BYTES
 
@@ -103,22 +98,6 @@ class BinCounts(Metric):
         return cls()
 
 
-class Types(TypeMapper):
-    """Floats are numbers, the rest is text; whylogs' own mapper asks for np.unicode_, which numpy 2 dropped."""
-
-    def __call__(self, dtype: np.dtype) -> DataType:
-        return Fractional() if dtype.kind == "f" else String()
-
-
-class Metrics(Resolver):
-    """What a person may want to ask of a profile besides the counts: quantiles, frequent values."""
-
-    def resolve(self, name: str, why_type: DataType, column_schema: ColumnSchema) -> dict[str, Metric]:
-        shape = StandardMetric.distribution if isinstance(why_type, Fractional) else StandardMetric.frequent_items
-        kept = (StandardMetric.counts, StandardMetric.types, shape)
-        return {metric.name: metric.zero(column_schema.cfg) for metric in kept}
-
-
 def profile(
     contract: Contract, bins: Mapping[str, Bins], columns: Columns, probabilities: np.ndarray, classes: np.ndarray
 ) -> DatasetProfileView:
@@ -132,7 +111,7 @@ def profile(
 def of_columns(seen: Mapping[str, Watched], bins: Mapping[str, Bins]) -> DatasetProfileView:
     """The profile of one or more rows of any columns."""
     rows = len(next(iter(seen.values())).values)
-    return _view({name: _column(name, *one, bins[name]) for name, one in seen.items()}, rows=rows)
+    return _view({name: _column(*one, bins[name]) for name, one in seen.items()}, rows=rows)
 
 
 def _view(columns: dict[str, ColumnProfileView], rows: int = 0, bad: int = 0, elsewhere: int = 0,
@@ -141,18 +120,38 @@ def _view(columns: dict[str, ColumnProfileView], rows: int = 0, bad: int = 0, el
     return DatasetProfileView(columns=columns, dataset_timestamp=EPOCH, creation_timestamp=EPOCH, metadata=counts)
 
 
-def _column(name: str, kind: str, values: np.ndarray, bins: Bins) -> ColumnProfileView:
-    dtype = np.dtype(float if kind == "number" else object)
-    column = ColumnProfile(name, ColumnSchema(dtype, cfg=SMALL, type_mapper=Types(), resolver=Metrics()), cache_size=0)
-    if kind == "category":
-        column.track_column(pd.Series(values, dtype="str"))
-    else:
-        values = np.asarray(values, np.float64)
-        present = values[np.isfinite(values)]
-        column.track_column(present)  # an array: whylogs walks a pandas column of numbers value by value
-        if len(present) < len(values):
-            column.track_column([None] * (len(values) - len(present)))
-    return column.view() + ColumnProfileView({"bins": BinCounts(Counted(bins.count(values)))})
+def _column(kind: str, values: np.ndarray, bins: Bins) -> ColumnProfileView:
+    """One column's profile, made of whylogs' metrics as whole columns; its own way there looks at the values one by one."""
+    metrics = _of_numbers(np.asarray(values, np.float64), bins) if kind == "number" else _of_texts(values, bins)
+    present = metrics["types"].fractional.value + metrics["types"].string.value
+    counts = ColumnCountsMetric(n=IntegralComponent(len(values)), null=IntegralComponent(len(values) - present))
+    return ColumnProfileView(metrics | {"counts": counts}, success_count=len(values))
+
+
+def _of_numbers(values: np.ndarray, bins: Bins) -> dict[str, Metric]:
+    present = values[np.isfinite(values)]
+    shape = DistributionMetric.zero(SMALL)
+    if len(present):
+        shape.kll.value.update(present)
+        shape.mean.set(float(present.mean()))
+        shape.m2.set(float(present.var() * len(present)))
+    return {"types": _types(fractional=len(present)), "distribution": shape, "bins": BinCounts(Counted(bins.count(values)))}
+
+
+def _of_texts(values: np.ndarray, bins: Bins) -> dict[str, Metric]:
+    texts, times = counted(values)
+    frequent = FrequentItemsMetric.zero(SMALL)
+    for text, count in zip(texts, times.tolist()):
+        frequent.frequent_strings.value.update(text, count)
+    return {"types": _types(string=int(times[:-1].sum())), "frequent_items": frequent,
+            "bins": BinCounts(Counted(bins.count_texts(texts, times)))}
+
+
+def _types(fractional: int = 0, string: int = 0) -> TypeCountersMetric:
+    found = TypeCountersMetric.zero()
+    found.fractional.set(fractional)
+    found.string.set(string)
+    return found
 
 
 def to_bytes(view: DatasetProfileView) -> bytes:
@@ -250,7 +249,7 @@ class Profiler:
     """
 
     def __init__(
-        self, contract: Contract, bins: Mapping[str, Bins], version: str, folder: Path, seconds: float = 5.0, rows: int = 5_000,
+        self, contract: Contract, bins: Mapping[str, Bins], version: str, folder: Path, seconds: float = 5.0, rows: int = 20_000,
         windows: int = 8, replica: str | None = None
     ):
         self._contract, self._bins, self._version, self._folder = contract, bins, version, folder / contract.name / version

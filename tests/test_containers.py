@@ -252,7 +252,9 @@ def test_a_challenger_that_fails_callers_is_refused_and_no_caller_sees_it(two_ve
     bento = tmp_path / "bad"
     shutil.copytree(build_bento(memory, second), bento)
     api = bento / "src" / "service" / "app.py"
-    api.write_text(api.read_text().replace("        if sample:\n", "        if not sample:\n            1 / 0\n        if sample:\n"))
+    good = api.read_text()
+    api.write_text(good.replace("        if not sample:\n", "        if not sample:\n            1 / 0\n", 1))
+    assert api.read_text() != good
     image = images.build(images.configured(), bento, {})
     front = balancer.start(memory.run)
     with Callers(f"{front.url}/pumps/predict") as callers:

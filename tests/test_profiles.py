@@ -302,7 +302,7 @@ def test_a_wrong_clock_does_not_fill_the_disk_and_its_rows_are_counted(tmp_path,
     """Five thousand days in one request, three times, beside a replay of four months in which every other clock is right."""
     wrong = traffic(5_000)
     wrong[0]["seen"][:] = np.datetime64(DAY, "s") + 10 * np.arange(5_000) * np.timedelta64(1, "D")
-    profiler = Profiler(doors, BINS, "v1", tmp_path, seconds=1_000)
+    profiler = Profiler(doors, BINS, "v1", tmp_path, seconds=1_000, rows=5_000)
     days = [DAY + timedelta(days=day) for day in range(0, 120, 2)]
     for index, day in enumerate(days):
         profiler.add(*traffic(50, day, seed=index))
