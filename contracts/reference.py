@@ -136,7 +136,7 @@ def _windows(times: np.ndarray, window: timedelta) -> tuple[list[slice], float]:
     length = min(np.timedelta64(window), (last - first) / WINDOWS)
     steps = int((last - first - length) / (length / 7)) + 1
     starts = first + (last - first - length) * np.linspace(0, 1, min(steps, STARTS))
-    found = [slice(*np.searchsorted(times, [start, start + length])) for start in starts]
+    found = [slice(*ends) for ends in np.searchsorted(times, np.stack([starts, starts + length], axis=1))]
     return [part for part in found if part.stop > part.start], (last - first) / length
 
 
@@ -147,6 +147,8 @@ def _counted(bins: Bins, values: np.ndarray, parts: list[slice]) -> tuple[np.nda
     row has it: so often does one more row bring a value that was never seen (Good and Turing).
     """
     codes, size = bins.codes(values), len(bins.labels)
+    if bins.kind == "number" or bins.known is None:
+        return np.bincount(codes, minlength=size), np.array([np.bincount(codes[part], minlength=size) for part in parts])
     ids, texts = pd.factorize(values)  # -1: missing
     times = np.append(np.bincount(ids[ids >= 0], minlength=len(texts)), 0)
 
@@ -154,9 +156,6 @@ def _counted(bins: Bins, values: np.ndarray, parts: list[slice]) -> tuple[np.nda
         return np.bincount(np.where(few[ids[part]], 1, codes[part]), minlength=size)
 
     everywhere = slice(None)
-    if bins.kind == "number" or bins.known is None:
-        none = np.zeros(len(times), bool)
-        return counts(everywhere, none), np.array([counts(part, none) for part in parts])
     inside = [np.append(np.bincount(ids[part][ids[part] >= 0], minlength=len(texts)), -1) for part in parts]
     return counts(everywhere, times == 1), np.array([counts(part, one == times) for part, one in zip(parts, inside)])
 

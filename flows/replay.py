@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from multiprocessing import get_context
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import httpx
@@ -22,7 +23,8 @@ from contracts.contract import Contract, PerennialError, load
 from contracts.drift import how_far
 from contracts.quality import scores
 from flows.faults import Fault, labels_of, refused, spoiled
-from service.model import Model, fit, records_of_columns, restore, rounds_of
+from flows.fit import prepared
+from service.model import Model, records_of_columns, restore
 
 MODEL = "flights"
 YEAR, TRAFFIC = datetime(2013, 1, 1), datetime(2013, 3, 1)
@@ -211,19 +213,21 @@ def without_the_loop(first: str, until: datetime) -> tuple[np.ndarray, np.ndarra
     """Probabilities for all the traffic: the first model frozen, and one retrained at each month's start, no gate."""
     contract = load(MODEL)
     rows = contract.source(YEAR, until)
-    columns, labels, times = contract.columns_of(rows), contract.labels_of(rows), rows[contract.event_time]
+    columns, times = contract.columns_of(rows), rows[contract.event_time]
     served = (times >= TRAFFIC).to_numpy()
     frozen = restore(contract, Path(first)).probabilities(_only(columns, served))
     calendar = np.full((len(rows), len(contract.label.classes)), np.nan)
     for month in pd.date_range(TRAFFIC, until, freq="MS", inclusive="left"):
         known = (times < month - contract.label.matures).to_numpy()
         due = ((times >= month) & (times < month + pd.offsets.MonthBegin(1))).to_numpy()
-        calendar[due] = _trained(contract, _only(columns, known), labels[known]).probabilities(_only(columns, due))
+        calendar[due] = _trained(contract, rows[known]).probabilities(_only(columns, due))
     return frozen, calendar[served]
 
 
-def _trained(contract: Contract, columns: Any, labels: np.ndarray) -> Model:
-    return fit(contract, columns, labels, rounds_of(contract, columns, labels, threads=1)["rounds"], threads=1)
+def _trained(contract: Contract, rows: pd.DataFrame) -> Model:
+    with TemporaryDirectory() as folder:
+        ready = prepared(contract, [rows], len(rows), datetime.max, Path(folder))
+        return ready.fit(ready.rounds(threads=1)["rounds"], threads=1)
 
 
 def _only(columns: Any, chosen: np.ndarray) -> dict[str, np.ndarray]:

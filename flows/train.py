@@ -1,6 +1,7 @@
 """data version → features → XGBoost → gate → registered version, released if the gate allows it."""
 
 import json
+import logging
 import subprocess
 import sys
 import time
@@ -17,14 +18,15 @@ from prefect.client.schemas import FlowRun
 
 from contracts import reference
 from contracts.bins import REFERENCE, watched
-from contracts.contract import PerennialError, Verdict, digest_of
+from contracts.contract import Columns, PerennialError, Verdict, digest_of
 from contracts.quality import gate, scores
 from flows.artifacts import show_gate, tag_run
+from flows.fit import prepared
 from flows.memory import Memory, remember
 from flows.release import release_version
 from flows.rollout import answered_by
 from registry import data, models
-from service.model import SERVED, TWIN, Model, columns_of_records, fit, records_of_columns, restore, rounds_of, serves
+from service.model import SERVED, TWIN, Model, columns_of_records, records_of_columns, restore, serves
 from service.profiles import bins_of
 
 ROOT = Path(__file__).parent.parent
@@ -32,6 +34,8 @@ PACKAGES = ("numpy", "pandas", "pandera", "scikit-learn", "xgboost-cpu", "whylog
 BY_HAND = "by hand"  # the window of a training that a person asked for
 SAMPLES = 200
 LATENCY_RECORDS = 300
+
+log = logging.getLogger("perennial.train")
 
 
 @flow(name="train", flow_run_name="{model} {window}")
@@ -96,40 +100,38 @@ def fit_version(memory: Memory) -> str:
     """
     contract = memory.contract
     source = data.newest(memory.store, memory.name)
-    rows = data.read(memory.store, source)
-    older = (rows[contract.event_time] < judged_from(memory, source)).to_numpy()
-    if older.sum() < 2 or older.all():  # early stopping holds back one of those that train
-        raise PerennialError(f"{memory.name}: {older.sum()} of {len(rows)} rows are older than the gate's window, which starts at "
-                             f"{judged_from(memory, source)}; 2 must be, to train, and 1 in it, to judge: ingest more first")
-    columns, labels = contract.columns_of(rows), contract.labels_of(rows)
-    past = {name: values[older] for name, values in columns.items()}
-    history = rounds_of(contract, past, labels[older])
-    twin = fit(contract, past, labels[older], history["rounds"])
-    model = fit(contract, columns, labels, history["rounds"])
-    champion, probabilities = memory.ledger.state().champion, model.probabilities(columns)
+    cut = judged_from(memory, source)
+    needed = tuple(dict.fromkeys((*contract.request_columns, *contract.label.needs)))
+    rows = prepared(contract, data.chunks(memory.store, source, needed), source.rows, cut, memory.run / "training", log.info)
+    if rows.older < 2 or rows.older == rows.rows:  # early stopping holds back one of those that train
+        raise PerennialError(f"{memory.name}: {rows.older} of {rows.rows} rows are older than the gate's window, which starts at "
+                             f"{cut}; 2 must be, to train, and 1 in it, to judge: ingest more first")
+    history = rows.rounds()
+    twin, model = rows.fit(history["rounds"], older=True), rows.fit(history["rounds"])
+    champion, probabilities = memory.ledger.state().champion, model.probabilities(rows.sample)
     before = bins_of(fetched(memory, champion)) if champion else {}
-    seen = watched(contract, columns, probabilities, model.classes(probabilities))
+    seen = watched(contract, rows.sample, probabilities, model.classes(probabilities))
     files = model.files() | twin.files(TWIN) | {
         REFERENCE: reference.to_bytes(reference.learn(
-            seen, columns[contract.event_time], contract.drift.window, contract.drift.false_alarms, before)),
-        "samples.json": json.dumps(_samples(model, rows)).encode(),
+            seen, rows.sample[contract.event_time], contract.drift.window, contract.drift.false_alarms, before)),
+        "samples.json": json.dumps(_samples(model, rows.sample)).encode(),
         "contract.json": json.dumps(contract.describe(), indent=1, sort_keys=True, ensure_ascii=False).encode(),
     }
-    judged = scores(contract, labels[~older], twin.probabilities({name: values[~older] for name, values in columns.items()}))
-    metrics = history | {"newest_window": judged}
-    version = models.save(memory.store, memory.name, files, _manifest(memory, source, metrics, int(older.sum())))
+    metrics = history | {"newest_window": scores(contract, *rows.newest(twin))}
+    version = models.save(memory.store, memory.name, files, _manifest(memory, source, metrics, rows.older))
     memory.ledger.registered(version, {"data": source.digest, "rounds": history["rounds"], "git": git_revision(),
                                         "bins_of": champion})
     return version
 
 
-def _samples(model: Model, rows: pd.DataFrame) -> dict[str, Any]:
+def _samples(model: Model, columns: Columns) -> dict[str, Any]:
     """Records as a caller would send them, and what the trainer answers: every replica must say the same.
 
     Spread over all the rows: those of a single cold night would show no fault in how the temperature is read.
     """
-    columns = model.contract.columns_of(rows.iloc[np.linspace(0, len(rows) - 1, SAMPLES).astype(int)])
-    return {"records": records_of_columns(model.contract, columns), "probabilities": model.probabilities(columns).tolist()}
+    rows = np.linspace(0, len(columns[model.contract.event_time]) - 1, SAMPLES).astype(int)
+    some = {name: values[rows] for name, values in columns.items()}
+    return {"records": records_of_columns(model.contract, some), "probabilities": model.probabilities(some).tolist()}
 
 
 def _manifest(memory: Memory, source: data.DataVersion, metrics: dict[str, Any], twin_rows: int) -> dict[str, Any]:

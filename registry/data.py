@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -19,6 +20,7 @@ from registry.store import Store
 MARK = "perennial"  # the commit's metadata that holds the reference, and the id that makes appends conflict
 KEEP = {"delta.logRetentionDuration": "interval 36500 days", "delta.enableExpiredLogCleanup": "false"}
 TRIES = 20
+CHUNK = 200_000  # rows that are held at a time where a version is read from end to end
 
 
 class NoData(PerennialError):
@@ -136,6 +138,26 @@ def read(store: Store, version: DataVersion, start: datetime | None = None, end:
     limits += [] if end is None else [(version.event_time, "<", end)]
     frame = table.to_pyarrow_table(filters=limits or None).to_pandas()
     return frame.sort_values(version.event_time, kind="stable", ignore_index=True)
+
+
+def chunks(store: Store, version: DataVersion, columns: Sequence[str], share: tuple[int, int] = (0, 1)) -> Iterator[pd.DataFrame]:
+    """All rows of exactly this version, some CHUNK at a time, the files with the oldest events first; or (i, n): those of
+    the i-th of n shares of its files."""
+    table = DeltaTable(_uri(store, version.table), version.version, _options(store))
+    actions = pa.table(table.get_add_actions(flatten=True))
+    oldest = f"min.{version.event_time}"  # missing where the column stands too far to the right for Delta to keep its least value
+    begins = dict(zip(actions["path"].to_pylist(), actions[oldest].to_pylist() if oldest in actions.column_names else ()))
+    whole = table.to_pyarrow_dataset()
+    files = sorted(whole.get_fragments(), key=lambda file: (str(begins.get(file.path)), file.path))
+    held: list[pa.RecordBatch] = []
+    for file in files[share[0]::share[1]]:
+        for batch in file.to_batches(whole.schema, columns=list(columns), batch_size=CHUNK, batch_readahead=1, fragment_readahead=1):
+            held.append(batch)
+            if sum(map(len, held)) >= CHUNK:
+                yield pa.Table.from_batches(held).to_pandas()
+                held = []
+    if held:
+        yield pa.Table.from_batches(held).to_pandas()
 
 
 def set_aside(store: Store, contract: Contract, bad: pd.DataFrame, start: datetime, end: datetime) -> None:

@@ -22,7 +22,6 @@ FORMAT = 1  # of a saved state: raise it with a change that an older `restore` c
 UNKNOWN = 0  # the category code of every value that training did not see often enough
 SERVED = "model"  # the stem of the files that serve; "twin" is the same recipe on older rows, for the gate
 TWIN = "twin"
-RARE = 20  # rows below which a category counts as unknown, so that "unknown" is learnt from something
 
 
 @dataclass(frozen=True)
@@ -77,41 +76,6 @@ def restore(contract: Contract, folder: Path, stem: str = SERVED, threads: int =
     return Model(contract, {name: tuple(values) for name, values in state["vocabularies"].items()}, booster)
 
 
-def rounds_of(contract: Contract, columns: Columns, labels: np.ndarray, threads: int = 0) -> dict[str, Any]:
-    """How many boosting rounds to train: early stopping on the newest `stop_share` of rows in event-time order."""
-    cut = len(labels) - max(1, int(len(labels) * contract.stop_share))
-    codes = _as_codes(_vocabularies(contract, {name: values[:cut] for name, values in columns.items()}))
-    matrix = _matrix(contract, codes, columns)
-    probe = xgboost.train(
-        _params(contract, threads), _dmatrix(contract, matrix[:cut], labels[:cut]), contract.rounds,
-        evals=[(_dmatrix(contract, matrix[cut:], labels[cut:]), "newest")],
-        early_stopping_rounds=contract.patience, verbose_eval=False)
-    return {"rounds": probe.best_iteration + 1, "stop_log_loss": float(probe.best_score), "stop_rows": len(labels) - cut}
-
-
-def fit(contract: Contract, columns: Columns, labels: np.ndarray, rounds: int, threads: int = 0) -> Model:
-    """Train on every row; the same rows, rounds and contract give the same bytes, whatever the threads."""
-    vocabularies = _vocabularies(contract, columns)
-    matrix = _matrix(contract, _as_codes(vocabularies), columns)
-    booster = xgboost.train(_params(contract, threads), _dmatrix(contract, matrix, labels), rounds)
-    return Model(contract, vocabularies, booster)
-
-
-def _params(contract: Contract, threads: int) -> dict[str, Any]:
-    return {"tree_method": "hist", "objective": "multi:softprob", "num_class": len(contract.label.classes),
-            "seed": contract.seed, "nthread": threads, **contract.xgboost}
-
-
-def _vocabularies(contract: Contract, columns: Columns) -> dict[str, tuple[str, ...]]:
-    found = {}
-    for feature in contract.features:
-        if feature.kind == "category":
-            values = feature.values(columns)
-            names, counts = np.unique(values[values != None].astype(str), return_counts=True)  # noqa: E711, elementwise
-            found[feature.name] = tuple(names[counts >= RARE].tolist())
-    return found
-
-
 def _as_codes(vocabularies: Mapping[str, tuple[str, ...]]) -> dict[str, dict[Any, float]]:
     return {
         name: {None: np.nan, **{value: code for code, value in enumerate(values, start=UNKNOWN + 1)}}
@@ -129,11 +93,6 @@ def _matrix(contract: Contract, codes: Mapping[str, Mapping[Any, float]], column
             values = [code(value, UNKNOWN) for value in values]
         matrix[:, position] = values
     return matrix
-
-
-def _dmatrix(contract: Contract, matrix: np.ndarray, labels: np.ndarray) -> xgboost.DMatrix:
-    kinds = ["c" if feature.kind == "category" else "q" for feature in contract.features]
-    return xgboost.DMatrix(matrix, labels, feature_types=kinds, enable_categorical=True)
 
 
 def columns_of_records(contract: Contract, records: list[Mapping[str, Any]]) -> Columns:

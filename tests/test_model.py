@@ -8,19 +8,24 @@ import pytest
 
 from contracts.contract import PerennialError
 from contracts.flights import contract as flights
-from service.model import SERVED, columns_of_records, fit, records_of_columns, restore, rounds_of
+from flows.fit import prepared
+from service.model import SERVED, columns_of_records, records_of_columns, restore
 from tests.pumps import contract as pumps
 
 
 @pytest.fixture(scope="module")
-def january():
-    rows = flights.source(datetime(2013, 1, 1), datetime(2013, 1, 22))
+def rows():
+    return flights.source(datetime(2013, 1, 1), datetime(2013, 1, 22))
+
+
+@pytest.fixture(scope="module")
+def january(rows):
     return flights.columns_of(rows), flights.labels_of(rows)
 
 
 @pytest.fixture(scope="module")
-def model(january):
-    return fit(flights, *january, rounds=12)
+def model(rows, tmp_path_factory):
+    return prepared(flights, [rows], len(rows), datetime.max, tmp_path_factory.mktemp("training")).fit(12)
 
 
 def saved(model, folder):
@@ -31,19 +36,6 @@ def saved(model, folder):
 
 def some(columns, chosen):
     return {name: values[chosen] for name, values in columns.items()}
-
-
-def test_the_same_rows_give_the_same_bytes_on_one_thread_or_two(january, model):
-    assert fit(flights, *january, rounds=12, threads=1).files() == model.files()
-    assert fit(flights, *january, rounds=12, threads=2).files() == model.files()
-
-
-def test_the_newest_rows_say_when_to_stop(january):
-    found = rounds_of(flights, *january)
-    assert 1 <= found["rounds"] <= flights.rounds and found["stop_rows"] == int(len(january[1]) * flights.stop_share)
-    columns, labels = january
-    shuffled = np.random.default_rng(0).permutation(len(labels))
-    assert rounds_of(flights, some(columns, shuffled), labels[shuffled]) != found
 
 
 def test_saved_and_restored_it_answers_the_same_to_the_last_bit(january, model, tmp_path):
@@ -72,12 +64,6 @@ def test_unknown_and_missing_categories_are_told_apart_and_predicted(january, mo
     codes = model.matrix(columns)[:, [feature.name for feature in flights.features].index("carrier")]
     assert codes[0] > 0 and codes[1] == 0 and np.isnan(codes[2])
     assert np.allclose(model.probabilities(columns).sum(axis=1), 1, atol=1e-6)
-
-
-def test_rare_categories_teach_the_model_what_unknown_means(january, model):
-    columns, _ = january
-    names, counts = np.unique(columns["dest"].astype(str), return_counts=True)
-    assert set(model.vocabularies["dest"]) == set(names[counts >= 20]) != set(names)
 
 
 def test_the_weights_decide_which_class_is_named(model):
