@@ -1,0 +1,145 @@
+"""Training: the plain functions beside bare XGBoost on the year's flights, and memory and time while the rows grow tenfold.
+
+Bare is what somebody would write in a notebook who knows the recipe: read the data version, make the features with pandas, and
+call `xgboost.train` as often as a version needs it (when to stop, the twin, the model that serves), on matrices of its own.
+"""
+
+import argparse
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import xgboost
+
+from contracts.flights import contract as flights
+from flows import train
+from flows.fit import params_of
+from flows.ingest import take_in
+from flows.memory import Memory, remember
+from registry import data
+from tests.bench import ROOT, fresh_addresses, write
+from tests.bench.flights_like import flights_like
+
+START, END, TURNS = datetime(2013, 1, 1), datetime(2014, 1, 1), 5
+FEW, MANY, ROUNDS = 3_000_000, 30_000_000, 30  # rounds: one a block of the larger; memory and time by rows do not depend on them
+
+
+def main() -> None:
+    asked = argparse.ArgumentParser(description=__doc__)
+    asked.add_argument("--rows", type=int, help="ingest and train on as many rows in this process and print seconds and peak memory")
+    asked.add_argument("--quick", action="store_true", help="a tenth of the rows: 300,000 and 3,000,000")
+    given = asked.parse_args()
+    if given.rows:
+        print(json.dumps(grown(given.rows)))
+        return
+    ratios = beside_bare()
+    few, many = (alone(rows // (10 if given.quick else 1)) for rows in (FEW, MANY))
+    write("train", {
+        "figures": [
+            {"what": "plain functions' time by bare xgboost.train + reading, 336,776 flights",
+             "asked": 1.10, "sense": "at most", "unit": "times", "measured": statistics.median(ratios["ratios"]),
+             "low": min(ratios["ratios"]), "high": max(ratios["ratios"])},
+            *(_once(f"{what} of training on {many['rows']:,} rows by that on {few['rows']:,}", asked, many[name] / few[name])
+              for what, asked, name in (("peak memory", 1.3, "train_peak_mb"), ("time", 12, "train_s"))),
+            _once(f"peak memory of ingesting {many['rows']:,} rows by that of {few['rows']:,}", 1.3,
+                  many["ingest_peak_mb"] / few["ingest_peak_mb"]),
+        ],
+        "beside_bare": ratios,
+        "by_rows": [{"rows": one["rows"], "seconds": one["train_s"], "peak_mb": one["train_peak_mb"]} for one in (few, many)],
+        "grown": [few, many],
+    })
+
+
+def _once(what: str, asked: float, measured: float) -> dict[str, object]:
+    return {"what": what, "asked": asked, "sense": "at most", "unit": "times", "measured": measured, "low": measured, "high": measured}
+
+
+def beside_bare() -> dict[str, list[float]]:
+    with fresh_addresses():
+        take_in(remember("flights"), START, END)
+        bare(remember("flights")), ours(remember("flights"))  # imports, caches
+        pairs = [(ours(remember("flights")), bare(remember("flights"))) for _ in range(TURNS)]
+    return {"ratios": [one / other for one, other in pairs], "functions_s": [one for one, _ in pairs], "bare_s": [other for _, other in pairs]}
+
+
+def ours(memory: Memory) -> float:
+    """Seconds of the plain functions that the train flow calls, up to the gate's verdict."""
+    begun = time.perf_counter()
+    assert train.judge(memory, train.fit_version(memory)).passed
+    return time.perf_counter() - begun
+
+
+def bare(memory: Memory) -> float:
+    """Seconds of the same three trainings without Perennial."""
+    begun = time.perf_counter()
+    version = data.newest(memory.store, memory.name)
+    rows = data.read(memory.store, version)
+    at = rows["departs"].dt
+    minute = at.hour * 60 + at.minute
+    matrix = pd.DataFrame({
+        "minute": minute, "weekday": at.weekday, "arrives": rows["arrives"], "scheduled": (rows["arrives"] - minute) % 1440,
+        **{name: rows[name].astype("category") for name in ("carrier", "origin", "dest")},
+        **{name: rows[name] for name in ("distance", "temp", "dewp", "humid", "wind_dir", "wind_speed", "wind_gust", "precip",
+                                         "pressure", "visib", "seats")}, "age": at.year - rows["built"]})
+    labels = np.where(~(rows["arr_delay"] <= 60), 2, np.where(rows["arr_delay"] > 15, 1, 0))
+    older = int((rows["departs"] < train.judged_from(memory, version)).sum())
+    cut = older - int(older * flights.stop_share)
+
+    def of(part: slice) -> xgboost.DMatrix:
+        return xgboost.DMatrix(matrix[part], labels[part], enable_categorical=True)
+    params = params_of(flights, 0)
+    probe = xgboost.train(params, of(slice(cut)), flights.rounds, evals=[(of(slice(cut, older)), "newest")],
+                          early_stopping_rounds=flights.patience, verbose_eval=False)
+    for part in (slice(older), slice(None)):
+        xgboost.train(params, of(part), probe.best_iteration + 1)
+    return time.perf_counter() - begun
+
+
+def alone(rows: int) -> dict[str, float]:
+    """What `grown` measures, each stage in a process of its own."""
+    with tempfile.TemporaryDirectory(prefix="perennial-bench-") as home:
+        environ = os.environ | {"PERENNIAL_STORE": f"{home}/store", "PERENNIAL_RUN": f"{home}/run", "TMPDIR": home}
+        found: dict[str, float] = {}
+        for _ in ("ingest", "train"):
+            said = subprocess.run([sys.executable, "-m", "tests.bench.train", "--rows", str(rows)], cwd=ROOT, env=environ,
+                                  stdout=subprocess.PIPE, text=True, check=True).stdout
+            found |= json.loads(said.splitlines()[-1])
+    print(json.dumps(found), flush=True)
+    return found
+
+
+def grown(rows: int) -> dict[str, float]:
+    """Ingest so many rows, a year at a time, where nothing is there yet; else train on them."""
+    memory = remember("flights")
+    memory = replace(memory, contract=replace(memory.contract, rounds=ROUNDS))
+    known, begun = data.versions(memory.store, memory.name), time.perf_counter()
+    if known:
+        train.judge(memory, train.fit_version(memory))
+    else:
+        _ingest(memory, rows)
+    stage = "train" if known else "ingest"
+    [peak] = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())  # getrusage tells of the parent's memory too
+    return {"rows": rows, f"{stage}_s": time.perf_counter() - begun, f"{stage}_peak_mb": int(peak) / 1024}
+
+
+def _ingest(memory: Memory, rows: int) -> None:
+    start, file = datetime(2000, 1, 1), Path(tempfile.mkdtemp()) / "year.parquet"
+    for frame in flights_like(rows):
+        end = max(frame["departs"].max().to_pydatetime() + timedelta(minutes=1), start + timedelta(minutes=1))
+        frame.to_parquet(file)
+        take_in(memory, start, end, str(file))
+        start = end
+
+
+if __name__ == "__main__":
+    main()
