@@ -46,7 +46,7 @@ def render(report: Report) -> str:
     drawn = [(plot.__name__.replace("_", " ").capitalize(), plot.__doc__, drawing(plot, report)) for plot in plots]
     page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     page.filters["score"] = lambda value: "–" if value is None else f"{value:.4f}"
-    return page.from_string(PAGE).render(report, headline=headline(report), plots=drawn, models=list(LOOKS),
+    return page.from_string(PAGE).render(report, look=LOOK, headline=headline(report), plots=drawn, models=list(LOOKS),
                                          drifted=list(distances(report))[:3])
 
 
@@ -66,8 +66,8 @@ def headline(report: Report) -> str:
 
 def drawing(plot: Callable[[Axes, Report], float], report: Report) -> str:
     """A plot as inline SVG whose text takes the page's font; `plot` says how many inches high it is."""
-    with matplotlib.rc_context(STYLE | {"svg.hashsalt": plot.__name__}):  # ids of one plot must not meet another's
-        figure, file = Figure(), io.StringIO()
+    with matplotlib.rc_context(STYLE):
+        figure = Figure()
         axes = figure.add_subplot()
         starts = [*column(report["weeks"], "start", DAY), *column(report["versions"], "promoted", DAY)]
         axes.set_xlim(min(starts), np.datetime64(report["until"], "D"))
@@ -75,6 +75,13 @@ def drawing(plot: Callable[[Axes, Report], float], report: Report) -> str:
         height = inches + TOP + BOTTOM
         figure.set_size_inches(WIDTH, height)
         axes.set_position((LEFT / WIDTH, BOTTOM / height, 0.98 - LEFT / WIDTH, inches / height))
+        return inline(figure, plot.__name__)
+
+
+def inline(figure: Figure, name: str) -> str:
+    """A figure as SVG inside a page; `name` is its own there, for the ids of one plot must not meet another's."""
+    file = io.StringIO()
+    with matplotlib.rc_context(STYLE | {"svg.hashsalt": name}):
         figure.savefig(file, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     svg = re.sub(r'(?s)^.*?<svg[^>]*(viewBox="[^"]*")[^>]*>', r'<svg role="img" \1>', file.getvalue(), count=1)
     return re.sub(r'<g id="[^"]*"', "<g", svg)
@@ -193,9 +200,7 @@ def latency_by_day(axes: Axes, report: Report) -> float:
     return 1.5
 
 
-PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Perennial: {{ model }} until {{ until }}</title><style>
+LOOK = """
 body { max-width: 1080px; margin: 0 auto; padding: 56px 32px 96px; background: #fff; color: #1c2733;
        font: 15px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif }
 h1 { font-size: 30px; line-height: 1.25; letter-spacing: -.01em; margin: 8px 0 40px; max-width: 30em }
@@ -210,6 +215,11 @@ th { text-align: left; font-weight: 500 } th, td { padding: 7px 16px 7px 0; bord
 td.retrain, td.page { color: #b34700; font-weight: 600 } .why { overflow-wrap: anywhere; color: #5b6875 }
 .all td { font-weight: 600; border-bottom: 0 }
 @media print { body { padding: 0; font-size: 12px } section, dl div, tr { break-inside: avoid } h2 { break-after: avoid } }
+"""
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Perennial: {{ model }} until {{ until }}</title><style>
+{{ look|safe }}
 </style></head><body>
 {% macro card(what, value, note, bad=false) %}<div{% if bad %} class="bad"{% endif %}><dt>{{ what }}<dd>{{ value }}<dd>{{ note }}</div>
 {% endmacro %}

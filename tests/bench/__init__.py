@@ -3,23 +3,45 @@
 import json
 import os
 import platform
+import statistics
+import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 ROOT = Path(__file__).parent.parent.parent
 
 
+def figure(what: str, asked: float, sense: Literal["at least", "at most"], unit: str, values: Sequence[float]) -> dict[str, Any]:
+    """One line of the page: what was asked for, and what the rounds measured: their median, least and most."""
+    return {"what": what, "asked": asked, "sense": sense, "unit": unit, "measured": statistics.median(values),
+            "low": min(values), "high": max(values)}
+
+
 def write(name: str, figures: dict[str, Any]) -> None:
     """Keep a benchmark's figures with where and when they were measured, and print them."""
-    about = {"at": datetime.now(UTC).isoformat(timespec="seconds"), "cores": os.cpu_count(), "python": platform.python_version()}
+    about = {"at": datetime.now(UTC).isoformat(timespec="seconds"), "cores": os.cpu_count(), "python": platform.python_version(),
+             "processor": processor(), "git": git_revision()}
     place = ROOT / "build" / "bench" / f"{name}.json"
     place.parent.mkdir(parents=True, exist_ok=True)
     place.write_text(json.dumps(figures | about, indent=1))
     print(json.dumps(figures, indent=1), f"written to {place.relative_to(ROOT)}", sep="\n")
+
+
+def processor() -> str:
+    """The processor's name, as Linux tells it, or the architecture's."""
+    told = Path("/proc/cpuinfo")
+    lines = told.read_text().splitlines() if told.exists() else []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def git_revision() -> str:
+    """The commit that was measured, with a mark where files were changed since."""
+    asked = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=10"], cwd=ROOT, capture_output=True, text=True, check=False)
+    return asked.stdout.strip() or "no revision"
 
 
 @contextmanager

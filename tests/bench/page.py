@@ -1,0 +1,288 @@
+"""All benchmarks' figures as one page that opens offline: `python -m tests.bench.page` draws it from build/bench/*.json."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from jinja2 import Environment, StrictUndefined
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from deployments.replicas import write_whole
+from flows.report import BLUE, GREY, INK, LEGEND, LOOK, PALE, RED, SOFT, STYLE, inline
+from tests.bench import ROOT
+
+BENCH = ROOT / "build" / "bench"
+BENCHMARKS = {  # what `make bench` runs, in this order, and what each is about
+    "startup": "how long commands take to start",
+    "check": "the contract check of whole tables",
+    "profile": "profiles of the traffic",
+    "train": "training, and the memory that it takes",
+    "flows": "what the flows add to the plain functions",
+    "loop": "from a drift event to the new version on all replicas",
+    "serve": "requests through the built bento, beside what else one might pick",
+}
+WIDTH, TOP, BOTTOM = 11.0, 0.4, 0.5  # inches
+OURS = "Perennial"
+PARTS = ("#0072b2", "#9cc3de", "#009e73", "#e69f00", "#cc79a7", "#d55e00", "#87909a", "#1c2733")  # apart for the colour-blind, too
+
+Found = dict[str, dict[str, Any]]
+"""What each benchmark's file holds, by the benchmark's name."""
+
+
+def main() -> None:
+    place = BENCH / "index.html"
+    write_whole(place, render(found(BENCH)))
+    print("drawn:", place.relative_to(ROOT))
+
+
+def found(folder: Path) -> Found:
+    """The files that are there; one that is not JSON holds what is wrong with it."""
+    return {path.stem: _read(path) for path in sorted(folder.glob("*.json"))}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        return {"unreadable": f"{type(error).__name__}: {error}"}
+
+
+def render(found: Found) -> str:
+    """The page: one HTML document that asks nothing of the network and runs no script."""
+    figures = [one | {"benchmark": name, "met": met(one)} for name, held in _in_order(found) for one in held.get("figures", ())]
+    plots = ((far_from_asked, figures), (requests_a_second, peers(found)), (latency, peers(found)),
+             (memory_by_rows, found.get("train", {}).get("by_rows")), (loop_parts, found.get("loop", {}).get("rounds")),
+             (start_up, found.get("startup", {}).get("commands")))
+    drawn = [(plot.__name__.replace("_", " ").capitalize(), plot.__doc__, drawing(plot, shown)) for plot, shown in plots if shown]
+    page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    page.filters["measure"] = measure
+    newest = max((one for one in found.values() if "at" in one), key=lambda one: one["at"], default={})
+    return page.from_string(PAGE).render(
+        look=LOOK, headline=headline(figures), figures=figures, runs=list(runs(found)), plots=drawn, newest=newest)
+
+
+def _in_order(found: Found) -> list[tuple[str, dict[str, Any]]]:
+    """Those that `make bench` runs first, in its order; then the others."""
+    names = [*(name for name in BENCHMARKS if name in found), *(name for name in found if name not in BENCHMARKS)]
+    return [(name, found[name]) for name in names]
+
+
+def met(figure: dict[str, Any]) -> bool:
+    """By the median; one that was not measured, or is no number, is missed."""
+    if figure["measured"] is None:
+        return False
+    return figure["measured"] >= figure["asked"] if figure["sense"] == "at least" else figure["measured"] <= figure["asked"]
+
+
+def headline(figures: list[dict[str, Any]]) -> str:
+    """How many figures are met, whichever way it went."""
+    missed = sum(not one["met"] for one in figures)
+    if not figures:
+        return "Nothing was measured yet: run make bench."
+    return f"All {len(figures)} figures are met." if not missed else f"{len(figures) - missed} of {len(figures)} figures are met, {missed} missed."
+
+
+def runs(found: Found) -> Iterator[dict[str, Any]]:
+    """How each benchmark went in the last `make bench`, and which have left no file or no figure."""
+    last = found.get("run", {}).get("benchmarks", {})
+    for name in [*BENCHMARKS, *(name for name in found if name not in BENCHMARKS and name != "run")]:
+        held, how = found.get(name, {}), last.get(name, {})
+        said = held.get("unreadable") or ("" if name in found else f"no build/bench/{name}.json: run {command(name)}")
+        yield {"name": name, "about": BENCHMARKS.get(name, ""), "command": command(name), "seconds": how.get("seconds"),
+               "outcome": how.get("outcome", ""), "said": said, "at": held.get("at", ""), "git": held.get("git", "")}
+
+
+def command(name: str) -> str:
+    return f"make bench-{name}"
+
+
+def measure(value: float | None) -> str:
+    """A number as people write it: three or four digits that count."""
+    if value is None or np.isnan(value):
+        return "–"
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.3g}" if abs(value) < 100 else f"{value:.0f}"
+
+
+def peers(found: Found) -> dict[str, dict[str, Any]]:
+    """Who was measured beside Perennial, the fastest first; those that failed last."""
+    held = found.get("serve", {}).get("peers", {})
+    return dict(sorted(held.items(), key=lambda one: -np.median(one[1].get("requests_per_second") or [0])))
+
+
+def drawing(plot: Callable[[Axes, Any], float], shown: Any) -> str:
+    """A plot as inline SVG; `plot` says how many inches high it is. Long names get the room that they need on the left."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure()
+        axes = figure.add_subplot()
+        height = plot(axes, shown) + TOP + BOTTOM
+        figure.set_size_inches(WIDTH, height)
+        longest = max((len(label.get_text()) for label in axes.get_yticklabels()), default=0)
+        left = min(0.7 + longest * 0.068, 0.5 * WIDTH)
+        axes.set_position((left / WIDTH, BOTTOM / height, 0.94 - left / WIDTH, 1 - (TOP + BOTTOM) / height))
+        return inline(figure, plot.__name__)
+
+
+def _bars(axes: Axes, names: list[str]) -> np.ndarray:
+    """A line for each name, the first on top."""
+    at = np.arange(len(names))
+    axes.set_yticks(at, names)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.grid(False, axis="y")
+    return at
+
+
+def far_from_asked(axes: Axes, figures: list[dict[str, Any]]) -> float:
+    """How many times better than asked each figure is, with its spread over the rounds: right of the line is met."""
+    shown = [one for one in figures if one["measured"] and one["asked"]]
+    at = _bars(axes, [one["what"] for one in shown])
+    better = [[one[key] / one["asked"] if one["sense"] == "at least" else one["asked"] / one[key] for key in ("measured", "low", "high")]
+              for one in shown]
+    for place, (one, (middle, *ends)) in zip(at, zip(shown, better)):
+        colour = BLUE if one["met"] else RED
+        axes.plot(sorted(ends), [place, place], color=colour, lw=5, alpha=0.35, solid_capstyle="butt")
+        axes.plot(middle, place, "o", color=colour, ms=6)
+        axes.annotate(f"{middle:.2f} ×", (max(middle, *ends), place), (8, 0), textcoords="offset points", va="center", fontsize=8, color=SOFT)
+    axes.axvline(1, color=INK, lw=1)
+    axes.set_xscale("log")
+    _plain(axes, *(value for values in better for value in values), 1.0)
+    axes.set_xlabel("times better than asked (logarithmic)")
+    return 0.3 * len(shown)
+
+
+def _plain(axes: Axes, *values: float) -> None:
+    """A logarithmic axis over the values with room beside them, its ticks as people write numbers."""
+    axes.set_xlim(min(values) / 1.3, max(values) * 1.6)
+    narrow = max(values) / min(values) < 20
+    axes.xaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5) if narrow else (1,), numticks=12))
+    axes.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")
+
+
+def requests_a_second(axes: Axes, peers: dict[str, dict[str, Any]]) -> float:
+    """One-record requests through each server, on one core: the median of the rounds, a line from the least to the most."""
+    at = _bars(axes, list(peers))
+    rates = [one.get("requests_per_second") or [] for one in peers.values()]
+    for place, name, rounds in zip(at, peers, rates):
+        if not rounds:
+            _failed(axes, place, peers[name])
+            continue
+        axes.barh(place, np.median(rounds), 0.6, color=BLUE if name == OURS else PALE)
+        axes.plot([min(rounds), max(rounds)], [place, place], color=INK, lw=1.2)
+        axes.annotate(measure(float(np.median(rounds))), (max(rounds), place), (5, 0), textcoords="offset points", va="center", fontsize=8)
+    axes.set_xscale("log")
+    _plain(axes, *(rate for rounds in rates for rate in rounds), 10.0)
+    axes.set_xlim(left=10)
+    axes.set_xlabel("requests a second (logarithmic)")
+    return 0.32 * len(peers)
+
+
+def latency(axes: Axes, peers: dict[str, dict[str, Any]]) -> float:
+    """What a caller waits for one record, at the median and at the 99th percentile of the same load."""
+    at = _bars(axes, list(peers))
+    for place, (name, one) in zip(at, peers.items()):
+        if not one.get("p50_ms"):
+            _failed(axes, place, one)
+            continue
+        colour = BLUE if name == OURS else GREY
+        axes.plot([one["p50_ms"], one["p99_ms"]], [place, place], color=colour, lw=2, alpha=0.5)
+        axes.plot(one["p50_ms"], place, "o", color=colour, ms=6)
+        axes.plot(one["p99_ms"], place, "|", color=colour, ms=14, mew=2.4)
+        axes.annotate(f"{measure(one['p50_ms'])} to {measure(one['p99_ms'])}", (one["p99_ms"], place), (8, 0), textcoords="offset points",
+                      va="center", fontsize=8, color=SOFT)
+    axes.plot([], [], "o", color=GREY, label="median")
+    axes.plot([], [], "|", color=GREY, ms=12, mew=2.4, ls="", label="99th percentile")
+    axes.legend(**LEGEND)
+    axes.set_xscale("log")
+    _plain(axes, *(one[key] for one in peers.values() for key in ("p50_ms", "p99_ms") if one.get(key)), 1.0)
+    axes.set_xlabel("milliseconds (logarithmic)")
+    return 0.32 * len(peers)
+
+
+def _failed(axes: Axes, place: int, one: dict[str, Any]) -> None:
+    axes.annotate(f"failed: {one.get('failed', 'no figure')}"[:90], (0, place), (5, 0), xycoords=axes.get_yaxis_transform(),
+                  textcoords="offset points", va="center", fontsize=8, color=RED)
+
+
+def memory_by_rows(axes: Axes, by_rows: list[dict[str, Any]]) -> float:
+    """The peak memory of a training as its rows grow, and the seconds that it takes."""
+    rows, peak = ([one[key] for one in by_rows] for key in ("rows", "peak_mb"))
+    axes.plot(rows, peak, "o-", color=BLUE, lw=2)
+    for one in by_rows:
+        axes.annotate(f"{measure(one['peak_mb'])} MB, {measure(one['seconds'])} s", (one["rows"], one["peak_mb"]), (0, 9),
+                      textcoords="offset points", ha="center", fontsize=8, color=SOFT)
+    axes.set_xscale("log")
+    _plain(axes, *rows)
+    axes.set_ylim(0, 1.3 * max(peak))
+    axes.set(xlabel="rows (logarithmic)", ylabel="peak memory, MB")
+    return 2.4
+
+
+def loop_parts(axes: Axes, rounds: list[dict[str, Any]]) -> float:
+    """Where the seconds go between the drift event and the new version answering on all replicas, round by round."""
+    at = _bars(axes, [f"round {number}" for number in range(1, len(rounds) + 1)])
+    begun = np.zeros(len(rounds))
+    for part, colour in zip(rounds[0]["parts"], PARTS * 2):
+        seconds = np.array([one["parts"].get(part, 0) for one in rounds])
+        bars = axes.barh(at, seconds, 0.6, begun, color=colour, label=part)
+        axes.bar_label(bars, [f"{one:.1f}" if one > 1 else "" for one in seconds], label_type="center", fontsize=8, color="white")
+        begun += seconds
+    axes.legend(**LEGEND | {"ncols": 8, "fontsize": 8})
+    axes.set_xlim(0, 1.02 * begun.max())
+    axes.set_xlabel("seconds")
+    return 0.45 * len(rounds)
+
+
+def start_up(axes: Axes, commands: dict[str, list[float]]) -> float:
+    """Seconds of the whole process, warm: the median of the rounds, a line from the least to the most."""
+    at = _bars(axes, list(commands))
+    for place, (name, rounds) in zip(at, commands.items()):
+        axes.barh(place, np.median(rounds), 0.6, color=BLUE if name.startswith("perennial") else PALE)
+        axes.plot([min(rounds), max(rounds)], [place, place], color=INK, lw=1.2)
+        axes.annotate(f"{np.median(rounds):.2f} s", (max(rounds), place), (5, 0), textcoords="offset points", va="center", fontsize=8)
+    axes.set_xlim(0, 1.12 * max(max(rounds) for rounds in commands.values()))
+    axes.set_xlabel("seconds")
+    return 0.3 * len(commands)
+
+
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Perennial: how fast</title><style>
+{{ look|safe }}
+td.missed { color: #b34700; font-weight: 600 } td.met { color: #00704f } td code { font-size: 12px; white-space: nowrap }
+td:first-child { max-width: 34em } tr.missed td:first-child { font-weight: 600 }
+</style></head><body>
+<p>Perennial · how fast{% if newest %} · {{ newest["at"][:16]|replace("T", " ") }} UTC · revision {{ newest.get("git", "unknown") }} ·
+{{ newest.get("cores", "?") }} cores{% if newest.get("processor") %} of {{ newest.processor }}{% endif %} · Python
+{{ newest.get("python", "?") }}{% endif %}</p>
+<h1>{{ headline }}</h1>
+<table><thead><tr><th>What<th class="n">Asked<th class="n">Measured<th class="n">Low to high<th>Unit<th>Met?<th>Command</thead>
+{% for one in figures %}
+<tr{% if not one.met %} class="missed"{% endif %}><td>{{ one.what }}<td class="n">{{ one.sense }} {{ one.asked|measure }}
+<td class="n">{{ one.measured|measure }}<td class="n">{{ one.low|measure }} to {{ one.high|measure }}<td>{{ one.unit }}
+<td class="{{ "met" if one.met else "missed" }}">{{ "met" if one.met else "MISSED" }}<td><code>make bench-{{ one.benchmark }}</code>
+{% endfor %}
+</table>
+<p>Measured: the median of the rounds, which is what counts. Ratios are of one run, both sides in turn.</p>
+{% for title, how, svg in plots %}
+<section><h2>{{ title }}</h2><p>{{ how }}</p>{{ svg|safe }}</section>
+{% endfor %}
+<h2>Benchmarks</h2>
+<p>Seconds and outcome are those of the last <code>make bench</code>; a file may be of another day and revision.</p>
+<table><thead><tr><th>Benchmark<th>About<th class="n">Took<th>Went<th>Its file is of<th>Command</thead>
+{% for one in runs %}
+<tr><td>{{ one.name }}<td>{{ one.about }}<td class="n">{% if one.seconds is not none %}{{ one.seconds|measure }} s{% endif %}
+<td class="why">{{ one.outcome }}{% if one.said %} <b>{{ one.said }}</b>{% endif %}
+<td>{{ one["at"][:16]|replace("T", " ") }} {{ one.git }}<td><code>{{ one.command }}</code>
+{% endfor %}
+</table>
+</body></html>
+"""
+
+if __name__ == "__main__":
+    main()
