@@ -299,8 +299,7 @@ def down(model: Annotated[str | None, typer.Argument(help="Only this one; defaul
                                                       "`demo --keep` left.")] = None) -> None:
     """End what serves on this machine: replicas, the load balancer, and the demo's servers. Callers get no answer then."""
     from deployments import fleet
-    from flows.memory import remember, run_folder
-    from flows.replay import demo_home
+    from flows.memory import demo_home, remember, run_folder
 
     def ended(run: Path, names: list[str], end: Callable[[], None]) -> None:
         served = ", ".join(f"{name} ({len(fleet.running(run, name))} replicas)" for name in names)

@@ -53,3 +53,7 @@ def need_prefect() -> None:
 
 def run_folder() -> Path:
     return Path(os.environ.get("PERENNIAL_RUN", ".perennial/run")).absolute()
+
+
+def demo_home() -> Path:
+    return Path(os.environ.get("PERENNIAL_DEMO", ".perennial/demo")).absolute()

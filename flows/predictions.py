@@ -1,4 +1,7 @@
-"""Logged predictions: from the replicas' spool to the store, and there joined with what came true."""
+"""Logged predictions: from the replicas' spool to the store, and there joined with what came true.
+
+Some imports wait until they are needed: `perennial status` asks here, and scikit-learn, SciPy and whylogs take a second.
+"""
 
 import logging
 import time
@@ -18,14 +21,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from contracts.contract import PROBABILITY, Columns, Contract, PerennialError
-from contracts.drift import estimated
-from contracts.quality import cells
 from flows.files import read_file
 from flows.memory import Memory
 from registry import data
 from registry.store import Taken
 from service.predictions import NOT_A_LOG, SUFFIX, unpacked
-from service.profiles import START_FORMAT
 
 LATER = ".later"  # ends the name of a column as it was ingested, beside the one that the caller sent
 ENOUGH, LONG = 4 * 2**20, 600  # bytes, or seconds that the first of them waited, that are packed while nobody asks for them
@@ -101,7 +101,12 @@ def _parquet(table: pa.Table) -> bytes:
 
 def logged(memory: Memory, version: str, start: datetime) -> pd.DataFrame:
     """A version's predictions of the events of a window, each once: id, what the caller sent, each class's probability."""
-    keys = memory.store.list(f"predictions/{memory.name}/{version}/{start:{START_FORMAT}}/")
+    from service.profiles import START_FORMAT
+
+    return _read(memory, memory.store.list(f"predictions/{memory.name}/{version}/{start:{START_FORMAT}}/"))
+
+
+def _read(memory: Memory, keys: list[str]) -> pd.DataFrame:
     tables = [pq.read_table(BytesIO(memory.store.get(key))) for key in keys]
     if not tables:
         return NONE
@@ -110,14 +115,19 @@ def logged(memory: Memory, version: str, start: datetime) -> pd.DataFrame:
 
 def unlabelled(memory: Memory) -> list[dict[str, Any]]:
     """The windows whose labels are not all in, oldest first: how many predictions each logged, and what these promise."""
-    contract, labels = memory.contract, data.newest(memory.store, memory.name).end
-    promoted, keys = memory.ledger.state().promoted, [key.split("/") for key in memory.store.list(f"predictions/{memory.name}/")]
-    open_ = {datetime.strptime(start, START_FORMAT) for _, _, version, start, _ in keys if version in promoted}
-    told = []
-    for start in sorted(start for start in open_ if (start + contract.drift.window).isoformat() > labels):
-        found = pd.concat([logged(memory, version, start) for version in promoted])
-        told.append({"window": start.isoformat()} | estimated(probabilities_of(contract, found)))
-    return told
+    contract, labels, promoted = memory.contract, data.newest(memory.store, memory.name).end, memory.ledger.state().promoted
+    open_: dict[datetime, list[str]] = {}
+    for key in memory.store.list(f"predictions/{memory.name}/"):
+        _, _, version, folder, _ = key.split("/")
+        start = datetime.fromisoformat(folder)
+        if version in promoted and (start + contract.drift.window).isoformat() > labels:
+            open_.setdefault(start, []).append(key)
+    if not open_:
+        return []
+    from contracts.drift import estimated
+
+    return [{"window": start.isoformat()} | estimated(probabilities_of(contract, _read(memory, keys)))
+            for start, keys in sorted(open_.items())]
 
 
 def outcomes(memory: Memory, version: str, start: datetime, events: pd.DataFrame) -> Outcomes:
@@ -141,6 +151,8 @@ def _with_labels(contract: Contract, found: pd.DataFrame) -> pd.DataFrame:
 def take_labels(memory: Memory, file: str) -> int:
     """Keep the labels of predictions by their ids, from a .parquet or .csv file; how many. The same file again changes nothing; of
     an id that comes again the label stays that came first."""
+    from contracts.quality import cells
+
     needs, rows = memory.contract.label.needs, read_file(Path(file))
     if lacking := [name for name in ("id", *needs) if name not in rows]:
         raise PerennialError(f"{file} has no column {', '.join(lacking)}; it holds a prediction's id and {', '.join(needs)} on each row")

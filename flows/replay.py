@@ -24,6 +24,7 @@ from contracts.drift import how_far
 from contracts.quality import scores
 from flows.faults import Fault, labels_of, refused, spoiled
 from flows.fit import prepared
+from flows.memory import demo_home
 from service.model import Model, records_of_columns, restore
 
 MODEL = "flights"
@@ -119,10 +120,6 @@ def replay(until: datetime, keep: bool, folder: Path, console: Console, faults: 
         if up is not None and not keep:
             with console.status("stopping everything …"):
                 stack.down(home)
-
-
-def demo_home() -> Path:
-    return Path(os.environ.get("PERENNIAL_DEMO", ".perennial/demo")).absolute()
 
 
 def _say_where(console: Console, up: Any) -> None:

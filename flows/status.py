@@ -10,14 +10,16 @@ from typing import Any
 from rich.table import Table
 
 from contracts.contract import PerennialError, contract_of, load
-from deployments import balancer, fleet
 from flows.memory import Memory, remember
-from flows.predictions import unlabelled
-from registry import data, models
+from registry import models
 
 
 def facts(model: str) -> dict[str, Any]:
     """The champion, its lineage, the newest data, the last window and the replicas on this machine."""
+    from deployments import balancer, fleet  # the other questions need none of these
+    from flows.predictions import unlabelled
+    from registry import data
+
     memory = remember(model)
     state = memory.ledger.state()
     versions = data.versions(memory.store, memory.name)

@@ -11,8 +11,6 @@ from typing import Any, Protocol
 from urllib.parse import urlsplit
 from uuid import uuid4
 
-import boto3
-from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
 from contracts.contract import PerennialError
@@ -156,6 +154,9 @@ class S3Store:
     def __init__(self, bucket: str, prefix: str):
         self.bucket, self.prefix = bucket, f"{prefix}/" if prefix else ""
         self.address = f"s3://{bucket}/{prefix}".rstrip("/")
+        import boto3  # a folder needs none of it, and it takes its time
+        from botocore.config import Config
+
         self.client = boto3.client("s3", config=Config(retries={"mode": "standard", "max_attempts": 4}))
 
     def read(self, key: str) -> tuple[bytes, str]:

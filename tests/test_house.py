@@ -3,6 +3,8 @@
 import ast
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -39,6 +41,31 @@ def test_imports_point_downward(path):
         assert "prefect" not in modules
     if room != "registry":
         assert not modules & {"boto3", "docker", "deltalake"}
+
+
+SLOW = {"numpy", "pandas", "pandera", "scipy", "sklearn", "xgboost", "bentoml", "whylogs", "prefect", "deltalake", "pyarrow", "boto3",
+        "docker", "httpx", "matplotlib", "jinja2"}  # each takes longer to import than the answer to `--help`
+TRAINING = {"scipy", "sklearn", "xgboost", "bentoml", "whylogs", "prefect", "deltalake", "boto3", "docker", "httpx", "matplotlib"}
+
+
+@pytest.mark.parametrize(("words", "without"), [
+    (["--help"], SLOW), (["history", "--help"], SLOW), (["contract", "diff", "--help"], SLOW),
+    (["history", "flights"], TRAINING), (["contract", "diff", "flights", "flights"], TRAINING),
+    (["status", "flights"], {"scipy", "sklearn", "xgboost", "bentoml", "whylogs", "prefect", "boto3", "matplotlib"}),
+], ids=lambda one: " ".join(one) if isinstance(one, list) else "")
+def test_a_command_imports_no_more_than_it_needs(words, without, addresses):
+    program = """
+import sys
+from flows.cli import app
+sys.argv = ["perennial", *sys.argv[1:]]
+try:
+    app()
+finally:
+    print(*sys.modules)
+"""
+    said = subprocess.run([sys.executable, "-c", program, *words], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert said.returncode == 0, said.stderr
+    assert not without & set(said.stdout.splitlines()[-1].split())
 
 
 def test_only_the_contract_and_the_replay_know_flights():

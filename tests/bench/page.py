@@ -80,10 +80,10 @@ def met(figure: dict[str, Any]) -> bool:
 
 def headline(figures: list[dict[str, Any]]) -> str:
     """How many figures are met, whichever way it went."""
-    missed = sum(not one["met"] for one in figures)
     if not figures:
         return "Nothing was measured yet: run make bench."
-    return f"All {len(figures)} figures are met." if not missed else f"{len(figures) - missed} of {len(figures)} figures are met, {missed} missed."
+    all_, missed = len(figures), sum(not one["met"] for one in figures)
+    return f"{all_ - missed} of {all_} figures are met, {missed} missed." if missed else f"All {all_} figures are met."
 
 
 def runs(found: Found) -> Iterator[dict[str, Any]]:

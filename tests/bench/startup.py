@@ -1,0 +1,58 @@
+"""How long commands take to start: the whole process from the shell's point of view, warm, each in turn with bare Python."""
+
+import os
+import subprocess
+import sys
+import time
+from datetime import datetime
+from pathlib import Path
+
+from flows.ingest import take_in
+from flows.memory import remember
+from flows.train import fit_version, judge
+from tests.bench import figure, fresh_addresses, write
+
+ROUNDS = 7
+PERENNIAL = str(Path(sys.executable).parent / "perennial")
+COMMANDS = {
+    "python -c pass": [sys.executable, "-c", "pass"],
+    "python -c 'import typer, rich'": [sys.executable, "-c", "import typer, rich"],
+    "python -c 'import pandera.pandas'": [sys.executable, "-c", "import pandera.pandas"],
+    "python -c 'import prefect, xgboost'": [sys.executable, "-c", "import prefect, xgboost"],
+    "perennial --help": [PERENNIAL, "--help"],
+    "perennial contract diff": [PERENNIAL, "contract", "diff", "flights", "flights@1"],
+    "perennial history": [PERENNIAL, "history", "flights"],
+    "perennial status": [PERENNIAL, "status", "flights"],
+    "perennial metrics --help": [PERENNIAL, "metrics", "--help"],
+    "perennial down": [PERENNIAL, "down"],
+    "perennial monitor (no window due)": [PERENNIAL, "monitor", "flights"],
+}
+
+
+def main() -> None:
+    with fresh_addresses() as home:
+        os.environ["PERENNIAL_DEMO"] = str(home / "demo")
+        memory = remember("flights")
+        take_in(memory, datetime(2013, 1, 1), datetime(2013, 1, 22))
+        judge(memory, fit_version(memory))
+        for command in COMMANDS.values():
+            seconds(command)  # the first reads what the others find in memory
+        took: dict[str, list[float]] = {name: [] for name in COMMANDS}
+        for _ in range(ROUNDS):
+            for name, command in COMMANDS.items():
+                took[name].append(seconds(command))
+    write("startup", {"figures": [figure("`perennial --help`, from a warm disk", 0.3, "at most", "s", took["perennial --help"])],
+                      "commands": took})
+
+
+def seconds(command: list[str]) -> float:
+    begun = time.perf_counter()
+    said = subprocess.run(command, capture_output=True, text=True, check=False)
+    took = time.perf_counter() - begun
+    if said.returncode:
+        raise RuntimeError(f"{' '.join(command)} ended with {said.returncode}: {said.stderr}")
+    return took
+
+
+if __name__ == "__main__":
+    main()
