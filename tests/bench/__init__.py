@@ -5,6 +5,7 @@ import os
 import platform
 import statistics
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 ROOT = Path(__file__).parent.parent.parent
+PEERS = Path(__file__).parent / "peers"
 
 
 def figure(what: str, asked: float, sense: Literal["at least", "at most"], unit: str, values: Sequence[float]) -> dict[str, Any]:
@@ -42,6 +44,19 @@ def git_revision() -> str:
     """The commit that was measured, with a mark where files were changed since."""
     asked = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=10"], cwd=ROOT, capture_output=True, text=True, check=False)
     return asked.stdout.strip() or "no revision"
+
+
+def peers(name: str) -> Path:
+    """The interpreter of an environment of peers, which is made on demand from `peers/NAME.txt`."""
+    place, lock = ROOT / "build" / "peers" / name, PEERS / f"{name}.txt"
+    made = place / "installed"
+    if not made.exists() or made.read_text() != lock.read_text():
+        print(f"installing the peers of {name} (once, about two minutes) ...", flush=True)
+        subprocess.run([sys.executable, "-m", "venv", "--clear", place], check=True)
+        subprocess.run([place / "bin" / "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--require-hashes",
+                        "-r", lock], check=True)
+        made.write_text(lock.read_text())
+    return place / "bin" / "python"
 
 
 @contextmanager

@@ -8,7 +8,6 @@ import argparse
 import json
 import os
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -30,14 +29,13 @@ from contracts.contract import Contract, Drift, Gate, Label, Verdict, category, 
 from contracts.drift import drift
 from contracts.reference import Reference, learn
 from service import profiles
-from tests.bench import ROOT, write
+from tests.bench import PEERS, ROOT, peers, write
 
 Rng = np.random.Generator
 TRAINED, DAYS = 100_000, 60  # rows and days of the training data
 SIZES = {200: 400, 1_000: 400, 10_000: 400, 100_000: 400, 1_000_000: 50}  # rows of a window: windows
 TIMES = 200  # windows of each fault
 LEARNT = 59
-PEERS = Path(__file__).parent / "peers"
 NUMBERS: dict[str, Callable[[Rng, int], np.ndarray]] = {
     "normal": lambda rng, n: rng.normal(60, 18, n),
     "normal_small": lambda rng, n: rng.normal(0, 1e-6, n),
@@ -266,7 +264,7 @@ def side_by_side(windows: int) -> dict[str, Any]:
         "a quarter of σ in 3 columns, n = 1,000": (1_000, "a quarter of σ in 3 of 20 columns"),
         "10 % to 15 %, n = 2,000": (2_000, "a category's share from 10 % to 15 %"), "nulls at 5 %, n = 1,000": (1_000, "nulls at 5 %"),
         "1 σ behind one outlier, n = 1,000": (1_000, "1 σ behind one outlier")}
-    python, found = peers(), {}
+    python, found = peers("drift"), {}
     with tempfile.TemporaryDirectory(prefix="perennial-bench-") as folder:
         _frame(made_up(np.random.default_rng(0), TRAINED)).to_parquet(f"{folder}/reference.parquet")
         for name, (n, fault) in sets.items():
@@ -289,19 +287,6 @@ def side_by_side(windows: int) -> dict[str, Any]:
 
 def _frame(seen: dict[str, Watched]) -> pd.DataFrame:
     return pd.DataFrame({name: one.values for name, one in seen.items()})
-
-
-def peers() -> Path:
-    """The interpreter of the peers' environment, which is made on demand from their own lock."""
-    place, lock = ROOT / "build" / "peers" / "drift", PEERS / "drift.txt"
-    made = place / "installed"
-    if not made.exists() or made.read_text() != lock.read_text():
-        print("installing the peers (once, about two minutes) ...", flush=True)
-        subprocess.run([sys.executable, "-m", "venv", "--clear", place], check=True)
-        subprocess.run([place / "bin" / "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--require-hashes",
-                        "-r", lock], check=True)
-        made.write_text(lock.read_text())
-    return place / "bin" / "python"
 
 
 def draw(found: dict[str, Any]) -> Path:
