@@ -343,6 +343,11 @@ class Contract:
         """All that a caller may send."""
         return (*self.request_columns, *self.telling_columns)
 
+    @cached_property
+    def training_columns(self) -> tuple[str, ...]:
+        """What a training reads of labelled events."""
+        return tuple(dict.fromkeys((*self.request_columns, *self.label.needs)))
+
     def may_lack(self, name: str) -> bool:
         """Whether a request is good without a value for this column."""
         return self.columns[name].nullable or name in self.telling_columns

@@ -6,7 +6,7 @@ stochastic gradient boosting (Friedman, 2002), its samples cut once. Where there
 own training on all of them.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -35,6 +35,10 @@ class Block:
 
     def rows(self, chosen: slice) -> "Block":
         return Block(self.matrix[chosen], self.labels[chosen], self.times[chosen])
+
+    def first_from(self, time: datetime) -> int:
+        """The index of the first row that happened at `time` or later."""
+        return int(np.searchsorted(self.times, np.datetime64(time)))
 
 
 class Spool:
@@ -80,9 +84,19 @@ class Texts:
         return np.where(numbers < 0, np.nan, numbers)
 
     def _counted(self, before: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-        counts = np.bincount(numbers[numbers >= 0], minlength=len(self._numbers))
-        counts[:len(before)] += before
-        return counts
+        return _added(before, numbers[numbers >= 0], None, len(self._numbers))
+
+    @classmethod
+    def of_all(cls, parts: Sequence["Texts"]) -> "Texts":
+        """What several went through."""
+        whole = cls(parts[0]._feature)
+        for part in parts:
+            for text in part._numbers:
+                whole._numbers.setdefault(text, len(whole._numbers))
+            places = np.array([whole._numbers[text] for text in part._numbers], int)
+            whole._older, whole._all = (_added(before, places, counts, len(whole._numbers)) for before, counts in
+                                        ((whole._older, part._older), (whole._all, part._all)))
+        return whole
 
     def vocabulary(self, older: bool) -> tuple[str, ...]:
         """The texts that are not rare, in order."""
@@ -93,6 +107,12 @@ class Texts:
         """For each number the text's code in a model with this vocabulary, and NaN at the end, float32."""
         known = {text: code for code, text in enumerate(vocabulary, start=UNKNOWN + 1)}
         return np.array([*(known.get(text, UNKNOWN) for text in self._numbers), np.nan], np.float32)
+
+
+def _added(before: np.ndarray, numbers: np.ndarray, times: np.ndarray | None, size: int) -> np.ndarray:
+    counts = np.bincount(numbers, times, size).astype(np.int64)
+    counts[:len(before)] += before
+    return counts
 
 
 @dataclass(frozen=True)
@@ -106,6 +126,7 @@ class Prepared:
     sample: Columns
     texts: Mapping[str, Texts]
     spools: tuple[Spool, ...]
+    workers = 1
 
     def rounds(self, threads: int = 0) -> dict[str, Any]:
         """How many boosting rounds to train: early stopping on the newest `stop_share` of the older rows."""
@@ -129,9 +150,9 @@ class Prepared:
 
     def newest(self, model: Model) -> tuple[np.ndarray, np.ndarray]:
         """Class indices of the rows from `cut` on, int64 (n,), and what a model says of them, float32 (n, classes)."""
-        cut, labels, probabilities = np.datetime64(self.cut), [], []
+        labels, probabilities = [], []
         for block in self._blocks(model.vocabularies):
-            part = block.rows(slice(np.searchsorted(block.times, cut), None))
+            part = block.rows(slice(block.first_from(self.cut), None))
             labels.append(part.labels.astype(np.int64))
             probabilities.append(model.booster.inplace_predict(part.matrix))
         return np.concatenate(labels), np.concatenate(probabilities)
@@ -144,20 +165,25 @@ class Prepared:
         for spool in self.spools:
             block = spool.read()
             if older:
-                block = block.rows(slice(np.searchsorted(block.times, np.datetime64(self.cut))))
-            for position, feature in enumerate(self.contract.features):
-                if feature.kind == "category":
-                    numbers, texts = block.matrix[:, position], self.texts[feature.name]
-                    block.matrix[:, position] = texts.codes(vocabularies[feature.name])[np.where(np.isnan(numbers), -1, numbers).astype(int)]
-            yield block
+                block = block.rows(slice(block.first_from(self.cut)))
+            yield coded(self.contract, block, self.texts, vocabularies)
+
+
+def coded(contract: Contract, block: Block, texts: Mapping[str, Texts], vocabularies: Mapping[str, tuple[str, ...]]) -> Block:
+    """The block, in which categories now have the codes of a model with these vocabularies in place of their texts' numbers."""
+    for position, feature in enumerate(contract.features):
+        if feature.kind == "category":
+            codes, numbers = texts[feature.name].codes(vocabularies[feature.name]), block.matrix[:, position]
+            block.matrix[:, position] = codes[np.where(np.isnan(numbers), -1, numbers).astype(int)]
+    return block
 
 
 def prepared(contract: Contract, chunks: Iterable[pd.DataFrame], rows: int, cut: datetime, folder: Path,
-             tell: Callable[[str], None] = lambda _: None) -> Prepared:
-    """Go once through labelled events, `rows` in all, whatever their order; what is more than a few chunks lies in `folder`."""
+             tell: Callable[[str], None] = lambda _: None, blocks: int | None = None) -> Prepared:
+    """Go once through labelled events, some of `rows` in all, whatever their order; the features lie in `folder` meanwhile."""
     folder.mkdir(parents=True, exist_ok=True)
     texts = {feature.name: Texts(feature.name) for feature in contract.features if feature.kind == "category"}
-    spools = tuple(Spool(folder, len(contract.features)) for _ in range(-(-rows // MOST_ROWS)))
+    spools = tuple(Spool(folder, len(contract.features)) for _ in range(blocks or -(-rows // MOST_ROWS)))
     sample, seen, older_rows, every = [], 0, 0, -(-rows // SAMPLE)
     for chunk in chunks:
         columns, labels = contract.columns_of(chunk), contract.labels_of(chunk)
@@ -171,9 +197,14 @@ def prepared(contract: Contract, chunks: Iterable[pd.DataFrame], rows: int, cut:
         seen, older_rows = seen + len(labels), older_rows + int(older.sum())
         if len(spools) > 1:
             tell(f"{contract.name}: {seen:,} of {rows:,} rows are read")
-    whole = {name: np.concatenate([part[name] for part in sample]) for name in sample[0]}
-    order = np.argsort(whole[contract.event_time], kind="stable")
-    return Prepared(contract, cut, seen, older_rows, {name: values[order] for name, values in whole.items()}, texts, spools)
+    return Prepared(contract, cut, seen, older_rows, sorted_sample(contract, sample), texts, spools)
+
+
+def sorted_sample(contract: Contract, parts: list[Columns]) -> Columns:
+    """All rows of the parts in the order of their event time."""
+    whole = {name: np.concatenate([part[name] for part in parts]) for name in (parts[0] if parts else ())}
+    order = np.argsort(whole[contract.event_time], kind="stable") if parts else []
+    return {name: values[order] for name, values in whole.items()}
 
 
 def _numbered(contract: Contract, columns: Columns, texts: Mapping[str, Texts], older: np.ndarray) -> np.ndarray:

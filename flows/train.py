@@ -2,9 +2,12 @@
 
 import json
 import logging
+import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from hashlib import sha256
 from importlib.metadata import version as installed
@@ -20,8 +23,9 @@ from contracts import reference
 from contracts.bins import REFERENCE, watched
 from contracts.contract import Columns, PerennialError, Verdict, digest_of
 from contracts.quality import gate, scores
+from flows import cluster
 from flows.artifacts import show_gate, tag_run
-from flows.fit import prepared
+from flows.fit import Prepared, prepared
 from flows.memory import Memory, remember
 from flows.release import release_version
 from flows.rollout import answered_by
@@ -98,30 +102,44 @@ def fit_version(memory: Memory) -> str:
     A version holds the recipe trained twice: the *twin* on all but the newest labelled window, for the gate to
     judge on rows it never saw, and the model that serves, on every row, in as many rounds.
     """
-    contract = memory.contract
     source = data.newest(memory.store, memory.name)
-    cut = judged_from(memory, source)
-    needed = tuple(dict.fromkeys((*contract.request_columns, *contract.label.needs)))
-    rows = prepared(contract, data.chunks(memory.store, source, needed), source.rows, cut, memory.run / "training", log.info)
+    with gathered(memory, source) as rows:
+        files, metrics = fitted(memory, rows)
+    manifest = _manifest(memory, source, metrics, rows.older) | ({"workers": rows.workers} if rows.workers > 1 else {})
+    version = models.save(memory.store, memory.name, files, manifest)
+    memory.ledger.registered(version, {"data": source.digest, "rounds": metrics["rounds"], "git": git_revision(),
+                                        "bins_of": memory.ledger.state().champion})
+    return version
+
+
+@contextmanager
+def gathered(memory: Memory, source: data.DataVersion) -> Iterator[Prepared | cluster.Spread]:
+    """The rows of a data version as they are trained on: here, or on the Dask cluster that the environment names."""
+    cut, address = judged_from(memory, source), os.environ.get(cluster.ADDRESS)
+    if address:
+        with cluster.client_of(address) as client:
+            yield cluster.spread(client, memory.contract, memory.store.address, source, cut)
+    else:
+        chunks = data.chunks(memory.store, source, memory.contract.training_columns)
+        yield prepared(memory.contract, chunks, source.rows, cut, memory.run / "training", log.info)
+
+
+def fitted(memory: Memory, rows: Prepared | cluster.Spread) -> tuple[dict[str, bytes], dict[str, Any]]:
+    """A version's files by name, and its metrics."""
     if rows.older < 2 or rows.older == rows.rows:  # early stopping holds back one of those that train
         raise PerennialError(f"{memory.name}: {rows.older} of {rows.rows} rows are older than the gate's window, which starts at "
-                             f"{cut}; 2 must be, to train, and 1 in it, to judge: ingest more first")
-    history = rows.rounds()
+                             f"{rows.cut}; 2 must be, to train, and 1 in it, to judge: ingest more first")
+    contract, history = memory.contract, rows.rounds()
     twin, model = rows.fit(history["rounds"], older=True), rows.fit(history["rounds"])
-    champion, probabilities = memory.ledger.state().champion, model.probabilities(rows.sample)
+    champion, sample, probabilities = memory.ledger.state().champion, rows.sample, model.probabilities(rows.sample)
     before = bins_of(fetched(memory, champion)) if champion else {}
-    seen = watched(contract, rows.sample, probabilities, model.classes(probabilities))
-    files = model.files() | twin.files(TWIN) | {
+    seen = watched(contract, sample, probabilities, model.classes(probabilities))
+    return model.files() | twin.files(TWIN) | {
         REFERENCE: reference.to_bytes(reference.learn(
-            seen, rows.sample[contract.event_time], contract.drift.window, contract.drift.false_alarms, before)),
-        "samples.json": json.dumps(_samples(model, rows.sample)).encode(),
+            seen, sample[contract.event_time], contract.drift.window, contract.drift.false_alarms, before)),
+        "samples.json": json.dumps(_samples(model, sample)).encode(),
         "contract.json": json.dumps(contract.describe(), indent=1, sort_keys=True, ensure_ascii=False).encode(),
-    }
-    metrics = history | {"newest_window": scores(contract, *rows.newest(twin))}
-    version = models.save(memory.store, memory.name, files, _manifest(memory, source, metrics, rows.older))
-    memory.ledger.registered(version, {"data": source.digest, "rounds": history["rounds"], "git": git_revision(),
-                                        "bins_of": champion})
-    return version
+    }, history | {"newest_window": scores(contract, *rows.newest(twin))}
 
 
 def _samples(model: Model, columns: Columns) -> dict[str, Any]:

@@ -1,0 +1,109 @@
+"""The same train flow on a Dask cluster: two worker processes on this machine hold the rows between them."""
+
+from datetime import datetime, timedelta
+
+import numpy as np
+import pytest
+
+from contracts.contract import PerennialError
+from contracts.quality import scores
+from flows import cluster, fit, train
+from flows.cluster import ADDRESS, ClusterAway, client_of, spread
+from flows.fit import Texts, prepared
+from flows.ingest import take_in
+from flows.memory import remember
+from registry import data, models
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # Dask's and its own dependencies' are not ours to mend
+START, WEEKS = datetime(2013, 1, 1), 5
+
+
+@pytest.fixture(scope="module")
+def scheduler():
+    """Its address."""
+    from distributed import LocalCluster
+
+    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None, worker_dashboard_address=None) as here:
+        yield here.scheduler_address
+
+
+@pytest.fixture
+def flights(addresses):
+    memory = remember("flights")
+    for week in range(WEEKS):
+        take_in(memory, START + timedelta(weeks=week), START + timedelta(weeks=week + 1))
+    return memory
+
+
+def quality(rows, contract):
+    return scores(contract, *rows.newest(rows.fit(20, older=True)))
+
+
+def test_two_workers_find_what_one_machine_finds(scheduler, flights, tmp_path):
+    source = data.newest(flights.store, "flights")
+    cut = train.judged_from(flights, source)
+    here = prepared(flights.contract, data.chunks(flights.store, source, flights.contract.training_columns), source.rows, cut, tmp_path)
+    with client_of(scheduler) as client:
+        there = spread(client, flights.contract, flights.store.address, source, cut)
+        assert there.workers == 2 and min(one.rows for one in there.facts) > 5_000
+        assert (there.rows, there.older) == (here.rows, here.older)
+        for name, values in here.sample.items():
+            np.testing.assert_array_equal(sorted(there.sample[name].astype(str)), sorted(values.astype(str)))
+        model, other = there.fit(2), here.fit(2)
+        assert model.vocabularies == other.vocabularies
+        mine, theirs = quality(here, flights.contract), quality(there, flights.contract)
+        assert mine["rows"] == theirs["rows"] > 4_000 and mine["log_loss"] != 0
+        assert abs(mine["log_loss"] - theirs["log_loss"]) < 0.01 and abs(mine["auc"] - theirs["auc"]) < 0.02
+        history = there.rounds()
+        assert 1 <= history["rounds"] <= flights.contract.rounds
+        assert abs(history["stop_rows"] / (there.older * flights.contract.stop_share) - 1) < 0.05
+        trained = {str(row) for row in model.matrix(here.sample)[:50]}
+        assert len(trained) == 50
+
+
+def test_the_address_sends_the_train_flow_there(scheduler, flights, monkeypatch):
+    monkeypatch.setenv(ADDRESS, scheduler)
+    version = train.fit_version(flights)
+    facts = models.manifest(flights.store, "flights", version)
+    assert facts["workers"] == 2 and facts["rows"] == data.newest(flights.store, "flights").rows
+    assert train.judge(flights, version).passed
+    monkeypatch.delenv(ADDRESS)
+    alone = train.fit_version(flights)
+    assert "workers" not in models.manifest(flights.store, "flights", alone) and alone != version
+
+
+def test_a_worker_without_rows_is_left_out(scheduler, pumps):
+    source = data.newest(pumps.store, pumps.name)
+    with client_of(scheduler) as client:
+        rows = spread(client, pumps.contract, pumps.store.address, source, train.judged_from(pumps, source))
+        assert rows.workers == 1 and rows.rows == source.rows and rows.fit(3).booster.num_boosted_rounds() == 3
+
+
+def test_no_scheduler_and_no_workers_are_told_with_the_remedy(monkeypatch):
+    from distributed import LocalCluster
+
+    monkeypatch.setattr(cluster, "PATIENCE", 1)
+    with pytest.raises(ClusterAway, match=f"no Dask scheduler answers at tcp://127.0.0.1:1: .*unset {ADDRESS}"), client_of("tcp://127.0.0.1:1"):
+        pass
+    with LocalCluster(n_workers=0, dashboard_address=None) as empty, \
+            pytest.raises(ClusterAway, match="no workers; start some: dask worker"), client_of(empty.scheduler_address):
+        pass
+
+
+def test_a_missing_dask_is_told(monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    with pytest.raises(PerennialError, match=r"pip install 'perennial\[cluster\]'"), client_of("tcp://127.0.0.1:1"):
+        pass
+
+
+def test_texts_of_all_are_what_one_would_have_counted(monkeypatch):
+    monkeypatch.setattr(fit, "RARE", 2)
+    values, older = np.array(["b", "a", None, "c", "a", "b", "b", "c"], object), np.array([1, 1, 1, 1, 1, 0, 0, 0], bool)
+    whole, first, second = Texts("x"), Texts("x"), Texts("x")
+    whole.numbered(values, older)
+    first.numbered(values[:3], older[:3])
+    second.numbered(values[3:], older[3:])
+    both = Texts.of_all([first, second])
+    assert [both.vocabulary(True), both.vocabulary(False)] == [whole.vocabulary(True), whole.vocabulary(False)] == [("a",), ("a", "b", "c")]
