@@ -1,0 +1,147 @@
+"""From a drift event to the new version answering on all replicas, on two months of flights, by the real stack.
+
+A Prefect server, its worker, Traefik and two replicas; callers send one-record requests all the time. The event is the one
+that the monitor emits for a window whose retraining the ledger granted; from there on nobody lends a hand.
+"""
+
+import json
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any
+
+import httpx
+
+from deployments import balancer, replicas, stack
+from tests.bench import figure, fresh_addresses, write
+
+START, CHAMPION, END = datetime(2013, 1, 1), datetime(2013, 2, 1), datetime(2013, 3, 1)  # the champion knows January alone
+ROUNDS, BOUND = 3, 180  # seconds that a round may take
+RATE = 50  # requests a second by the callers, of which the canary gets its share
+PARTS = ("event → run created", "→ running", "trained", "judged", "bento", "replicas up and checked", "canary", "promoted → all replicas")
+
+
+def main() -> None:
+    with fresh_addresses() as home:
+        os.environ |= stack.environment(home) | {"PREFECT_LOGGING_LEVEL": "CRITICAL"}
+        stack.up(home)
+        rounds = measured()
+    seconds = [one["seconds"] for one in rounds]
+    write("loop", {"figures": [figure("drift event to the new version serving on all replicas, two months of flights", 60, "at most", "s",
+                                      seconds)],
+                   "requests_per_second": RATE, "rounds": rounds})
+
+
+def measured() -> list[dict[str, Any]]:
+    from flows.cli import directly
+    from flows.ingest import take_in
+    from flows.memory import remember
+    from flows.train import train
+
+    memory = remember("flights")
+    take_in(memory, START, CHAMPION)
+    first = directly(train, "flights")
+    if first["outcome"] != "released":
+        raise RuntimeError(f"the first champion was not released: {first}")
+    take_in(memory, CHAMPION, END)
+    rounds = []
+    with calling(memory) as answered:
+        for number in range(ROUNDS):
+            answered.clear()
+            rounds.append(one_round(memory, number))
+            rounds[-1] |= {"requests": len(answered), "failed": len(answered) - answered.count(200)}
+            print(json.dumps(rounds[-1]), flush=True)
+            go_back(memory, first["version"])
+    return rounds
+
+
+@contextmanager
+def calling(memory: Any) -> Iterator[list[int]]:
+    """One-record requests through the load balancer, RATE a second at most; the status of each answer."""
+    from flows.train import fetched
+
+    samples = json.loads((fetched(memory, memory.ledger.state().champion) / "samples.json").read_bytes())["records"]
+    answered, over = [], threading.Event()
+
+    def call() -> None:
+        with httpx.Client(timeout=30, trust_env=False) as client:
+            while not over.wait(1 / RATE):
+                record = samples[len(answered) % len(samples)]
+                answered.append(client.post(f"{balancer.address(memory.run, memory.name)}/predict", json={"records": [record]}).status_code)
+
+    caller = threading.Thread(target=call)
+    caller.start()
+    try:
+        yield answered
+    finally:
+        over.set()
+        caller.join()
+
+
+def go_back(memory: Any, version: str) -> None:
+    """The first champion serves again, and the next round has to make the bento anew."""
+    from flows.release import roll_back
+
+    made = memory.ledger.state().champion
+    roll_back(memory.name, version, "the next round")
+    shutil.rmtree(memory.run / "bentoml" / "bentos" / memory.name / made[:16])
+
+
+def one_round(memory: Any, number: int) -> dict[str, Any]:
+    """Grant a retraining, emit its event, and wait until every replica answers with what came of it."""
+    from contracts.contract import Verdict
+    from flows.monitor import announce, fresh_rows
+
+    before, policy = memory.ledger.state().champion, memory.contract.drift
+    window = (END - policy.window).isoformat() if not number else (END + number * policy.cooldown).isoformat()
+    granted = memory.ledger.claim_retraining(
+        window, now=END + number * policy.cooldown, reason="the benchmark", drift=policy, fresh=fresh_rows(memory))
+    if not granted.granted:
+        raise RuntimeError(f"no retraining was granted: {granted.reason}")
+    verdict = Verdict("drift", "failed", ("the benchmark says so",), kind="input drift", figures={"checks": {}})
+    begun = time.time()
+    announce(memory.name, window, verdict.as_json(), "retrain")
+    canary, there = seen(lambda: balancer.routed_beside(memory.run, memory.name)), seen(lambda: new_everywhere(memory, before))
+    replicas.until(lambda: memory.ledger.state().claims[window]["state"] == "finished", BOUND)
+    return {"seconds": there - begun, "parts": parts(memory, window, begun, canary, there), "flow_ended_after": time.time() - there}
+
+
+def seen(what: Callable[[], Any]) -> float:
+    """When it was first so; looked for ten times a second."""
+    if not replicas.until(lambda: bool(what()), BOUND):
+        raise RuntimeError(f"not within {BOUND} s; the worker's log says why: {os.environ['PERENNIAL_RUN']}/logs/prefect-worker.log")
+    return time.time()
+
+
+def new_everywhere(memory: Any, before: str) -> bool:
+    """Whether another champion has all its replicas, callers are sent to these alone, and that is who answers them."""
+    from flows.rollout import REPLICAS
+
+    champion, run = memory.ledger.state().champion, memory.run
+    urls = sorted(one.url for one in replicas.running(run, memory.name) if one.version == champion)
+    if champion == before or len(urls) < REPLICAS or balancer.routed(run, memory.name) != urls or balancer.routed_beside(run, memory.name):
+        return False
+    answers = [replicas.get(f"{balancer.address(run, memory.name)}/model").json()["version"] for _ in range(2 * REPLICAS)]
+    return set(answers) == {champion}
+
+
+def parts(memory: Any, window: str, begun: float, canary: float, there: float) -> dict[str, float]:
+    """Seconds of each step, by Prefect's clock of the run and its tasks, by the ledger and by what was seen; in sum all there were."""
+    from prefect.client.orchestration import get_client
+
+    with get_client(sync_client=True) as client:
+        [run] = [one for one in client.read_flow_runs() if one.parameters.get("window") == window]
+        tasks = [one for one in client.read_task_runs() if one.flow_run_id == run.id]
+    ended = {one.name.split()[0]: one.end_time.timestamp() for one in tasks if one.end_time}
+    judged = [event.at for event in memory.ledger.events() if event.kind == "canary_judged"][-1]
+    times = [begun, run.created.timestamp(), run.start_time.timestamp(), ended["fit"], ended["judge"], ended["bento"], canary,
+             datetime.fromisoformat(judged).timestamp(), there]
+    return {name: after - before for name, before, after in zip(PARTS, times, times[1:])}
+
+
+if __name__ == "__main__":
+    main()
