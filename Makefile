@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v p
 ENV := .venv
 BIN := $(ENV)/bin
 
-.PHONY: demo test test-containers bench-serve bench-flows bench-rollout bench-drift lock clean
+.PHONY: demo test test-containers bench bench-page bench-startup bench-profile bench-loop bench-serve bench-flows bench-rollout bench-drift lock clean
 
 demo: $(ENV)/installed  ## Replay a real year through the whole loop; ARGS="--until 2013-05-01" for a short one.
 	@$(BIN)/perennial demo $(ARGS)
@@ -23,10 +23,25 @@ $(ENV)/installed: requirements.txt pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
+bench: $(ENV)/installed  ## Every figure, beside what else one might pick, and build/bench/index.html; a quarter of an hour; ARGS="flows loop" for some. Needs wrk.
+	@$(BIN)/python -m tests.bench $(ARGS)
+
+bench-page: $(ENV)/installed  ## Draw build/bench/index.html anew from the figures that are there.
+	@$(BIN)/python -m tests.bench.page
+
+bench-startup: $(ENV)/installed  ## How long commands take to start.
+	@$(BIN)/python -m tests.bench.startup
+
+bench-profile: $(ENV)/installed  ## Profiles of 1,000,000 flights, beside whylogs' own.
+	@$(BIN)/python -m tests.bench.profile
+
+bench-loop: $(ENV)/installed  ## From a drift event to the new version on all replicas, by the real stack. About 3 minutes.
+	@$(BIN)/python -m tests.bench.loop
+
 bench-serve: $(ENV)/installed  ## One-record requests a second on one core, everything on; needs wrk.
 	@$(BIN)/python -m tests.bench.serve
 
-bench-flows: $(ENV)/installed  ## What the flows add to the plain functions, on two months.
+bench-flows: $(ENV)/installed  ## What the flows add to the plain functions, on the year.
 	@$(BIN)/python -m tests.bench.flows
 
 bench-rollout: $(ENV)/installed  ## Releases, rollbacks, kills and bad challengers under load; needs docker and a registry. About 50 minutes.

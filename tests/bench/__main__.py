@@ -1,0 +1,96 @@
+"""All benchmarks, one after the other, and the page of what they measured: `python -m tests.bench`, or some of them by name."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from deployments import replicas
+from deployments.replicas import write_whole
+from tests.bench import PEERS, ROOT, peers
+from tests.bench.page import BENCH, BENCHMARKS
+from tests.bench.page import main as draw
+
+PATIENCE = 30  # seconds to end what it started, for a benchmark that is told to
+
+
+def main() -> None:
+    """Run them, each within its share of the time and what those before it left; one that fails or is late is told of on the page."""
+    names = sys.argv[1:] or list(BENCHMARKS)
+    if unknown := set(names) - set(BENCHMARKS):
+        sys.exit(f"no benchmark {', '.join(sorted(unknown))}; there are: {', '.join(BENCHMARKS)}")
+    for each in (signal.SIGINT, signal.SIGTERM):  # in the background too, where shells have SIGINT ignored
+        signal.signal(each, signal.default_int_handler)
+    for lock in sorted(PEERS.glob("*.txt")):
+        prepared(lock.stem)
+    done: dict[str, Any] = {}
+    begun, spared = time.monotonic(), 0.0
+    try:
+        for name in names:
+            share = BENCHMARKS[name].seconds
+            done[name] = one(name, share + spared)
+            spared += share - done[name]["seconds"]
+    except KeyboardInterrupt:
+        print("\nended by Ctrl-C; what was measured before is kept")
+    finally:
+        write_whole(BENCH / "run.json", json.dumps({"benchmarks": done, "seconds": time.monotonic() - begun}, indent=1))
+        draw()
+    told = [f"{name}: {how['outcome']}" for name, how in done.items() if how["outcome"] != "done"]
+    print(f"{time.monotonic() - begun:.0f} s", *told, sep="\n")
+    sys.exit(1 if told or len(done) < len(names) else 0)
+
+
+def prepared(name: str) -> None:
+    """The environment of some peers is there; where it can't be made, the benchmarks that want it say so themselves."""
+    try:
+        peers(name)
+    except subprocess.CalledProcessError as error:
+        print(f"the peers of {name} were not installed: {error}")
+
+
+def one(name: str, seconds: float) -> dict[str, Any]:
+    """Run a benchmark in a process and a folder for temporary files of its own; how long it took and how it ended."""
+    print(f"\n== {name}: {BENCHMARKS[name].about}; at most {seconds:.0f} s", flush=True)
+    begun = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder, open(Path(folder) / "said", "w+") as said:
+        program = subprocess.Popen([sys.executable, "-m", f"tests.bench.{name}"], cwd=ROOT, stderr=said, start_new_session=True,
+                                   env=os.environ | {"TMPDIR": folder})
+        try:
+            outcome = ended(program, seconds)
+        finally:
+            end(program, folder)
+        said.seek(0)
+        lines = said.read().strip().splitlines()
+    if outcome == "failed" and lines:
+        outcome = f"failed: {lines[-1]}"
+        print(*lines[-15:], sep="\n")
+    return {"outcome": outcome, "seconds": time.monotonic() - begun}
+
+
+def ended(program: subprocess.Popen, seconds: float) -> str:
+    try:
+        return "failed" if program.wait(seconds) else "done"
+    except subprocess.TimeoutExpired:
+        return f"not done within {seconds:.0f} s"
+
+
+def end(program: subprocess.Popen, folder: str) -> None:
+    """End a benchmark that still runs as Ctrl-C would, so that it ends its servers; by force what is left of these and of it."""
+    if program.poll() is None:
+        program.send_signal(signal.SIGINT)
+        with suppress(subprocess.TimeoutExpired):
+            program.wait(PATIENCE)
+    with suppress(ProcessLookupError):
+        os.killpg(program.pid, signal.SIGKILL)
+    program.wait()
+    replicas.end(lambda log: log.startswith(f"{folder}/"), 10)
+
+
+if __name__ == "__main__":
+    main()
