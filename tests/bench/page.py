@@ -62,9 +62,9 @@ def _read(path: Path) -> dict[str, Any]:
 def render(found: Found) -> str:
     """The page: one HTML document that asks nothing of the network and runs no script."""
     figures = [one | {"command": command(name), "met": met(one)} for name, held in _in_order(found) for one in held.get("figures", ())]
-    plots = ((far_from_asked, figures), (requests_a_second, peers(found)), (latency, peers(found)),
-             (memory_by_rows, found.get("train", {}).get("by_rows")), (loop_parts, found.get("loop", {}).get("rounds")),
-             (start_up, found.get("startup", {}).get("commands")))
+    plots = ((how_far_from_what_was_asked, figures), (requests_a_second, peers(found)), (latency, peers(found)),
+             (memory_as_rows_grow, found.get("train", {}).get("by_rows")), (from_drift_to_the_new_version, found.get("loop", {}).get("rounds")),
+             (start_of_a_command, found.get("startup", {}).get("commands")))
     drawn = [(plot.__name__.replace("_", " ").capitalize(), plot.__doc__, drawing(plot, shown)) for plot, shown in plots if shown]
     page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     page.filters["measure"] = measure
@@ -145,7 +145,7 @@ def _bars(axes: Axes, names: list[str]) -> np.ndarray:
     return at
 
 
-def far_from_asked(axes: Axes, figures: list[dict[str, Any]]) -> float:
+def how_far_from_what_was_asked(axes: Axes, figures: list[dict[str, Any]]) -> float:
     """How many times better than asked each figure is, with its spread over the rounds: right of the line is met."""
     shown = [one for one in figures if one["measured"] and one["asked"]]
     at = _bars(axes, [one["what"] for one in shown])
@@ -217,7 +217,7 @@ def _failed(axes: Axes, place: int, one: dict[str, Any]) -> None:
                   textcoords="offset points", va="center", fontsize=8, color=RED)
 
 
-def memory_by_rows(axes: Axes, by_rows: list[dict[str, Any]]) -> float:
+def memory_as_rows_grow(axes: Axes, by_rows: list[dict[str, Any]]) -> float:
     """The peak memory of a training as its rows grow, and the seconds that it takes."""
     rows, peak = ([one[key] for one in by_rows] for key in ("rows", "peak_mb"))
     axes.plot(rows, peak, "o-", color=BLUE, lw=2)
@@ -226,12 +226,13 @@ def memory_by_rows(axes: Axes, by_rows: list[dict[str, Any]]) -> float:
                       textcoords="offset points", ha="center", fontsize=8, color=SOFT)
     axes.set_xscale("log")
     _plain(axes, *rows)
+    axes.set_xticks(rows)
     axes.set_ylim(0, 1.3 * max(peak))
     axes.set(xlabel="rows (logarithmic)", ylabel="peak memory, MB")
     return 2.4
 
 
-def loop_parts(axes: Axes, rounds: list[dict[str, Any]]) -> float:
+def from_drift_to_the_new_version(axes: Axes, rounds: list[dict[str, Any]]) -> float:
     """Where the seconds go between the drift event and the new version answering on all replicas, round by round."""
     at = _bars(axes, [f"round {number}" for number in range(1, len(rounds) + 1)])
     begun = np.zeros(len(rounds))
@@ -240,13 +241,13 @@ def loop_parts(axes: Axes, rounds: list[dict[str, Any]]) -> float:
         bars = axes.barh(at, seconds, 0.6, begun, color=colour, label=part)
         axes.bar_label(bars, [f"{one:.1f}" if one > 1 else "" for one in seconds], label_type="center", fontsize=8, color="white")
         begun += seconds
-    axes.legend(**LEGEND | {"ncols": 8, "fontsize": 8})
+    axes.legend(**LEGEND | {"ncols": 8, "fontsize": 8, "handlelength": 1, "columnspacing": 1.4})
     axes.set_xlim(0, 1.02 * begun.max())
     axes.set_xlabel("seconds")
     return 0.45 * len(rounds)
 
 
-def start_up(axes: Axes, commands: dict[str, list[float]]) -> float:
+def start_of_a_command(axes: Axes, commands: dict[str, list[float]]) -> float:
     """Seconds of the whole process, warm: the median of the rounds, a line from the least to the most."""
     at = _bars(axes, list(commands))
     for place, (name, rounds) in zip(at, commands.items()):
