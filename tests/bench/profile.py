@@ -19,7 +19,7 @@ from service import profiles
 from tests.bench import figure, write
 from tests.bench.drift import PEERS, peers
 
-ROWS, ROUNDS = 1_000_000, 5
+ROWS, ROUNDS = 1_000_000, 3
 REPLICA = 20_000  # rows that a replica writes at a time
 
 
@@ -44,7 +44,7 @@ def main() -> None:
                 peer.stdin.flush()
                 return float(peer.stdout.readline())
 
-            ours(), theirs()  # imports, caches
+            ours(), theirs(REPLICA)  # imports, caches
             took = [(ours(), theirs()) for _ in range(ROUNDS)]
             batches = [(ours(REPLICA), theirs(REPLICA)) for _ in range(ROUNDS)]
             peer.stdin.close()
