@@ -36,7 +36,7 @@ bench-profile: $(ENV)/installed  ## Profiles of 1,000,000 flights, beside whylog
 	@$(BIN)/python -m tests.bench.profile
 
 bench-loop: $(ENV)/installed  ## From a drift event to the new version on all replicas, by the real stack. About 3 minutes.
-	@$(BIN)/python -m tests.bench.loop
+	@$(BIN)/python -m tests.bench.loop $(ARGS)
 
 bench-serve: $(ENV)/installed  ## One-record requests a second on one core, everything on; needs wrk.
 	@$(BIN)/python -m tests.bench.serve

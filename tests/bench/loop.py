@@ -4,6 +4,7 @@ A Prefect server, its worker, Traefik and two replicas; callers send one-record 
 that the monitor emits for a window whose retraining the ledger granted; from there on nobody lends a hand.
 """
 
+import argparse
 import json
 import os
 import shutil
@@ -20,23 +21,26 @@ from deployments import balancer, replicas, stack
 from tests.bench import figure, fresh_addresses, write
 
 START, CHAMPION, END = datetime(2013, 1, 1), datetime(2013, 2, 1), datetime(2013, 3, 1)  # the champion knows January alone
-ROUNDS, BOUND = 3, 180  # seconds that a round may take
+BOUND = 180  # seconds that a round may take
 RATE = 50  # requests a second by the callers, of which the canary gets its share
 PARTS = ("event → run created", "→ running", "trained", "judged", "bento", "replicas up and checked", "canary", "promoted → all replicas")
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    asked = parser.parse_args()
     with fresh_addresses() as home:
         os.environ |= stack.environment(home) | {"PREFECT_LOGGING_LEVEL": "CRITICAL"}
         stack.up(home)
-        rounds = measured()
+        rounds = measured(asked.rounds)
     seconds = [one["seconds"] for one in rounds]
     write("loop", {"figures": [figure("drift event to the new version serving on all replicas, two months of flights", 60, "at most", "s",
                                       seconds)],
                    "requests_per_second": RATE, "rounds": rounds})
 
 
-def measured() -> list[dict[str, Any]]:
+def measured(times: int) -> list[dict[str, Any]]:
     from flows.cli import directly
     from flows.ingest import take_in
     from flows.memory import remember
@@ -50,7 +54,7 @@ def measured() -> list[dict[str, Any]]:
     take_in(memory, CHAMPION, END)
     rounds = []
     with calling(memory) as answered:
-        for number in range(ROUNDS):
+        for number in range(times):
             answered.clear()
             rounds.append(one_round(memory, number))
             rounds[-1] |= {"requests": len(answered), "failed": len(answered) - answered.count(200)}
