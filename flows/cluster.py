@@ -83,8 +83,7 @@ def part_of(module: str, share: Share, vocabularies: dict[str, tuple[str, ...]],
     """The rows of [start, end) with the codes that these vocabularies give; runs on a worker."""
     first = 0 if start is None else share.block.first_from(start)
     last = None if end is None else share.block.first_from(end)
-    part = share.block.rows(slice(first, last))
-    return coded(load(module), Block(part.matrix.copy(), part.labels, part.times), share.texts, vocabularies)
+    return coded(load(module), share.block.rows(slice(first, last)).copy(), share.texts, vocabularies)
 
 
 def answers_to(part: Block, booster: Any) -> np.ndarray:

@@ -36,6 +36,10 @@ class Block:
     def rows(self, chosen: slice) -> "Block":
         return Block(self.matrix[chosen], self.labels[chosen], self.times[chosen])
 
+    def copy(self) -> "Block":
+        """Rows that do not hold on to those they were among."""
+        return Block(self.matrix.copy(), self.labels.copy(), self.times.copy())
+
     def first_from(self, time: datetime) -> int:
         """The index of the first row that happened at `time` or later."""
         return int(np.searchsorted(self.times, np.datetime64(time)))
@@ -132,13 +136,12 @@ class Prepared:
         """How many boosting rounds to train: early stopping on the newest `stop_share` of the older rows."""
         contract, vocabularies = self.contract, self._vocabularies(older=True)
 
-        def parted(block: Block) -> tuple[Block, Block]:
-            cut = len(block.labels) - max(1, int(len(block.labels) * contract.stop_share))
-            return block.rows(slice(cut)), block.rows(slice(cut, None, len(self.spools)))
+        def cut(block: Block) -> int:
+            return len(block.labels) - max(1, int(len(block.labels) * contract.stop_share))
 
-        newest = [parted(block)[1] for block in self._blocks(vocabularies, older=True)]
+        newest = [block.rows(slice(cut(block), None, len(self.spools))).copy() for block in self._blocks(vocabularies, older=True)]
         held_out = Block(*(np.concatenate([getattr(block, name) for block in newest]) for name in ("matrix", "labels", "times")))
-        probe = _boosted(contract, (parted(block)[0] for block in self._blocks(vocabularies, older=True)),
+        probe = _boosted(contract, (block.rows(slice(cut(block))) for block in self._blocks(vocabularies, older=True)),
                          min(len(self.spools), contract.rounds), contract.rounds, threads, held_out)
         return {"rounds": probe.best_iteration + 1, "stop_log_loss": float(probe.best_score), "stop_rows": len(held_out.labels)}
 

@@ -163,8 +163,9 @@ def _manifest(memory: Memory, source: data.DataVersion, metrics: dict[str, Any],
 
 
 def code_digest() -> str:
-    """The digest of the code that a bento holds."""
+    """The digest of the code that trains a version, and of all that a bento holds."""
     sources = [path for room in ("contracts", "service") for path in sorted((ROOT / room).glob("*.py"))]
+    sources += [ROOT / "flows" / name for name in ("cluster.py", "fit.py")]
     return digest_of({str(path.relative_to(ROOT)): sha256(path.read_bytes()).hexdigest() for path in sources})
 
 
@@ -180,14 +181,16 @@ def judge(memory: Memory, version: str) -> Verdict:
         return Verdict.from_json(state.verdicts[version][-1]["verdict"])
     manifest = models.manifest(memory.store, memory.name, version)
     source = data.DataVersion.from_json(manifest["data"])
-    rows = data.read(memory.store, source, start=datetime.fromisoformat(manifest["judged_from"]))
-    columns, labels = contract.columns_of(rows), contract.labels_of(rows)
     files = fetched(memory, version)
-    served, twin = (restore(contract, files, stem).probabilities(columns) for stem in (SERVED, TWIN))
+    with saved_answers(memory, files) as answering:
+        rows = data.read(memory.store, source, start=datetime.fromisoformat(manifest["judged_from"]))
+        columns, labels = contract.columns_of(rows), contract.labels_of(rows)
+        served, twin = (restore(contract, files, stem).probabilities(columns) for stem in (SERVED, TWIN))
+        champion = champion_probabilities(memory, state.champion, rows)
+        apart = disagreement(answering, files)  # awaited before the latency is measured
     verdict = gate(
-        contract, labels, twin, champion_probabilities(memory, state.champion, rows),
-        {name: rows[name].to_numpy() for name in contract.gate.slices},
-        latency_ms=latency(restore(contract, files), files), disagreement=disagreement(memory, files),
+        contract, labels, twin, champion, {name: rows[name].to_numpy() for name in contract.gate.slices},
+        latency_ms=latency(restore(contract, files), files), disagreement=apart,
         size_mb=sum(file.stat().st_size for file in files.iterdir()) / 2**20,
         refit_shift=float(np.abs(served - twin).mean()))
     memory.ledger.judged(version, verdict, state.champion, {"data": source.digest})
@@ -227,12 +230,17 @@ def latency(model: Model, files: Path) -> float:
     return float(np.percentile(times, 99) * 1000)
 
 
-def disagreement(memory: Memory, files: Path) -> float:
-    """The largest difference between the trainer's sample answers and a new process's, from the saved files."""
+def saved_answers(memory: Memory, files: Path) -> subprocess.Popen[str]:
+    """A new process that answers the version's sample records from its saved files."""
     module = memory.contract.schema.__module__
-    command = [sys.executable, "-m", "service.model", module, str(files)]
-    asked = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    if asked.returncode:
-        raise PerennialError(f"the saved model does not answer in a new process:\n{asked.stderr.strip()}")
+    return subprocess.Popen([sys.executable, "-m", "service.model", module, str(files)], cwd=ROOT, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def disagreement(answering: subprocess.Popen[str], files: Path) -> float:
+    """The largest difference between the trainer's sample answers and those of `saved_answers`."""
+    answers, told = answering.communicate()
+    if answering.returncode:
+        raise PerennialError(f"the saved model does not answer in a new process:\n{told.strip()}")
     expected = json.loads((files / "samples.json").read_bytes())["probabilities"]
-    return float(np.abs(np.asarray(json.loads(asked.stdout)) - np.asarray(expected)).max())
+    return float(np.abs(np.asarray(json.loads(answers)) - np.asarray(expected)).max())
