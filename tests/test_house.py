@@ -1,6 +1,7 @@
 """The rules of the house: who may import whom, what the README names exists, nothing is pickled."""
 
 import ast
+import os
 import re
 import shlex
 import subprocess
@@ -66,6 +67,14 @@ finally:
     said = subprocess.run([sys.executable, "-c", program, *words], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert said.returncode == 0, said.stderr
     assert not without & set(said.stdout.splitlines()[-1].split())
+
+
+@pytest.mark.parametrize("module", ["flows.train", "flows.monitor", "service.model", "contracts.quality"])
+def test_threads_that_wait_do_not_spin(module):
+    """Whichever library brings OpenMP first: OpenMP itself says what it has read, when it is loaded."""
+    environ = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"} | {"OMP_DISPLAY_ENV": "VERBOSE"}
+    said = subprocess.run([sys.executable, "-c", f"import {module}, xgboost"], cwd=ROOT, capture_output=True, text=True, env=environ, timeout=60)
+    assert set(re.findall(r"GOMP_SPINCOUNT = '(\d+)'", said.stderr)) == {"0"}, said.stderr
 
 
 def test_only_the_contract_and_the_replay_know_flights():
