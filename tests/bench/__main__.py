@@ -7,13 +7,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from deployments import replicas
 from deployments.replicas import write_whole
-from tests.bench import PEERS, ROOT, peers
+from tests.bench import ROOT, peers
 from tests.bench.page import BENCH, BENCHMARKS
 from tests.bench.page import main as draw
 
@@ -27,13 +28,14 @@ def main() -> None:
         sys.exit(f"no benchmark {', '.join(sorted(unknown))}; there are: {', '.join(BENCHMARKS)}")
     for each in (signal.SIGINT, signal.SIGTERM):  # in the background too, where shells have SIGINT ignored
         signal.signal(each, signal.default_int_handler)
-    for lock in sorted(PEERS.glob("*.txt")):
-        prepared(lock.stem)
     done: dict[str, Any] = {}
     begun, spared = time.monotonic(), 0.0
     try:
+        prepare(dict.fromkeys(each for name in names for each in BENCHMARKS[name].peers))
+        begun = time.monotonic()
         for name in names:
             share = BENCHMARKS[name].seconds
+            done[name] = {"outcome": "ended by Ctrl-C", "seconds": None}
             done[name] = one(name, share + spared)
             spared += share - done[name]["seconds"]
     except KeyboardInterrupt:
@@ -46,12 +48,13 @@ def main() -> None:
     sys.exit(1 if told or len(done) < len(names) else 0)
 
 
-def prepared(name: str) -> None:
-    """The environment of some peers is there; where it can't be made, the benchmarks that want it say so themselves."""
-    try:
-        peers(name)
-    except subprocess.CalledProcessError as error:
-        print(f"the peers of {name} were not installed: {error}")
+def prepare(environments: Iterable[str]) -> None:
+    """Install the peers before the clock runs; where they can't be, the benchmarks that want them say so themselves."""
+    for name in environments:
+        try:
+            peers(name)
+        except (OSError, subprocess.CalledProcessError) as error:
+            print(f"the peers of {name} were not installed: {error}")
 
 
 def one(name: str, seconds: float) -> dict[str, Any]:

@@ -19,20 +19,21 @@ BENCH = ROOT / "build" / "bench"
 
 
 class Benchmark(NamedTuple):
-    """What it is about, and its share of the quarter of an hour that `make bench` may take."""
+    """What it is about, its share of the quarter of an hour that `make bench` may take, and the environments of peers that it needs."""
 
     about: str
     seconds: int
+    peers: tuple[str, ...] = ()
 
 
 BENCHMARKS = {  # in the order in which `make bench` runs them
     "startup": Benchmark("how long commands take to start", 60),
     "check": Benchmark("the contract check of whole tables", 60),
-    "profile": Benchmark("profiles of the traffic", 60),
+    "profile": Benchmark("profiles of the traffic", 90, ("drift",)),
     "train": Benchmark("training, and the memory that it takes", 180),
     "flows": Benchmark("what the flows add to the plain functions", 120),
-    "loop": Benchmark("from a drift event to the new version on all replicas", 180),
-    "serve": Benchmark("requests through the built bento, beside what else one might pick", 240),
+    "loop": Benchmark("from a drift event to the new version on all replicas", 150),
+    "serve": Benchmark("requests through the built bento, beside what else one might pick", 240, ("serve", "mlserver")),
 }
 WIDTH, TOP, BOTTOM = 11.0, 0.4, 0.5  # inches
 PARTS = ("#0072b2", "#9cc3de", "#009e73", "#e69f00", "#cc79a7", "#d55e00", "#87909a", "#1c2733")  # apart for the colour-blind, too
