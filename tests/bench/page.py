@@ -156,7 +156,8 @@ def how_far_from_what_was_asked(axes: Axes, figures: list[dict[str, Any]]) -> fl
         colour = BLUE if one["met"] else RED
         axes.plot(sorted(ends), [place, place], color=colour, lw=5, alpha=0.35, solid_capstyle="butt")
         axes.plot(middle, place, "o", color=colour, ms=6)
-        axes.annotate(f"{middle:.2f} ×", (max(middle, *ends), place), (8, 0), textcoords="offset points", va="center", fontsize=8, color=SOFT)
+        axes.annotate(f"{middle:.2f} ×", (max(middle, *ends), place), (8, 0), textcoords="offset points", va="center", fontsize=8, color=SOFT,
+                      bbox={"fc": "white", "ec": "none", "pad": 0.5})
     axes.axvline(1, color=INK, lw=1)
     axes.set_xscale("log")
     _plain(axes, *(value for values in better for value in values), 1.0)
