@@ -13,6 +13,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+import psutil
+
 ROOT = Path(__file__).parent.parent.parent
 PEERS = Path(__file__).parent / "peers"
 
@@ -26,7 +28,7 @@ def figure(what: str, asked: float, sense: Literal["at least", "at most"], unit:
 def write(name: str, figures: dict[str, Any]) -> None:
     """Keep a benchmark's figures with where and when they were measured, and print them."""
     about = {"at": datetime.now(UTC).isoformat(timespec="seconds"), "cores": os.cpu_count(), "python": platform.python_version(),
-             "processor": processor(), "git": git_revision()}
+             "processor": processor(), "memory_gb": round(psutil.virtual_memory().total / 1e9, 1), "git": git_revision()}
     place = ROOT / "build" / "bench" / f"{name}.json"
     place.parent.mkdir(parents=True, exist_ok=True)
     place.write_text(json.dumps(figures | about, indent=1))

@@ -269,7 +269,8 @@ td.missed { color: #b34700; font-weight: 600 } td.met { color: #00704f } td code
 td:first-child { max-width: 34em } tr.missed td:first-child { font-weight: 600 }
 </style></head><body>
 <p>Perennial · how fast{% if newest %} · {{ newest["at"][:16]|replace("T", " ") }} UTC · revision {{ newest.get("git", "unknown") }} ·
-{{ newest.get("cores", "?") }} cores{% if newest.get("processor") %} of {{ newest.processor }}{% endif %} · Python
+{{ newest.get("cores", "?") }} cores{% if newest.get("processor") %} of {{ newest.processor }}{% endif %}
+{% if newest.get("memory_gb") %}· {{ newest.memory_gb }} GB {% endif %}· Python
 {{ newest.get("python", "?") }}{% endif %}</p>
 <h1>{{ headline }}</h1>
 <table><thead><tr><th>What<th class="n">Asked<th class="n">Measured<th class="n">Low to high<th>Unit<th>Met?<th>Command</thead>
