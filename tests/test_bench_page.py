@@ -1,10 +1,13 @@
-"""The page of all benchmarks, drawn from small files that were made up."""
+"""How benchmarks are run, and the page of them all, drawn from small files that were made up."""
 
 import json
 import re
+import sys
 
+import psutil
 import pytest
 
+from tests.bench.__main__ import run
 from tests.bench.page import BENCHMARKS, found, met, render
 
 FIGURE = {"what": "requests <b>at once</b>", "asked": 3_000, "sense": "at least", "unit": "requests/s", "measured": 3_100.0,
@@ -71,3 +74,24 @@ def test_nothing_measured_is_a_page_all_the_same(tmp_path):
     page = render(found(tmp_path))
     assert "Nothing was measured yet" in page and "<svg" not in page
     assert all(f"no build/bench/{name}.json" in page for name in BENCHMARKS)
+
+
+def test_a_benchmark_that_fails_says_why_by_its_last_line(capsys):
+    assert run([sys.executable, "-c", "pass"], 30)["outcome"] == "done"
+    assert run([sys.executable, "-c", "import sys; sys.exit('no program wrk')"], 30)["outcome"] == "failed: no program wrk"
+
+
+@pytest.mark.parametrize("then", ["time.sleep(60)", "os._exit(3)"], ids=["late", "died"])
+def test_of_a_benchmark_that_is_late_or_dies_nothing_is_left(then, tmp_path):
+    """Its servers live in sessions of their own."""
+    told = tmp_path / "pid"
+    program = f"""
+import os, pathlib, sys, tempfile, time
+from deployments.replicas import spawn
+server = spawn([sys.executable, "-c", "import time; time.sleep(60)"], pathlib.Path(tempfile.mkdtemp()) / "server.log", {{}})
+pathlib.Path({str(told)!r}).write_text(str(server.pid))
+{then}
+"""
+    how = run([sys.executable, "-c", program], 8)
+    assert how["outcome"] == ("not done within 8 s" if "sleep" in then else "failed")
+    assert told.read_text() and not psutil.pid_exists(int(told.read_text()))

@@ -36,7 +36,8 @@ def main() -> None:
         for name in names:
             share = BENCHMARKS[name].seconds
             done[name] = {"outcome": "ended by Ctrl-C", "seconds": None}
-            done[name] = one(name, share + spared)
+            print(f"\n== {name}: {BENCHMARKS[name].about}; at most {share + spared:.0f} s", flush=True)
+            done[name] = run([sys.executable, "-m", f"tests.bench.{name}"], share + spared)
             spared += share - done[name]["seconds"]
     except KeyboardInterrupt:
         print("\nended by Ctrl-C; what was measured before is kept")
@@ -57,13 +58,11 @@ def prepare(environments: Iterable[str]) -> None:
             print(f"the peers of {name} were not installed: {error}")
 
 
-def one(name: str, seconds: float) -> dict[str, Any]:
-    """Run a benchmark in a process and a folder for temporary files of its own; how long it took and how it ended."""
-    print(f"\n== {name}: {BENCHMARKS[name].about}; at most {seconds:.0f} s", flush=True)
+def run(command: list[str], seconds: float) -> dict[str, Any]:
+    """Run a benchmark with a folder of its own for temporary files; how long it took and how it ended."""
     begun = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="bench-") as folder, open(Path(folder) / "said", "w+") as said:
-        program = subprocess.Popen([sys.executable, "-m", f"tests.bench.{name}"], cwd=ROOT, stderr=said, start_new_session=True,
-                                   env=os.environ | {"TMPDIR": folder})
+        program = subprocess.Popen(command, cwd=ROOT, stderr=said, start_new_session=True, env=os.environ | {"TMPDIR": folder})
         try:
             outcome = ended(program, seconds)
         finally:
