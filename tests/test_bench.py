@@ -4,9 +4,9 @@ import json
 import re
 import sys
 
-import psutil
 import pytest
 
+from deployments.replicas import Process
 from tests.bench.__main__ import run
 from tests.bench.page import BENCHMARKS, found, met, render
 
@@ -84,14 +84,14 @@ def test_a_benchmark_that_fails_says_why_by_its_last_line(capsys):
 @pytest.mark.parametrize("then", ["time.sleep(60)", "os._exit(3)"], ids=["late", "died"])
 def test_of_a_benchmark_that_is_late_or_dies_nothing_is_left(then, tmp_path):
     """Its servers live in sessions of their own."""
-    told = tmp_path / "pid"
+    told = tmp_path / "server.json"
     program = f"""
-import os, pathlib, sys, tempfile, time
+import dataclasses, json, os, pathlib, sys, tempfile, time
 from deployments.replicas import spawn
 server = spawn([sys.executable, "-c", "import time; time.sleep(60)"], pathlib.Path(tempfile.mkdtemp()) / "server.log", {{}})
-pathlib.Path({str(told)!r}).write_text(str(server.pid))
+pathlib.Path({str(told)!r}).write_text(json.dumps(dataclasses.asdict(server)))
 {then}
 """
     how = run([sys.executable, "-c", program], 8)
     assert how["outcome"] == ("not done within 8 s" if "sleep" in then else "failed")
-    assert told.read_text() and not psutil.pid_exists(int(told.read_text()))
+    assert not Process(**json.loads(told.read_text())).alive
