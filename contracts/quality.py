@@ -3,31 +3,40 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import pandera.errors
 from scipy.stats import bootstrap
 from sklearn.metrics import recall_score, roc_auc_score
 
 from contracts.contract import Contract, Gate, Verdict
 from contracts.drift import row_losses
+from contracts.rules import ROW, Fault, faults
 
 EXAMPLES = 3
 CALIBRATION_BINS = 10
 RESAMPLES = 1_000
+TEXT = pd.StringDtype(na_value=np.nan)  # what `astype("str")` gives
 SUM_ERROR = 1e-3  # a row's probabilities, in float32, add up to one but for this
 MISSING, OTHERS = "(missing)", "(others)"  # the slices of rows without a value, and of values with too few rows
 
 
 @dataclass(frozen=True)
 class Checked:
-    """A batch after its contract: the rows that passed, those set aside with their `reasons`, the Verdict."""
+    """A batch after its contract: the rows that passed, the Verdict, and the `faults` of `rows`, the whole batch."""
 
     good: pd.DataFrame
-    bad: pd.DataFrame
     verdict: Verdict
+    rows: pd.DataFrame
+    faults: tuple[Fault, ...] = ()
+
+    @cached_property
+    def bad(self) -> pd.DataFrame:
+        """The rows set aside, with their `reasons`: told when asked for, for a batch that is refused may have millions."""
+        reasons = _reasons(self.faults)
+        return self.rows.loc[reasons.index].assign(reasons=reasons).reset_index(drop=True)
 
 
 def check(contract: Contract, batch: pd.DataFrame) -> Checked:
@@ -40,39 +49,76 @@ def check(contract: Contract, batch: pd.DataFrame) -> Checked:
     broken = _missing(contract, batch) + _changed_units(contract, batch)
     if broken:
         return _refused(batch, broken)
-    rows = pd.DataFrame({name: cells(batch[name], contract.python_type(name)) for name in contract.columns})
+    rows = pd.DataFrame({name: cells(batch[name], contract.python_type(name)) for name in contract.columns}, copy=False)
     odd = _odd_cells(contract, batch, rows)
     broken = _changed_types(batch, odd)
     if broken:
         return _refused(rows, broken)
-    typed = rows.drop(index=odd["index"]).astype(
-        {name: spec.dtype.type for name, spec in contract.columns.items() if contract.python_type(name) in (int, bool)})
-    failures = pd.concat([odd, _failures(contract, typed)])
-    broken = [f"{f.column}: {f.check}, found {f.failure_case}" for f in failures[failures["index"].isna()].itertuples()]
+    typed = _typed(contract, _without(rows, _marked(odd, len(rows))))
+    wrong = [*odd, *faults(contract.schema.to_schema(), typed)]
+    broken = [f"{fault.column}: {fault.rule}, found {text}" for fault in wrong if fault.index is None for text in fault.texts()]
     if broken:
         return _refused(rows, broken)
-    failures = pd.concat([failures, _repeated(contract, typed.drop(index=failures["index"], errors="ignore"))])
-    reasons = _reasons(failures)
-    verdict = _data_verdict(contract, len(rows), len(reasons), _by_rule(failures))
-    bad = rows.loc[reasons.index].assign(reasons=reasons)
-    return Checked(typed.drop(index=reasons.index, errors="ignore").reset_index(drop=True), bad.reset_index(drop=True), verdict)
+    bad = _marked(wrong, len(rows))
+    again = _repeated(contract, typed, bad)
+    bad |= _marked(again, len(rows))
+    wrong += again
+    verdict = _data_verdict(contract, len(rows), int(bad.sum()), _by_rule(wrong))
+    return Checked(_without(typed, bad).reset_index(drop=True), verdict, rows, tuple(wrong))
 
 
-def _reasons(failures: pd.DataFrame) -> pd.Series:
+def _marked(wrong: list[Fault], rows: int) -> np.ndarray:
+    """Whether a row has any of these faults, by its index in the batch."""
+    marked = np.zeros(rows, dtype=bool)
+    for fault in wrong:
+        marked[fault.index] = True
+    return marked
+
+
+def _without(rows: pd.DataFrame, marked: np.ndarray) -> pd.DataFrame:
+    return rows[~marked[rows.index]] if marked.any() else rows
+
+
+def _typed(contract: Contract, rows: pd.DataFrame) -> pd.DataFrame:
+    """Whole numbers and bools as the schema declares them: no cell is missing there any more, unless it may be."""
+    return pd.DataFrame({
+        name: values.astype(contract.columns[name].dtype.type) if contract.python_type(name) in (int, bool) else values
+        for name, values in rows.items()}, copy=False)
+
+
+def _reasons(wrong: tuple[Fault, ...]) -> pd.Series:
     """All that is wrong with each bad row, by its index."""
-    found = (", found " + failures["failure_case"].map(str)).where(failures["column"] != "row", "")
-    return (failures["column"] + ": " + failures["check"] + found).groupby(failures["index"].astype(int)).agg("; ".join)
+    said: dict[int, str] = {}
+    for fault in wrong:
+        rule = f"{fault.column}: {fault.rule}"
+        texts = [rule] * len(fault.index) if fault.column == ROW else [f"{rule}, found {text}" for text in fault.texts()]
+        for index, text in zip(fault.index.tolist(), texts):
+            said[index] = f"{said[index]}; {text}" if index in said else text
+    index = sorted(said)
+    return pd.Series([said[row] for row in index], index, dtype="str")
 
 
 def cells(values: pd.Series, kind: type) -> pd.Series:
     """A column's cells as `kind`; missing where they are, and where they can't be read as one. Text is read as a CSV's."""
-    plain = values.astype(object) if values.dtype.kind == "O" else values
+    if kind is str and isinstance(values.dtype, pd.StringDtype):
+        return values if values.dtype == TEXT else values.astype(TEXT)
+    if kind is bool and values.dtype == bool:
+        return values.astype("boolean")
+    if kind is int and values.dtype.kind == "i":
+        return values.astype("Int64")
+    if kind is datetime and values.dtype.kind != "O":
+        naive = values.dtype.kind == "M" and values.dt.tz is None
+        return values if naive else pd.Series(pd.NaT, values.index, "datetime64[us]", values.name)
+    return _read(values.astype(object) if values.dtype.kind == "O" else values, kind)
+
+
+def _read(plain: pd.Series, kind: type) -> pd.Series:
     if kind is str:
-        return plain.where(plain.map(lambda cell: isinstance(cell, str)), None).astype("str")
+        return plain.where(plain.map(lambda cell: isinstance(cell, str)), None).astype(TEXT)
     if kind is bool:
         return plain.astype(str).str.lower().map({"true": True, "false": False}).astype("boolean")
     if kind is datetime:
-        return plain if plain.dtype.kind == "M" and plain.dt.tz is None else pd.to_datetime(plain.map(_time)).astype("datetime64[us]")
+        return pd.to_datetime(plain.map(_time)).astype("datetime64[us]")
     numbers = pd.to_numeric(plain if plain.dtype.kind in "iufO" else plain.map(lambda _: None), errors="coerce")
     return numbers.where(numbers % 1 == 0).astype("Int64") if kind is int else numbers.astype(float)
 
@@ -99,58 +145,59 @@ def _changed_units(contract: Contract, batch: pd.DataFrame) -> list[str]:
     ]
 
 
-def _cases(column: str, check: str, found: pd.Series) -> pd.DataFrame:
-    return pd.DataFrame({"column": column, "check": check, "failure_case": found.astype(object), "index": found.index.astype(object)})
-
-
-def _odd_cells(contract: Contract, batch: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
+def _odd_cells(contract: Contract, batch: pd.DataFrame, rows: pd.DataFrame) -> list[Fault]:
     """The cells that are not of the declared type, the empty ones of numpy's whole numbers and bools among them."""
-    def odd(name: str, spec: Any) -> pd.DataFrame:
-        kind = contract.python_type(name)
-        never_empty = kind in (int, bool) and isinstance(spec.dtype.type, np.dtype)
-        found = batch[name][rows[name].isna() & (batch[name].notna() | never_empty)]
-        return _cases(name, f"type {kind.__name__}{' without a zone' if kind is datetime else ''}", found)
+    found = []
+    for name, spec in contract.columns.items():
+        kind, unread = contract.python_type(name), rows[name].isna().to_numpy()
+        if not (kind in (int, bool) and isinstance(spec.dtype.type, np.dtype)):  # these are never empty
+            unread = unread & batch[name].notna().to_numpy()
+        if unread.any():
+            rule = f"type {kind.__name__}{' without a zone' if kind is datetime else ''}"
+            found.append(Fault(name, rule, np.flatnonzero(unread), batch[name][unread]))
+    return found
 
-    return pd.concat([odd(name, spec) for name, spec in contract.columns.items()])
 
-
-def _changed_types(batch: pd.DataFrame, odd: pd.DataFrame) -> list[str]:
+def _changed_types(batch: pd.DataFrame, odd: list[Fault]) -> list[str]:
     """The columns of which most values are of another type."""
-    return [_said(rule, f", found {batch[rule['column']].dtype}") for rule in _by_rule(odd[odd["failure_case"].notna()])
+    wrong = [Fault(fault.column, fault.rule, fault.index[there], fault.found[there])
+             for fault in odd if (there := fault.found.notna().to_numpy()).any()]
+    return [_said(rule, f", found {batch[rule['column']].dtype}") for rule in _by_rule(wrong)
             if rule["count"] > batch[rule["column"]].notna().sum() / 2]
 
 
-def _repeated(contract: Contract, rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows whose key an earlier row has."""
-    key = list(contract.key)
-    again = rows[rows.duplicated(key)][key] if key else rows[[]].head(0)
-    found = [" ".join(map(str, values)) for values in again.itertuples(index=False)]
-    return _cases("row", "an earlier row has its key", pd.Series(found, again.index, dtype=object))
+def _repeated(contract: Contract, rows: pd.DataFrame, bad: np.ndarray) -> list[Fault]:
+    """The rows whose key an earlier row has, among those that are not bad."""
+    if not contract.key:
+        return []
+    key = rows[list(contract.key)]
+    alike = key[pd.Series(_mixed(key), key.index).duplicated(keep=False) & ~bad[key.index]]
+    again = alike[alike.duplicated()]
+    return [Fault(ROW, "an earlier row has its key", again.index.to_numpy(), again)] if len(again) else []
+
+
+def _mixed(key: pd.DataFrame) -> np.ndarray:
+    """A number for each row, the same where the key is: those that share one are few, and are compared in full."""
+    mixed = np.zeros(len(key), dtype=np.uint64)
+    factors = np.random.default_rng(0).integers(2**63, size=key.shape[1], dtype=np.uint64) * 2 + 1
+    for factor, (_, values) in zip(factors, key.items()):
+        whole = isinstance(values.dtype, np.dtype) and values.dtype.kind in "iM"
+        numbers = values.to_numpy().astype(np.int64) if whole else values.factorize()[0]
+        mixed += numbers.astype(np.uint64) * factor
+    return mixed
 
 
 def _refused(rows: pd.DataFrame, reasons: list[str]) -> Checked:
     figures = {"rows": len(rows), "bad": len(rows), "by_rule": []}
     verdict = Verdict("data", "failed", tuple(reasons), figures, "broken contract")
-    return Checked(rows.iloc[:0], rows.iloc[:0], verdict)
+    return Checked(rows.iloc[:0], verdict, rows.iloc[:0])
 
 
-def _failures(contract: Contract, rows: pd.DataFrame) -> pd.DataFrame:
-    """One row a failure: column ("row" for cross-field rules), check, failure_case, index (missing: whole column)."""
-    try:
-        contract.schema.to_schema().validate(rows, lazy=True)
-    except pandera.errors.SchemaErrors as errors:
-        cases = errors.failure_cases[["schema_context", "column", "check", "failure_case", "index"]].copy()
-        cases.loc[cases["schema_context"] == "DataFrameSchema", "column"] = "row"
-        return cases.drop_duplicates(["column", "check", "index"])
-    return _cases("", "", pd.Series(dtype=object))
-
-
-def _by_rule(failures: pd.DataFrame) -> list[dict[str, Any]]:
+def _by_rule(wrong: list[Fault]) -> list[dict[str, Any]]:
     return [
-        {"column": column, "rule": rule, "count": len(cases), "examples": [
-            {"row": int(case.index_), "value": str(case.failure_case)}
-            for case in cases.head(EXAMPLES).rename(columns={"index": "index_"}).itertuples()]}
-        for (column, rule), cases in failures.groupby(["column", "check"])
+        {"column": fault.column, "rule": fault.rule, "count": len(fault.index), "examples": [
+            {"row": int(row), "value": text} for row, text in zip(fault.index, fault.texts(EXAMPLES))]}
+        for fault in sorted(wrong, key=lambda fault: (fault.column, fault.rule))
     ]
 
 
