@@ -11,6 +11,7 @@ import msgspec
 from bentoml._internal.context import server_context
 from bentoml._internal.server.http.instruments import RunnerTrafficMetricsMiddleware
 
+from service.door import widen
 from service.request import SAMPLE
 from service.together import Caller, Gone, Overloaded
 
@@ -53,6 +54,8 @@ class Front:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         handler = self._routes.get((scope.get("method"), scope["path"])) if scope["type"] == "http" else None
         if handler is None:
+            if scope["type"] == "lifespan":
+                widen(asyncio.get_running_loop())  # uvicorn starts to listen after this
             return await self._app(scope, receive, send)
         path, begun = scope["path"], self._traffic.begin(scope["path"])
         try:
