@@ -1,11 +1,18 @@
 """source → contract → data version."""
 
+import logging
+from collections import Counter
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from prefect import flow, task
 
 from contracts.contract import PerennialError, Refused
@@ -14,6 +21,10 @@ from flows.artifacts import show_data_check, tag_run
 from flows.files import read_file
 from flows.memory import Memory, remember
 from registry import data
+
+MOST_ROWS = 1_000_000  # of a file that are one batch
+
+log = logging.getLogger("perennial.ingest")
 
 
 @flow(name="ingest", flow_run_name="{model} {start}")
@@ -32,10 +43,43 @@ def take_in_batch(model: str, start: datetime | None, end: datetime | None, file
 
 
 def take_in(memory: Memory, start: datetime | None = None, end: datetime | None = None, file: str | None = None):
-    """Check one batch and append its good rows; the data version and the Verdict. Raises Refused, storing nothing."""
-    known = data.versions(memory.store, memory.name)
+    """Check what happened in [start, end) and append its good rows; the data version and the Verdict. Raises Refused, storing nothing.
+
+    Of a .parquet file with more than MOST_ROWS rows some whole days are one batch, checked and stored before the next is read.
+    """
     start, end = _span(memory, start, end)
-    batch = read_batch(memory, start, end, file)
+    spans = batches(memory, start, end, Path(file)) if file and Path(file).suffix == ".parquet" else [(start, end)]
+    for first, last in spans:
+        version, verdict = _take_in(memory, first, last, file, *([first == start] if len(spans) > 1 else []))
+        if len(spans) > 1:
+            log.info("%s: %s rows are held, up to %s", memory.name, f"{version.rows:,}", last)
+    return version, verdict
+
+
+def batches(memory: Memory, start: datetime, end: datetime, file: Path) -> list[tuple[datetime, datetime]]:
+    """[start, end) cut at midnights, so that the file has about MOST_ROWS rows or a day's in each."""
+    event_time, rows = memory.contract.event_time, Counter()
+    try:
+        parts = pq.ParquetFile(file)
+        if not pa.types.is_timestamp(parts.schema_arrow.field(event_time).type) or parts.metadata.num_rows <= MOST_ROWS:
+            return [(start, end)]
+        for part in parts.iter_batches(columns=[event_time]):
+            days = part.column(0).drop_null().to_numpy(zero_copy_only=False).astype("datetime64[D]")
+            rows.update(dict(zip(*(values.tolist() for values in np.unique(days, return_counts=True)))))
+    except (OSError, KeyError, pa.ArrowException):  # what is wrong with the file is told where it is read
+        return [(start, end)]
+    cuts, held = [start], 0
+    for day in sorted(rows):
+        midnight = datetime(day.year, day.month, day.day)
+        if held and held + rows[day] > MOST_ROWS and start < midnight < end:
+            cuts, held = [*cuts, midnight], 0
+        held += rows[day] if start < midnight + timedelta(days=1) and midnight < end else 0
+    return list(pairwise([*cuts, end]))
+
+
+def _take_in(memory: Memory, start: datetime, end: datetime, file: str | None, *first: bool):
+    known = data.versions(memory.store, memory.name)
+    batch = read_batch(memory, start, end, file, *first)
     checked = check(memory.contract, batch)
     span = {"start": start.isoformat(), "end": end.isoformat()}
     if not checked.verdict.passed:
@@ -76,15 +120,20 @@ def _span(memory: Memory, start: datetime | None, end: datetime | None) -> tuple
     return start, end
 
 
-def read_batch(memory: Memory, start: datetime, end: datetime, file: str | None = None) -> pd.DataFrame:
+def read_batch(memory: Memory, start: datetime, end: datetime, file: str | None = None, first: bool | None = None) -> pd.DataFrame:
     """The source's rows of [start, end): the contract's own source, or a .parquet or .csv file. Those of a file without a
-    readable event time are there too, for the check to count."""
+    readable event time are there too, for the check to count; of a large file (`first` is given) in the first batch alone."""
     contract = memory.contract
     if file is None:
         if contract.source is None:
             raise PerennialError(f"contract {contract.name} has no source; name a file: --file rows.parquet")
         return contract.source(start, end)
-    rows = read_file(Path(file))
+    here = None
+    if first is not None:
+        time = pc.field(contract.event_time)
+        here = (time >= pa.scalar(start)) & (time < pa.scalar(end))
+        here = here | time.is_null() if first else here
+    rows = read_file(Path(file), here)
     if contract.event_time not in rows:
         return rows
     times = cells(rows[contract.event_time], datetime)

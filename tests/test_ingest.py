@@ -2,13 +2,14 @@
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from contracts.contract import PerennialError, Refused
-from flows.ingest import read_batch, take_in
+from flows.ingest import batches, read_batch, take_in
 from flows.memory import remember
 from flows.train import champion_probabilities, fit_version, judged_from
 from registry import data, models
@@ -175,3 +176,43 @@ def test_too_few_rows_on_a_side_of_the_gates_window_are_named(memory, monkeypatc
 def test_a_file_is_cut_to_the_window_but_for_unreadable_times(memory, addresses):
     file = written(addresses, spoiled(7, measured_at="soon"))
     assert len(read_batch(memory, START, START + timedelta(days=1), file)) == 400
+
+
+@pytest.fixture
+def large_file(memory, addresses, monkeypatch):
+    """Ten days of 400 readings, in no order, two without a time, of which 1,000 are much."""
+    monkeypatch.setattr("flows.ingest.MOST_ROWS", 1_000)
+    rows = readings(START, START + timedelta(days=10)).sample(frac=1, random_state=0, ignore_index=True)
+    rows.loc[[5, 2_000], "measured_at"] = pd.NaT
+    file = addresses / "large.parquet"
+    rows.to_parquet(file, row_group_size=700)
+    return rows, str(file)
+
+
+def test_a_large_file_is_taken_in_some_days_at_a_time(memory, large_file):
+    rows, file = large_file
+    version, verdict = take_in(memory, START, START + timedelta(days=10), file)
+    held = data.versions(memory.store, memory.name)
+    assert verdict.passed and [one.batch_end[:10] for one in held] == ["2024-01-03", "2024-01-05", "2024-01-07", "2024-01-09", "2024-01-11"]
+    assert version == held[-1] and version.rows == len(rows) - 2 and len(data.bad_rows(memory.store, memory.name)) == 2
+    assert data.read(memory.store, version)["measured_at"].is_monotonic_increasing
+    assert take_in(memory, START, START + timedelta(days=10), file)[0] == held[-1] and data.versions(memory.store, memory.name) == held
+
+
+def test_what_is_refused_of_a_large_file_comes_after_what_is_stored(memory, large_file):
+    rows, file = large_file
+    mended = pd.read_parquet(file)
+    late = rows["measured_at"] > START + timedelta(days=5)
+    rows.assign(vibration=rows["vibration"].mask(late, -1.0)).to_parquet(file)
+    with pytest.raises(Refused, match="vibration: greater_than_or_equal_to"):
+        take_in(memory, START, START + timedelta(days=10), file)
+    assert data.newest(memory.store, memory.name).rows == (rows["measured_at"] < START + timedelta(days=4)).sum()
+    mended.to_parquet(file)
+    assert take_in(memory, START, START + timedelta(days=10), file)[0].rows == len(rows) - 2
+
+
+def test_days_outside_of_the_span_cut_nothing(memory, large_file):
+    _, file = large_file
+    two = (START + timedelta(days=1), START + timedelta(days=3))
+    assert batches(memory, *two, Path(file)) == [two]
+    assert len(batches(memory, START, START + timedelta(days=10), Path(file))) == 5
