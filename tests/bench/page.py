@@ -70,8 +70,10 @@ def render(found: Found) -> str:
     page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     page.filters["measure"] = measure
     newest = max((one for one in found.values() if "at" in one), key=lambda one: one["at"], default={})
+    how = list(runs(found))
+    lacking = [one["name"] for one in how if one["name"] in BENCHMARKS and (one["said"] or one["outcome"] not in ("", "done"))]
     return page.from_string(PAGE).render(
-        look=LOOK, headline=headline(figures), figures=figures, runs=list(runs(found)), plots=drawn, newest=newest)
+        look=LOOK, headline=headline(figures, lacking), figures=figures, runs=how, plots=drawn, newest=newest)
 
 
 def _in_order(found: Found) -> list[tuple[str, dict[str, Any]]]:
@@ -87,12 +89,13 @@ def met(figure: dict[str, Any]) -> bool:
     return figure["measured"] >= figure["asked"] if figure["sense"] == "at least" else figure["measured"] <= figure["asked"]
 
 
-def headline(figures: list[dict[str, Any]]) -> str:
-    """How many figures are met, whichever way it went."""
+def headline(figures: list[dict[str, Any]], lacking: list[str]) -> str:
+    """How many figures are met, whichever way it went, and of which benchmarks there are none of the last run."""
     if not figures:
         return "Nothing was measured yet: run make bench."
     all_, missed = len(figures), sum(not one["met"] for one in figures)
-    return f"{all_ - missed} of {all_} figures are met, {missed} missed." if missed else f"All {all_} figures are met."
+    said = f"{all_ - missed} of {all_} figures are met, {missed} missed" if missed else f"All {all_} figures are met"
+    return f"{said}; not measured: {', '.join(lacking)}." if lacking else f"{said}."
 
 
 def runs(found: Found) -> Iterator[dict[str, Any]]:
@@ -268,10 +271,10 @@ PAGE = """<!doctype html>
 td.missed { color: #b34700; font-weight: 600 } td.met { color: #00704f } td code { font-size: 12px; white-space: nowrap }
 td:first-child { max-width: 34em } tr.missed td:first-child { font-weight: 600 }
 </style></head><body>
+{% set machine = ["{} cores".format(newest.get("cores", "?")), newest.get("processor"),
+  "{} GB".format(newest.memory_gb) if newest.get("memory_gb"), "Python {}".format(newest.get("python", "?"))]|select|join(" · ") %}
 <p>Perennial · how fast{% if newest %} · {{ newest["at"][:16]|replace("T", " ") }} UTC · revision {{ newest.get("git", "unknown") }} ·
-{{ newest.get("cores", "?") }} cores{% if newest.get("processor") %} of {{ newest.processor }}{% endif %}
-{% if newest.get("memory_gb") %}· {{ newest.memory_gb }} GB {% endif %}· Python
-{{ newest.get("python", "?") }}{% endif %}</p>
+{{ machine }}{% endif %}</p>
 <h1>{{ headline }}</h1>
 <table><thead><tr><th>What<th class="n">Asked<th class="n">Measured<th class="n">Low to high<th>Unit<th>Met?<th>Command</thead>
 {% for one in figures %}
