@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v p
 ENV := .venv
 BIN := $(ENV)/bin
 
-.PHONY: demo test test-containers bench bench-page bench-startup bench-profile bench-loop bench-serve bench-flows bench-rollout bench-drift lock clean
+.PHONY: demo test test-containers bench bench-page bench-startup bench-profile bench-loop bench-check bench-train bench-serve bench-flows bench-rollout bench-drift lock clean
 
 demo: $(ENV)/installed  ## Replay a real year through the whole loop; ARGS="--until 2013-05-01" for a short one.
 	@$(BIN)/perennial demo $(ARGS)
@@ -38,8 +38,14 @@ bench-profile: $(ENV)/installed  ## Profiles of 1,000,000 flights, beside whylog
 bench-loop: $(ENV)/installed  ## From a drift event to the new version on all replicas, by the real stack. About 3 minutes.
 	@$(BIN)/python -m tests.bench.loop $(ARGS)
 
-bench-serve: $(ENV)/installed  ## One-record requests a second on one core, everything on; needs wrk.
-	@$(BIN)/python -m tests.bench.serve
+bench-check: $(ENV)/installed  ## The contract check and the features of 1,000,000 flights.
+	@$(BIN)/python -m tests.bench.check
+
+bench-train: $(ENV)/installed  ## Training beside bare XGBoost, and memory as the rows grow to 10 million; ARGS=--long to 30 million.
+	@$(BIN)/python -m tests.bench.train $(ARGS)
+
+bench-serve: $(ENV)/installed  ## Requests of all sizes on one core, everything on, beside peers; ARGS=--long for minutes under load. Needs wrk.
+	@$(BIN)/python -m tests.bench.serve $(ARGS)
 
 bench-flows: $(ENV)/installed  ## What the flows add to the plain functions, on the year.
 	@$(BIN)/python -m tests.bench.flows
