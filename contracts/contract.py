@@ -17,6 +17,12 @@ from typing import Any, Literal
 import numpy as np
 import pandera.pandas as pa
 
+if "dask" not in sys.modules:  # Pandera wants its data frames for annotations alone, and they take longer to import than all the rest
+    sys.modules["dask"] = None
+    import pandera.typing.dask  # noqa: F401
+
+    del sys.modules["dask"]
+
 Columns = Mapping[str, np.ndarray]
 """Columns of one length: float64 for numbers (missing: NaN), datetime64, object for text (missing: None)."""
 
