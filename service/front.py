@@ -2,12 +2,14 @@
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from functools import cached_property
 from time import perf_counter
 from typing import Any
 
 import msgspec
+import numpy as np
 from bentoml._internal.context import server_context
 from bentoml._internal.server.http.instruments import RunnerTrafficMetricsMiddleware
 
@@ -56,6 +58,8 @@ class Front:
         if handler is None:
             if scope["type"] == "lifespan":
                 widen(asyncio.get_running_loop())  # uvicorn starts to listen after this
+            else:
+                self._traffic.tell()  # it may be the metrics that are asked for
             return await self._app(scope, receive, send)
         path, begun = scope["path"], self._traffic.begin(scope["path"])
         try:
@@ -147,37 +151,53 @@ class AtOnce:
 
 
 class Traffic:
-    """BentoML's own request metrics, counted for requests that never reach the middleware which owns them."""
+    """BentoML's own request metrics, counted for requests that never reach the middleware which owns them.
+
+    Each of them is a file in memory and costs as much as parsing a request, so `tell` adds up many requests: at every TICK,
+    and before anybody reads the metrics.
+    """
 
     def __init__(self, app: Any):
         self._app, self._told = app, 0.0
+        self._begun: Counter[str] = Counter()  # since the last `tell`, less those that ended
+        self._took: dict[tuple[str, int], list[float]] = {}
         self._in_progress: dict[str, Any] = {}
         self._ended: dict[tuple[str, int], tuple[Any, Any]] = {}
 
     def begin(self, path: str) -> float:
         """Note a request; gives the time by perf_counter."""
-        if path not in self._in_progress:
-            self._in_progress[path] = self._owner.metrics_request_in_progress.labels(endpoint=path, **self._names)
-        self._in_progress[path].inc()
+        self._begun[path] += 1
         return perf_counter()
 
     def answered(self, path: str, status: int, begun: float) -> None:
         """Note the answer to a request that `begin` noted at `begun`."""
         ended = perf_counter()
-        if (path, status) not in self._ended:
-            labels = self._names | {"endpoint": path, "http_response_code": status}
-            owner = self._owner
-            self._ended[path, status] = owner.metrics_request_total.labels(**labels), owner.metrics_request_duration.labels(**labels)
-        total, duration = self._ended[path, status]
-        total.inc()
-        duration.observe(ended - begun)
+        self._took.setdefault((path, status), []).append(ended - begun)
         if ended >= self._told + TICK:
             self._told = ended
+            self.tell()
             self._owner.metrics_last_request_timestamp.labels(**self._names).set_to_current_time()
 
     def end(self, path: str) -> None:
         """Note that a request is over, answered or not."""
-        self._in_progress[path].dec()
+        self._begun[path] -= 1
+
+    def tell(self) -> None:
+        """Bring the metrics up to date."""
+        for path, more in self._begun.items():
+            if path not in self._in_progress:
+                self._in_progress[path] = self._owner.metrics_request_in_progress.labels(endpoint=path, **self._names)
+            self._in_progress[path].inc(more)
+        for (path, status), seconds in self._took.items():
+            if (path, status) not in self._ended:
+                labels = self._names | {"endpoint": path, "http_response_code": status}
+                owner = self._owner
+                self._ended[path, status] = owner.metrics_request_total.labels(**labels), owner.metrics_request_duration.labels(**labels)
+            total, duration = self._ended[path, status]
+            total.inc(len(seconds))
+            observe(duration, seconds)
+        self._begun.clear()
+        self._took.clear()
 
     @cached_property
     def _owner(self) -> RunnerTrafficMetricsMiddleware:
@@ -193,3 +213,12 @@ class Traffic:
     def _names(self) -> dict[str, Any]:
         return {"service_name": server_context.bento_name, "service_version": server_context.bento_version,
                 "runner_name": server_context.service_name}
+
+
+def observe(histogram: Any, values: list[float]) -> None:
+    """What `histogram.observe` of each value does, in one go."""
+    histogram._sum.inc(sum(values))
+    places = np.searchsorted(histogram._upper_bounds, values)  # a bucket holds values up to its bound
+    for bucket, times in zip(histogram._buckets, np.bincount(places, minlength=len(histogram._buckets)).tolist()):
+        if times:
+            bucket.inc(times)
