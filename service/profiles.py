@@ -4,13 +4,14 @@ import json
 import logging
 import os
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import reduce
 from io import BytesIO
 from pathlib import Path
 from threading import Event, Lock, Thread
+from time import perf_counter, sleep
 from types import MappingProxyType
 from typing import Any
 from uuid import uuid4
@@ -43,6 +44,8 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)  # every profile's time for whylogs, wh
 START_FORMAT = "%Y-%m-%dT%H%M"  # of a window's folder
 SMALL = MetricConfig(kll_k=128, large_kll_k=False, fi_lg_max_k=7, max_frequent_item_size=LONGEST)  # the sketches are for people to look at
 BINS_PATH = "bins/counts"
+RESTS = 3  # times as long as each step of a background profile took: requests never share Python with it for long
+BUSY = 1_000  # rows at a time from which on the profile is made with rests
 BIN_COUNTS = 100  # whylogs' number for our component; it leaves those from 100 on to its users
 BACKLOG = 40  # batches of `rows` that may wait while a disk hangs; later rows are served and not profiled
 REACH = 32  # windows around the clock, and around what the traffic is about, that are profiled
@@ -50,6 +53,7 @@ RECENT = 31  # batches whose median says what the traffic is about; few, so that
 EARLIEST, LATEST = np.datetime64("1700-01-01"), np.datetime64("2200-01-01")  # event times that can be anybody's
 
 log = logging.getLogger("perennial.profiles")
+Steps = Callable[[Iterable[str]], Iterator[str]]  # how the columns are gone through
 
 
 @serializer(type_id=BIN_COUNTS)
@@ -99,19 +103,19 @@ class BinCounts(Metric):
 
 
 def profile(
-    contract: Contract, bins: Mapping[str, Bins], columns: Columns, probabilities: np.ndarray, classes: np.ndarray
+    contract: Contract, bins: Mapping[str, Bins], columns: Columns, probabilities: np.ndarray, classes: np.ndarray, steps: Steps = iter
 ) -> DatasetProfileView:
     """The profile of one or more rows: raw features, the named classes and every class's probability.
 
     Equal rows give equal counts. The sketches beside them are random beyond about a thousand rows: no two are equal bytes.
     """
-    return of_columns(watched(contract, columns, probabilities, classes), bins)
+    return of_columns(watched(contract, columns, probabilities, classes), bins, steps)
 
 
-def of_columns(seen: Mapping[str, Watched], bins: Mapping[str, Bins]) -> DatasetProfileView:
+def of_columns(seen: Mapping[str, Watched], bins: Mapping[str, Bins], steps: Steps = iter) -> DatasetProfileView:
     """The profile of one or more rows of any columns."""
     rows = len(next(iter(seen.values())).values)
-    return _view({name: _column(*one, bins[name]) for name, one in seen.items()}, rows=rows)
+    return _view({name: _column(*seen[name], bins[name]) for name in steps(seen)}, rows=rows)
 
 
 def _view(columns: dict[str, ColumnProfileView], rows: int = 0, bad: int = 0, elsewhere: int = 0,
@@ -181,13 +185,15 @@ def merge(parts: list[bytes]) -> DatasetProfileView:
     return reduce(add, map(from_bytes, parts))
 
 
-def add(left: DatasetProfileView, right: DatasetProfileView) -> DatasetProfileView:
+def add(left: DatasetProfileView, right: DatasetProfileView, steps: Steps = iter) -> DatasetProfileView:
     """One profile of the rows of both."""
     counted = {ROWS, BAD, ELSEWHERE} | {key for key in (*left.metadata, *right.metadata) if key.startswith(AT_FAULT)}
     sums = {key: str(int(left.metadata.get(key, 0)) + int(right.metadata.get(key, 0))) for key in counted}
-    both = left.merge(right)
-    both.metadata.update(sums)
-    return both
+    mine, theirs = left.get_columns(), right.get_columns()
+    both = {name: mine[name].merge(theirs[name]) if name in mine and name in theirs else (mine | theirs)[name]
+            for name in steps(dict.fromkeys((*mine, *theirs)))}
+    return DatasetProfileView(
+        columns=both, dataset_timestamp=EPOCH, creation_timestamp=EPOCH, metadata={**left.metadata, **right.metadata, **sums})
 
 
 @dataclass(frozen=True)
@@ -258,6 +264,7 @@ class Profiler:
         self._log = PredictionLog(contract, self._folder, self._replica)
         self._batches: list[tuple[np.ndarray, tuple | Counter]] = []  # event times; what was answered, or the fields refused
         self._waiting = self._skipped = 0
+        self._busy = False
         self._recent: deque[np.datetime64] = deque(maxlen=RECENT)
         self._parts: dict[datetime, Part] = {}  # by window; the one that grew last is last
         self._lock, self._wake, self._closing = Lock(), Event(), False
@@ -307,6 +314,7 @@ class Profiler:
         with self._lock:
             batches, skipped = self._batches, self._skipped
             self._batches, self._waiting, self._skipped = [], 0, 0
+        self._busy = sum(len(times) for times, _ in batches) >= BUSY
         if skipped:
             log.error("%s: %d rows were not profiled: writing can't keep up", self._folder, skipped)
         answered = [answer for _, answer in batches if isinstance(answer, tuple)]
@@ -321,15 +329,23 @@ class Profiler:
         some = (batch[name] for batch in columns[::len(columns) // RECENT + 1])
         self._recent.extend(_middle(times[_sane(times)]) for times in some if _sane(times).any())
         near = self._near(np.concatenate([batch[name] for batch in columns]))
-        whole = {name: np.concatenate([batch[name] for batch in columns])[near] for name in columns[0]}
+        whole = {name: np.concatenate([batch[name] for batch in columns])[near] for name in self._rested(columns[0])}
         probabilities, classes, numbers = (np.concatenate(parts)[near] for parts in answers)
         for start, _, here in by_window(self._contract, whole[name]):
-            inside = {name: values[here] for name, values in whole.items()}
+            inside = {name: whole[name][here] for name in self._rested(whole)}
             self._log.add(start.strftime(START_FORMAT), numbers[here], inside, probabilities[here])
-            self._grow(start, profile(self._contract, self._bins, inside, probabilities[here], classes[here]))
+            self._grow(start, profile(self._contract, self._bins, inside, probabilities[here], classes[here], self._rested))
         if far := int((~near).sum()):
             log.error("%s: %d rows were counted, not profiled: their event times are far from all others", self._folder, far)
             self._grow(self._latest(), _view({}, elsewhere=far))
+
+    def _rested(self, columns: Iterable[str]) -> Iterator[str]:
+        """The columns one after another, with a rest after the work on each, in which the requests have Python to themselves."""
+        for name in columns:
+            begun = perf_counter()
+            yield name
+            if self._busy and not self._closing:
+                sleep(RESTS * (perf_counter() - begun))
 
     def _count_refused(self, times: np.ndarray, at_fault: Counter) -> None:
         near = self._near(times)
@@ -351,9 +367,9 @@ class Profiler:
     def _grow(self, start: datetime, view: DatasetProfileView) -> None:
         path = self._folder / start.strftime(START_FORMAT) / f"{self._replica}.bin"
         if part := self._parts.pop(start, None):
-            view = add(part.view, view)
+            view = add(part.view, view, self._rested)
         elif path.exists():
-            view = add(from_bytes(path.read_bytes()), view)
+            view = add(from_bytes(path.read_bytes()), view, self._rested)
         end = start + self._contract.drift.window
         view.metadata.update(
             model=self._contract.name, version=self._version, start=start.isoformat(), end=end.isoformat())
