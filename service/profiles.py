@@ -247,7 +247,8 @@ class Profiler:
     predictions beside it.
 
     A kill -9 loses at most the last `seconds` of traffic, or `rows` rows where those come sooner, and what arrives
-    while these are being written, which takes some 0.3 s beside full traffic: 20,000 rows in all. While writing fails, the newest `windows` wait in memory; every loss is logged.
+    while these are being written: 20,000 rows in all. While writing fails, the newest `windows` wait in memory; every
+    loss is logged.
     A window is profiled when it lies within REACH windows of the clock or of the recent traffic's median, which
     holds in a replay too. So a caller's wrong clock can't fill the disk: its rows are counted, not profiled.
     Refused records count in the window of their event time. Where that is unreadable or far, they count in the
