@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 AT_ONCE = 256  # callers let in before those inside are heard again
+PAUSE = 1.0  # second in which nobody is let in after nobody could be
 
 log = logging.getLogger("perennial.service")
 Protocols = Callable[[], asyncio.Protocol]
@@ -37,7 +38,11 @@ class Door:
         self._entering: set[asyncio.Task] = set()
         sock.setblocking(False)
         sock.listen(backlog)
-        loop.add_reader(sock.fileno(), self._knock)
+        self._open()
+
+    def _open(self) -> None:
+        if self._sock.fileno() >= 0:
+            self._loop.add_reader(self._sock.fileno(), self._knock)
 
     @property
     def sockets(self) -> list[socket.socket]:
@@ -50,7 +55,9 @@ class Door:
             except (BlockingIOError, ConnectionAbortedError):
                 return
             except OSError:  # of file descriptors there are no more: others must leave first
-                log.exception("callers wait at the door")
+                log.exception("callers wait at the door for %s second", PAUSE)
+                self._loop.remove_reader(self._sock.fileno())
+                self._loop.call_later(PAUSE, self._open)
                 return
             caller.setblocking(False)
             caller.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -1,11 +1,13 @@
 """The door: all who wait are let in within a few turns of the event loop, and nobody after it closed."""
 
 import asyncio
+import errno
 import socket
 
 import pytest
 import uvloop
 
+from service import door
 from service.door import widen
 
 CALLERS, TURNS = 100, 10
@@ -96,3 +98,34 @@ def test_a_loop_that_lets_in_many_is_left_as_it_is():
 
     with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
         assert runner.run(kept())
+
+
+class Full(socket.socket):
+    """A socket that can let nobody in at first."""
+
+    tried = 0
+
+    def accept(self):
+        self.tried += 1
+        if self.tried == 1:
+            raise OSError(errno.EMFILE, "too many open files")
+        return super().accept()
+
+
+def test_who_finds_no_room_waits_and_comes_in_later(monkeypatch, caplog):
+    monkeypatch.setattr(door, "PAUSE", 0.2)
+
+    async def calls():
+        loop = asyncio.get_running_loop()
+        widen(loop)
+        full = Full(fileno=socket.create_server(("127.0.0.1", 0)).detach())
+        server = await loop.create_server(Guest, sock=full)
+        reader, writer = await asyncio.open_connection(*full.getsockname())
+        begun = loop.time()
+        assert await asyncio.wait_for(reader.readexactly(5), 5) == b"hello" and loop.time() - begun > 0.1
+        writer.close()
+        server.close()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(calls())
+    assert caplog.text.count("callers wait at the door") == 1
