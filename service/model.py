@@ -24,6 +24,7 @@ FORMAT = 1  # of a saved state: raise it with a change that an older `restore` c
 UNKNOWN = 0  # the category code of every value that training did not see often enough
 SERVED = "model"  # the stem of the files that serve; "twin" is the same recipe on older rows, for the gate
 TWIN = "twin"
+MANY = 10_000  # rows from which on pandas pays
 
 
 @dataclass(frozen=True)
@@ -91,10 +92,22 @@ def _matrix(contract: Contract, codes: Mapping[str, Mapping[Any, float]], column
     for position, feature in enumerate(contract.features):
         values = feature.values(columns)
         if feature.kind == "category":
-            code = codes[feature.name].get
-            values = [code(value, UNKNOWN) for value in values]
+            values = _coded(codes[feature.name], values)
         matrix[:, position] = values
     return matrix
+
+
+def _coded(codes: Mapping[Any, float], values: np.ndarray) -> Any:
+    """The code of each value; of many rows the distinct values are looked up."""
+    if len(values) < MANY:
+        return [codes.get(value, UNKNOWN) for value in values]
+    import pandas  # not for a request's few records
+
+    places, distinct = pandas.factorize(values)
+    coded = np.array([*(codes.get(value, UNKNOWN) for value in distinct), UNKNOWN], dtype=np.float64)[places]
+    gone = places < 0
+    coded[gone] = [codes.get(value, UNKNOWN) for value in values[gone]]
+    return coded
 
 
 def columns_of_records(contract: Contract, records: list[Mapping[str, Any]]) -> Columns:

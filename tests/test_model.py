@@ -9,7 +9,7 @@ import pytest
 from contracts.contract import PerennialError
 from contracts.flights import contract as flights
 from flows.fit import prepared
-from service.model import SERVED, columns_of_records, records_of_columns, restore
+from service.model import MANY, SERVED, columns_of_records, records_of_columns, restore
 from tests.pumps import contract as pumps
 
 
@@ -64,6 +64,13 @@ def test_unknown_and_missing_categories_are_told_apart_and_predicted(january, mo
     codes = model.matrix(columns)[:, [feature.name for feature in flights.features].index("carrier")]
     assert codes[0] > 0 and codes[1] == 0 and np.isnan(codes[2])
     assert np.allclose(model.probabilities(columns).sum(axis=1), 1, atol=1e-6)
+
+
+def test_many_rows_have_the_codes_that_each_has_alone(january, model):
+    columns = {name: values.copy() for name, values in january[0].items()}
+    columns["carrier"][:4] = ["ZZ", None, np.nan, "UA"]
+    parts = [model.matrix(some(columns, slice(start, start + 500))) for start in range(0, len(january[1]), 500)]
+    assert len(january[1]) > MANY and np.array_equal(model.matrix(columns), np.vstack(parts), equal_nan=True)
 
 
 def test_the_weights_decide_which_class_is_named(model):
