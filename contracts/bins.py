@@ -112,23 +112,27 @@ class Bins:
         return np.append(self._text_codes(texts), 0)[codes]  # -1, the code of None, finds the last
 
     def _text_codes(self, texts: np.ndarray, new: bool = True) -> np.ndarray:
-        named = self._names.get_indexer(texts)
-        grouped = self.first + np.searchsorted(self._starts, texts.astype(str), side="right")
-        if new and self.known is not None:
-            grouped = np.where(self._known.get_indexer(texts) < 0, 1, grouped)
-        return np.where(named < 0, grouped, named + self.first + len(self.edges) + 1)
+        codes = np.array([self._named.get(text, -1) for text in texts.tolist()], np.int64)
+        if (others := codes < 0).any():
+            rest = texts[others]
+            grouped = self.first + np.searchsorted(self._starts, rest.astype(str), side="right")
+            if new and self.known is not None:
+                grouped[[text not in self._known for text in rest.tolist()]] = 1
+            codes[others] = grouped
+        return codes
 
     @cached_property
     def _starts(self) -> np.ndarray:
         return np.asarray(self.edges, str)
 
     @cached_property
-    def _names(self) -> pd.Index:
-        return pd.Index(self.names, dtype=object)
+    def _named(self) -> dict[str, int]:
+        """Each common name's bin."""
+        return {name: code for code, name in enumerate(self.names, start=self.first + len(self.edges) + 1)}
 
     @cached_property
-    def _known(self) -> pd.Index:
-        return pd.Index(self.known, dtype=object)
+    def _known(self) -> frozenset[str]:
+        return frozenset(self.known)
 
     def as_json(self) -> dict[str, Any]:
         return {"kind": self.kind, "edges": list(self.edges), "names": list(self.names),
