@@ -11,7 +11,7 @@ import numpy as np
 from contracts.contract import PROBABILITY, Columns, Contract
 
 SUFFIX = ".rows"
-WAITING = 40  # files that may wait in memory while a disk fails; the oldest is lost first
+WAITING = 128 * 2**20  # bytes that may wait in memory while a disk fails; the oldest file is lost first
 SPREAD = (5 ** 0.5 - 1) / 2  # multiples of the golden ratio fill the numbers from 0 to 1 evenly: a sample without a seed
 NOT_A_LOG = (msgspec.DecodeError, ValueError, KeyError, TypeError)  # what `unpacked` raises of other bytes
 
@@ -37,7 +37,7 @@ class PredictionLog:
 
     def save(self) -> None:
         """Write what waits; what can't be written waits for the next turn."""
-        while len(self._waiting) > WAITING:
+        while sum(map(len, self._waiting.values())) > WAITING:
             path = next(iter(self._waiting))
             log.error("%s: %d bytes of predictions are lost to the log", path, len(self._waiting.pop(path)))
         for path, content in list(self._waiting.items()):

@@ -47,7 +47,7 @@ BINS_PATH = "bins/counts"
 RESTS = 3  # times as long as each step of a background profile took: requests never share Python with it for long
 BUSY = 1_000  # rows at a time from which on the profile is made with rests
 BIN_COUNTS = 100  # whylogs' number for our component; it leaves those from 100 on to its users
-BACKLOG = 40  # batches of `rows` that may wait while a disk hangs; later rows are served and not profiled
+BACKLOG = 6  # batches of `rows` that may wait while a disk hangs; later rows are served and not profiled
 REACH = 32  # windows around the clock, and around what the traffic is about, that are profiled
 RECENT = 31  # batches whose median says what the traffic is about; few, so that a replay's year is followed
 EARLIEST, LATEST = np.datetime64("1700-01-01"), np.datetime64("2200-01-01")  # event times that can be anybody's
@@ -247,8 +247,8 @@ class Profiler:
     predictions beside it.
 
     A kill -9 loses at most the last `seconds` of traffic, or `rows` rows where those come sooner, and what arrives
-    while these are being written: 20,000 rows in all. While writing fails, the newest `windows` wait in memory; every
-    loss is logged.
+    while these are being written: some 60,000 rows in all, where a core answers as many as it can. While writing fails, the
+    newest `windows` wait in memory; every loss is logged.
     A window is profiled when it lies within REACH windows of the clock or of the recent traffic's median, which
     holds in a replay too. So a caller's wrong clock can't fill the disk: its rows are counted, not profiled.
     Refused records count in the window of their event time. Where that is unreadable or far, they count in the
@@ -256,7 +256,7 @@ class Profiler:
     """
 
     def __init__(
-        self, contract: Contract, bins: Mapping[str, Bins], version: str, folder: Path, seconds: float = 5.0, rows: int = 16_000,
+        self, contract: Contract, bins: Mapping[str, Bins], version: str, folder: Path, seconds: float = 5.0, rows: int = 50_000,
         windows: int = 8, replica: str | None = None
     ):
         self._contract, self._bins, self._version, self._folder = contract, bins, version, folder / contract.name / version
@@ -330,9 +330,11 @@ class Profiler:
         some = (batch[name] for batch in columns[::len(columns) // RECENT + 1])
         self._recent.extend(_middle(times[_sane(times)]) for times in some if _sane(times).any())
         near = self._near(np.concatenate([batch[name] for batch in columns]))
-        whole = {name: np.concatenate([batch[name] for batch in columns])[near] for name in self._rested(columns[0])}
-        probabilities, classes, numbers = (np.concatenate(parts)[near] for parts in answers)
-        for start, _, here in by_window(self._contract, whole[name]):
+        kept = _chosen(near)
+        whole = {name: np.concatenate([batch[name] for batch in columns])[kept] for name in self._rested(columns[0])}
+        probabilities, classes, numbers = (np.concatenate(parts)[kept] for parts in answers)
+        for start, _, mask in by_window(self._contract, whole[name]):
+            here = _chosen(mask)
             inside = {name: whole[name][here] for name in self._rested(whole)}
             self._log.add(start.strftime(START_FORMAT), numbers[here], inside, probabilities[here])
             self._grow(start, profile(self._contract, self._bins, inside, probabilities[here], classes[here], self._rested))
@@ -397,6 +399,11 @@ class Part:
     path: Path
     view: DatasetProfileView
     saved: bool = False
+
+
+def _chosen(mask: np.ndarray) -> np.ndarray | slice:
+    """What indexes the same rows, without a copy where it is all of them."""
+    return slice(None) if mask.all() else mask
 
 
 def _sane(times: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ from flows.memory import remember
 from flows.train import fit_version, judge
 from tests.bench import figure, fresh_addresses, write
 
-ROUNDS = 5
+ROUNDS = 3
 PERENNIAL = str(Path(sys.executable).parent / "perennial")
 COMMANDS = {
     "python -c pass": [sys.executable, "-c", "pass"],

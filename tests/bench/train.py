@@ -89,7 +89,7 @@ def bare(memory: Memory) -> float:
     at = rows["departs"].dt
     minute = at.hour * 60 + at.minute
     matrix = pd.DataFrame({
-        "minute": minute, "weekday": at.weekday, "arrives": rows["arrives"], "scheduled": (rows["arrives"] - minute) % 1440,
+        "minute": minute, "weekday": at.day_of_week, "arrives": rows["arrives"], "scheduled": (rows["arrives"] - minute) % 1440,
         **{name: rows[name].astype("category") for name in ("carrier", "origin", "dest")},
         **{name: rows[name] for name in ("distance", "temp", "dewp", "humid", "wind_dir", "wind_speed", "wind_gust", "precip",
                                          "pressure", "visib", "seats")}, "age": at.year - rows["built"]})
