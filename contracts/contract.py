@@ -375,8 +375,13 @@ class Contract:
 
     def python_type(self, name: str) -> type:
         """The plain type of a column: float, int, bool, str or datetime."""
-        kind = np.dtype(object) if str(self.columns[name].dtype).startswith("str") else self.columns[name].dtype.type
-        return {"f": float, "i": int, "u": int, "b": bool, "M": datetime}.get(np.dtype(kind).kind, str)
+        return self._types[name]
+
+    @cached_property
+    def _types(self) -> dict[str, type]:
+        kinds = {name: object if str(spec.dtype).startswith("str") else spec.dtype.type for name, spec in self.columns.items()}
+        plain = {"f": float, "i": int, "u": int, "b": bool, "M": datetime}
+        return {name: plain.get(np.dtype(kind).kind, str) for name, kind in kinds.items()}
 
     def window_of(self, time: datetime) -> tuple[datetime, datetime]:
         """The half-open window [start, end) of event time that holds `time`."""

@@ -20,7 +20,7 @@ from contracts.contract import Columns, Contract, PerennialError
 from service.model import UNKNOWN, Model, xgboost  # from there, where OpenMP is first told how to wait
 
 MOST_ROWS = 1_000_000  # that a tree is grown on
-SAMPLE = 200_000  # rows, at most, from which is learnt what is ordinary
+SAMPLE = 100_000  # rows, at most, from which is learnt what is ordinary
 RARE = 20  # rows below which a category counts as unknown, so that "unknown" is learnt from something
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import datetime
 from hashlib import sha256
@@ -130,16 +131,24 @@ def fitted(memory: Memory, rows: Prepared | cluster.Spread) -> tuple[dict[str, b
         raise PerennialError(f"{memory.name}: {rows.older} of {rows.rows} rows are older than the gate's window, which starts at "
                              f"{rows.cut}; 2 must be, to train, and 1 in it, to judge: ingest more first")
     contract, history = memory.contract, rows.rounds()
-    twin, model = rows.fit(history["rounds"], older=True), rows.fit(history["rounds"])
-    champion, sample, probabilities = memory.ledger.state().champion, rows.sample, model.probabilities(rows.sample)
-    before = bins_of(fetched(memory, champion)) if champion else {}
-    seen = watched(contract, sample, probabilities, model.classes(probabilities))
+    model = rows.fit(history["rounds"])
+    with ThreadPoolExecutor(1) as beside:  # what is learnt of ordinary traffic keeps one core busy, and a training hardly notices
+        training, sample = beside.submit(rows.fit, history["rounds"], older=True), rows.sample
+        references = ordinary(memory, model, sample)
+        twin = training.result()
     return model.files() | twin.files(TWIN) | {
-        REFERENCE: reference.to_bytes(reference.learn(
-            seen, sample[contract.event_time], contract.drift.window, contract.drift.false_alarms, before)),
+        REFERENCE: reference.to_bytes(references),
         "samples.json": json.dumps(_samples(model, sample)).encode(),
         "contract.json": json.dumps(contract.describe(), indent=1, sort_keys=True, ensure_ascii=False).encode(),
     }, history | {"newest_window": scores(contract, *rows.newest(twin))}
+
+
+def ordinary(memory: Memory, model: Model, sample: Columns) -> dict[str, reference.Reference]:
+    """What later traffic of a model is compared with, in bins that divide the champion's."""
+    contract, champion, probabilities = memory.contract, memory.ledger.state().champion, model.probabilities(sample)
+    before = bins_of(fetched(memory, champion)) if champion else {}
+    seen = watched(contract, sample, probabilities, model.classes(probabilities))
+    return reference.learn(seen, sample[contract.event_time], contract.drift.window, contract.drift.false_alarms, before)
 
 
 def _samples(model: Model, columns: Columns) -> dict[str, Any]:

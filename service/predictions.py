@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ WAITING = 128 * 2**20  # bytes that may wait in memory while a disk fails; the o
 SPREAD = (5 ** 0.5 - 1) / 2  # multiples of the golden ratio fill the numbers from 0 to 1 evenly: a sample without a seed
 NOT_A_LOG = (msgspec.DecodeError, ValueError, KeyError, TypeError)  # what `unpacked` raises of other bytes
 
+_ENCODE = msgspec.msgpack.encode
+
 log = logging.getLogger("perennial.predictions")
 
 
@@ -26,13 +29,16 @@ class PredictionLog:
         self._folder, self._replica, self._turn = folder, replica, 0
         self._waiting: dict[Path, bytes] = {}
 
-    def add(self, window: str, numbers: np.ndarray, columns: Columns, probabilities: np.ndarray) -> None:
+    def add(self, window: str, numbers: np.ndarray, columns: Columns, probabilities: np.ndarray,
+            steps: Callable[[Iterable[str]], Iterator[str]] = iter) -> None:
         """Take note of n predictions of one window, whose ids end in `numbers`, int64 (n,)."""
         chosen = numbers * SPREAD % 1 < self._share
         if chosen.any():
             seen = {**columns, **{PROBABILITY + name: values for name, values in zip(self._classes, probabilities.T)}}
             path = self._folder / window / f"{self._replica}-{self._turn}{SUFFIX}"
-            self._waiting[path] = _packed(self._replica, numbers[chosen], {name: values[chosen] for name, values in seen.items()})
+            part = slice(None) if chosen.all() else chosen  # without a copy where it is all of them
+            packed = {name: msgspec.Raw(_ENCODE(_plain(seen[name][part]))) for name in steps(seen)}
+            self._waiting[path] = _ENCODE({"replica": self._replica, "numbers": _plain(numbers[part]), "columns": packed})
             self._turn += 1
 
     def save(self) -> None:
@@ -58,11 +64,6 @@ def unpacked(content: bytes) -> dict[str, np.ndarray]:
     held = msgspec.msgpack.decode(content)
     ids = [prediction_id(held["replica"], number) for number in _array(held["numbers"]).tolist()]
     return {"id": np.array(ids, object)} | {name: _array(values) for name, values in held["columns"].items()}
-
-
-def _packed(replica: str, numbers: np.ndarray, columns: Columns) -> bytes:
-    return msgspec.msgpack.encode({
-        "replica": replica, "numbers": _plain(numbers), "columns": {name: _plain(values) for name, values in columns.items()}})
 
 
 def _plain(values: np.ndarray) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from functools import reduce
 from io import BytesIO
 from pathlib import Path
 from threading import Event, Lock, Thread
-from time import perf_counter, sleep
+from time import sleep, thread_time
 from types import MappingProxyType
 from typing import Any
 from uuid import uuid4
@@ -44,10 +44,10 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)  # every profile's time for whylogs, wh
 START_FORMAT = "%Y-%m-%dT%H%M"  # of a window's folder
 SMALL = MetricConfig(kll_k=128, large_kll_k=False, fi_lg_max_k=7, max_frequent_item_size=LONGEST)  # the sketches are for people to look at
 BINS_PATH = "bins/counts"
-RESTS = 3  # times as long as each step of a background profile took: requests never share Python with it for long
+RESTS = 15  # times as long as each step of a background profile takes: it is spread over half of the time that it has
 BUSY = 1_000  # rows at a time from which on the profile is made with rests
 BIN_COUNTS = 100  # whylogs' number for our component; it leaves those from 100 on to its users
-BACKLOG = 6  # batches of `rows` that may wait while a disk hangs; later rows are served and not profiled
+BACKLOG = 12  # batches of `rows` that may wait while a disk hangs; later rows are served and not profiled
 REACH = 32  # windows around the clock, and around what the traffic is about, that are profiled
 RECENT = 31  # batches whose median says what the traffic is about; few, so that a replay's year is followed
 EARLIEST, LATEST = np.datetime64("1700-01-01"), np.datetime64("2200-01-01")  # event times that can be anybody's
@@ -256,7 +256,7 @@ class Profiler:
     """
 
     def __init__(
-        self, contract: Contract, bins: Mapping[str, Bins], version: str, folder: Path, seconds: float = 5.0, rows: int = 50_000,
+        self, contract: Contract, bins: Mapping[str, Bins], version: str, folder: Path, seconds: float = 5.0, rows: int = 25_000,
         windows: int = 8, replica: str | None = None
     ):
         self._contract, self._bins, self._version, self._folder = contract, bins, version, folder / contract.name / version
@@ -300,7 +300,7 @@ class Profiler:
     def _run(self) -> None:
         closing = False
         while not closing:
-            self._wake.wait(self._seconds)
+            self._wake.wait(self._seconds / 2)  # the other half is for making and writing the profile
             self._wake.clear()
             closing = self._closing  # read first: what came before `close` is in this round
             try:
@@ -336,7 +336,7 @@ class Profiler:
         for start, _, mask in by_window(self._contract, whole[name]):
             here = _chosen(mask)
             inside = {name: whole[name][here] for name in self._rested(whole)}
-            self._log.add(start.strftime(START_FORMAT), numbers[here], inside, probabilities[here])
+            self._log.add(start.strftime(START_FORMAT), numbers[here], inside, probabilities[here], self._rested)
             self._grow(start, profile(self._contract, self._bins, inside, probabilities[here], classes[here], self._rested))
         if far := int((~near).sum()):
             log.error("%s: %d rows were counted, not profiled: their event times are far from all others", self._folder, far)
@@ -345,10 +345,10 @@ class Profiler:
     def _rested(self, columns: Iterable[str]) -> Iterator[str]:
         """The columns one after another, with a rest after the work on each, in which the requests have Python to themselves."""
         for name in columns:
-            begun = perf_counter()
+            begun = thread_time()
             yield name
             if self._busy and not self._closing:
-                sleep(RESTS * (perf_counter() - begun))
+                sleep(RESTS * (thread_time() - begun))
 
     def _count_refused(self, times: np.ndarray, at_fault: Counter) -> None:
         near = self._near(times)

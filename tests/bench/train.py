@@ -1,7 +1,7 @@
 """Training: the plain functions beside bare XGBoost on the year's flights, and memory and time while the rows grow tenfold.
 
-Bare is what somebody would write in a notebook who knows the recipe: read the data version, make the features with pandas, and
-call `xgboost.train` as often as a version needs it (when to stop, the twin, the model that serves), on matrices of its own.
+Bare is the least that the recipe needs: read the data version, make one float32 matrix with pandas and numpy, and call
+`xgboost.train` three times, to learn when to stop, for the twin and for the model that serves. Nothing is checked or saved.
 """
 
 import argparse
@@ -18,15 +18,14 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import xgboost
 
 from contracts.flights import contract as flights
 from flows import train
-from flows.fit import params_of
+from flows.fit import kinds_of, params_of
 from flows.ingest import take_in
 from flows.memory import Memory, remember
-from registry import data
+from registry import data, models
 from tests.bench import ROOT, fresh_addresses, write
 from tests.bench.flights_like import flights_like
 
@@ -69,8 +68,10 @@ def _once(what: str, asked: float, measured: float) -> dict[str, object]:
 def beside_bare(turns: int) -> dict[str, list[float]]:
     with fresh_addresses():
         take_in(remember("flights"), START, END)
-        bare(remember("flights")), ours(remember("flights"))  # imports, caches
-        pairs = [(ours(remember("flights")), bare(remember("flights"))) for _ in range(turns)]
+        memory = remember("flights")
+        rounds = trained_rounds(memory, train.fit_version(memory))  # and imports, caches
+        bare(memory, rounds)
+        pairs = [(ours(memory), bare(memory, rounds)) for _ in range(turns)]
     return {"ratios": [one / other for one, other in pairs], "functions_s": [one for one, _ in pairs], "bare_s": [other for _, other in pairs]}
 
 
@@ -81,29 +82,33 @@ def ours(memory: Memory) -> float:
     return time.perf_counter() - begun
 
 
-def bare(memory: Memory) -> float:
-    """Seconds of the same three trainings without Perennial."""
+def trained_rounds(memory: Memory, version: str) -> int:
+    return models.manifest(memory.store, memory.name, version)["metrics"]["rounds"]
+
+
+def bare(memory: Memory, rounds: int) -> float:
+    """Seconds of the same three trainings without Perennial, each in as many rounds as Perennial's."""
     begun = time.perf_counter()
     version = data.newest(memory.store, memory.name)
     rows = data.read(memory.store, version)
     at = rows["departs"].dt
     minute = at.hour * 60 + at.minute
-    matrix = pd.DataFrame({
-        "minute": minute, "weekday": at.day_of_week, "arrives": rows["arrives"], "scheduled": (rows["arrives"] - minute) % 1440,
-        **{name: rows[name].astype("category") for name in ("carrier", "origin", "dest")},
-        **{name: rows[name] for name in ("distance", "temp", "dewp", "humid", "wind_dir", "wind_speed", "wind_gust", "precip",
-                                         "pressure", "visib", "seats")}, "age": at.year - rows["built"]})
+    codes = {name: rows[name].astype("category").cat.codes for name in ("carrier", "origin", "dest")}
+    weather = ("temp", "dewp", "humid", "wind_dir", "wind_speed", "wind_gust", "precip", "pressure", "visib")
+    features = [minute, at.day_of_week, rows["arrives"], (rows["arrives"] - minute) % 1440, *codes.values(), rows["distance"],
+                *(rows[name] for name in weather), at.year - rows["built"], rows["seats"]]
+    matrix = np.column_stack([np.asarray(values, np.float32) for values in features])
     labels = np.where(~(rows["arr_delay"] <= 60), 2, np.where(rows["arr_delay"] > 15, 1, 0))
     older = int((rows["departs"] < train.judged_from(memory, version)).sum())
     cut = older - int(older * flights.stop_share)
 
     def of(part: slice) -> xgboost.DMatrix:
-        return xgboost.DMatrix(matrix[part], labels[part], enable_categorical=True)
+        return xgboost.DMatrix(matrix[part], labels[part], feature_types=kinds_of(flights), enable_categorical=True)
     params = params_of(flights, 0)
-    probe = xgboost.train(params, of(slice(cut)), flights.rounds, evals=[(of(slice(cut, older)), "newest")],
-                          early_stopping_rounds=flights.patience, verbose_eval=False)
+    xgboost.train(params, of(slice(cut)), min(rounds + flights.patience, flights.rounds), evals=[(of(slice(cut, older)), "newest")],
+                  verbose_eval=False)
     for part in (slice(older), slice(None)):
-        xgboost.train(params, of(part), probe.best_iteration + 1)
+        xgboost.train(params, of(part), rounds)
     return time.perf_counter() - begun
 
 
