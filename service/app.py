@@ -26,7 +26,7 @@ from service.together import Caller, Together
 if TYPE_CHECKING:
     from service.profiles import Profiler
 
-GIL_TURN = 0.00005  # seconds; the profiler's thread lets requests have their turn a hundred times as often as Python's default
+GIL_TURN = 0.001  # seconds; about a step of the background profile: shorter turns would make requests and profile change places in its midst
 
 log = logging.getLogger("perennial.service")
 
