@@ -27,13 +27,13 @@ class Benchmark(NamedTuple):
 
 
 BENCHMARKS = {  # in the order in which `make bench` runs them
-    "startup": Benchmark("how long commands take to start", 70),
+    "startup": Benchmark("how long commands take to start", 40),
     "check": Benchmark("the contract check of whole tables", 40),
-    "profile": Benchmark("profiles of the traffic", 90, ("drift",)),
-    "train": Benchmark("training, and the memory that it takes", 200),
-    "flows": Benchmark("what the flows add to the plain functions", 170),
-    "loop": Benchmark("from a drift event to the new version on all replicas", 120),
-    "serve": Benchmark("requests through the built bento, beside what else one might pick", 210, ("serve", "mlserver")),
+    "profile": Benchmark("profiles of the traffic", 80, ("drift",)),
+    "train": Benchmark("training, and the memory that it takes", 190),
+    "flows": Benchmark("what the flows add to the plain functions", 120),
+    "loop": Benchmark("from a drift event to the new version on all replicas", 90),
+    "serve": Benchmark("requests through the built bento, beside what else one might pick", 340, ("serve", "mlserver")),
 }
 WIDTH, TOP, BOTTOM = 11.0, 0.4, 0.5  # inches
 PARTS = ("#0072b2", "#9cc3de", "#009e73", "#e69f00", "#cc79a7", "#d55e00", "#87909a", "#1c2733")  # apart for the colour-blind, too

@@ -22,11 +22,11 @@ from flows.ingest import take_in
 from flows.memory import Memory, remember
 from flows.train import fetched, fit_version
 from service.model import Model, columns_of_records, records_of_columns, restore
-from tests.bench import fresh_addresses, write
+from tests.bench import figure, fresh_addresses, write
 from tests.bench.beside import FASTAPI, FLOOR, MLSERVER, OFF, OURS, started
 from tests.bench.load import CORES, Load, Server, load, need_wrk, on_core
 
-CONNECTIONS, TURNS, SECONDS = 32, 5, 2  # of the race of all servers
+CONNECTIONS, TURNS, SECONDS = 32, 3, 2  # of the race of all servers
 MANY = 1_000  # records of a large request
 FEW = 4  # connections that send large requests: what waits of 32 would be more bytes than may
 PATIENT = 8  # callers beside the crowd who wait between requests
@@ -63,11 +63,6 @@ def measured(memory: Memory, version: str, windows: int) -> dict[str, Any]:
     figures = [*raced, *tails, *alone(ours), *large(ours, model, samples), *profiled(ours, off), *crowded, equal(ours, model, memory)]
     return {"figures": figures, "peers": peers, "tail": tail, "overload": overload, "connections": CONNECTIONS,
             "tail_seconds": 10 * windows, "took_seconds": time.monotonic() - begun}
-
-
-def figure(what: str, asked: float, sense: str, unit: str, values: Any) -> dict[str, Any]:
-    found = [float(value) for value in values]
-    return {"what": what, "asked": asked, "sense": sense, "unit": unit, "measured": median(found), "low": min(found), "high": max(found)}
 
 
 def race(servers: dict[str, Server]) -> tuple[dict[str, Any], Figures]:

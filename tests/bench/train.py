@@ -8,7 +8,6 @@ import argparse
 import json
 import os
 import re
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -26,43 +25,36 @@ from flows.fit import kinds_of, params_of
 from flows.ingest import take_in
 from flows.memory import Memory, remember
 from registry import data, models
-from tests.bench import ROOT, fresh_addresses, write
+from tests.bench import ROOT, figure, fresh_addresses, write
 from tests.bench.flights_like import flights_like
 
 START, END = datetime(2013, 1, 1), datetime(2014, 1, 1)
-SHORT, LONG = (1_000_000, 2), (3_000_000, 5)  # rows, and ten times as many; turns beside bare XGBoost
-ROUNDS = 30  # one a block of 30 million rows; memory and the time by rows do not depend on them
+SHORT, LONG = (1_000_000, 10, 2), (3_000_000, 30, 5)  # rows, and ten times as many; rounds, one a block; turns beside bare XGBoost
 
 
 def main() -> None:
     asked = argparse.ArgumentParser(description=__doc__)
     asked.add_argument("--rows", type=int, help="ingest or train on as many rows in this process and print seconds and peak memory")
+    asked.add_argument("--rounds", type=int, default=LONG[1], help="of that training")
     asked.add_argument("--long", action="store_true", help="3 and 30 million rows, some 12 minutes; else 1 and 10 million")
     given = asked.parse_args()
     if given.rows:
-        print(json.dumps(grown(given.rows)))
+        print(json.dumps(grown(given.rows, given.rounds)))
         return
-    rows, turns = LONG if given.long else SHORT
+    rows, rounds, turns = LONG if given.long else SHORT
     ratios = beside_bare(turns)
-    few, many = alone(rows), alone(10 * rows)
+    few, many = alone(rows, rounds), alone(10 * rows, rounds)
     write("train", {
         "figures": [
-            {"what": "plain functions' time by bare xgboost.train + reading, 336,776 flights",
-             "asked": 1.10, "sense": "at most", "unit": "times", "measured": statistics.median(ratios["ratios"]),
-             "low": min(ratios["ratios"]), "high": max(ratios["ratios"])},
-            *(_once(f"{what} of training on {many['rows']:,} rows by that on {few['rows']:,}", asked, many[name] / few[name])
-              for what, asked, name in (("peak memory", 1.3, "train_peak_mb"), ("time", 12, "train_s"))),
-            _once(f"peak memory of ingesting {many['rows']:,} rows by that of {few['rows']:,}", 1.3,
-                  many["ingest_peak_mb"] / few["ingest_peak_mb"]),
+            figure("plain functions' time by bare xgboost.train + reading, 336,776 flights", 1.10, "at most", "times", ratios["ratios"]),
+            *(figure(f"{what} {many['rows']:,} rows, of that on {few['rows']:,}", asked, "at most", "times", [many[name] / few[name]])
+              for what, asked, name in (("peak memory of training on", 1.3, "train_peak_mb"), ("time of training on", 12, "train_s"),
+                                        ("peak memory of ingesting", 1.3, "ingest_peak_mb"))),
         ],
         "beside_bare": ratios,
         "by_rows": [{"rows": one["rows"], "seconds": one["train_s"], "peak_mb": one["train_peak_mb"]} for one in (few, many)],
         "grown": [few, many],
     })
-
-
-def _once(what: str, asked: float, measured: float) -> dict[str, object]:
-    return {"what": what, "asked": asked, "sense": "at most", "unit": "times", "measured": measured, "low": measured, "high": measured}
 
 
 def beside_bare(turns: int) -> dict[str, list[float]]:
@@ -112,23 +104,23 @@ def bare(memory: Memory, rounds: int) -> float:
     return time.perf_counter() - begun
 
 
-def alone(rows: int) -> dict[str, float]:
+def alone(rows: int, rounds: int) -> dict[str, float]:
     """What `grown` measures, each stage in a process of its own."""
     with tempfile.TemporaryDirectory(prefix="perennial-bench-") as home:
         environ = os.environ | {"PERENNIAL_STORE": f"{home}/store", "PERENNIAL_RUN": f"{home}/run", "TMPDIR": home}
         found: dict[str, float] = {}
         for _ in ("ingest", "train"):
-            said = subprocess.run([sys.executable, "-m", "tests.bench.train", "--rows", str(rows)], cwd=ROOT, env=environ,
-                                  stdout=subprocess.PIPE, text=True, check=True).stdout
+            command = [sys.executable, "-m", "tests.bench.train", "--rows", str(rows), "--rounds", str(rounds)]
+            said = subprocess.run(command, cwd=ROOT, env=environ, stdout=subprocess.PIPE, text=True, check=True).stdout
             found |= json.loads(said.splitlines()[-1])
     print(json.dumps(found), flush=True)
     return found
 
 
-def grown(rows: int) -> dict[str, float]:
+def grown(rows: int, rounds: int) -> dict[str, float]:
     """Ingest so many rows, a year at a time, where nothing is there yet; else train on them."""
     memory = remember("flights")
-    memory = replace(memory, contract=replace(memory.contract, rounds=ROUNDS))
+    memory = replace(memory, contract=replace(memory.contract, rounds=rounds))
     known, begun = data.versions(memory.store, memory.name), time.perf_counter()
     if known:
         train.judge(memory, train.fit_version(memory))
