@@ -120,6 +120,9 @@ class Spread:
     def rounds(self) -> dict[str, Any]:
         """As `Prepared.rounds`; the newest rows are those from a time on."""
         vocabularies, newest = self._vocabularies(older=True), self._newest_of_the_older()
+        if newest <= np.datetime64(int(min(one.times[0] for one in self.facts if one.older)), "s").item():
+            raise PerennialError(f"{self.contract.name}: the older rows all happened by {newest}: none is left to learn from before the newest "
+                                 f"{self.contract.stop_share:.0%}; ingest more, or unset {ADDRESS}")
         trained, held_out = self._matrix(vocabularies, None, newest), self._matrix(vocabularies, newest, self.cut)
         probe = self._train(trained[0], self.contract.rounds, evals=[(held_out[0], "newest")], early_stopping_rounds=self.contract.patience)
         return {"rounds": probe.best_iteration + 1, "stop_log_loss": float(probe.best_score), "stop_rows": held_out[1]}
@@ -182,7 +185,7 @@ def spread(client: Any, contract: Contract, address: str, source: data.DataVersi
     """Let each worker read its share of the files of a data version in the store at `address`; a worker without rows is left out."""
     workers, module = sorted(client.scheduler_info()["workers"]), contract.schema.__module__
     shares = [client.submit(read_share, module, address, source, cut, (index, len(workers)), workers=[worker],
-                            allow_other_workers=False, pure=False) for index, worker in enumerate(workers)]
+                            allow_other_workers=True, pure=False) for index, worker in enumerate(workers)]
     facts = client.gather(client.map(facts_of, shares, cut=cut, pure=False))
     held = [(share, fact) for share, fact in zip(shares, facts) if fact.rows]
     return Spread(contract, cut, client, *map(tuple, zip(*held)))

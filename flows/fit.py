@@ -1,7 +1,7 @@
 """data version → features → XGBoost, in memory that does not grow with the rows.
 
 XGBoost's own external memory keeps some 75 bytes of each row: labels, gradients and predictions of all classes, places in
-the tree. Here each tree is grown on at most MOST_ROWS rows, an even share of them all, and the next trees on another share:
+the tree. Here each tree is grown on at most MOST_ROWS rows, a share drawn evenly from them all, and the next trees on another share:
 stochastic gradient boosting (Friedman, 2002), its samples cut once. Where there are no more rows than that, it is XGBoost's
 own training on all of them.
 """
@@ -17,10 +17,11 @@ import numpy as np
 import pandas as pd
 
 from contracts.contract import Columns, Contract, PerennialError
-from service.model import UNKNOWN, Model, xgboost  # from there, where OpenMP is first told how to wait
+from service.model import UNKNOWN, Model, xgboost  # from there: contracts, where OpenMP is told how to wait, must be imported before
 
 MOST_ROWS = 1_000_000  # that a tree is grown on
 SAMPLE = 100_000  # rows, at most, from which is learnt what is ordinary
+MOST_TEXTS = 2**24  # of a category: a float32 tells no more numbers apart
 RARE = 20  # rows below which a category counts as unknown, so that "unknown" is learnt from something
 
 
@@ -33,7 +34,7 @@ class Block:
     labels: np.ndarray
     times: np.ndarray
 
-    def rows(self, chosen: slice) -> "Block":
+    def rows(self, chosen: slice | np.ndarray) -> "Block":
         return Block(self.matrix[chosen], self.labels[chosen], self.times[chosen])
 
     def copy(self) -> "Block":
@@ -57,6 +58,10 @@ class Spool:
     def add(self, matrix: np.ndarray, labels: np.ndarray, times: np.ndarray) -> None:
         for file, kind, part in zip(self._files, self.KINDS, (matrix, labels, times)):
             file.write(np.ascontiguousarray(part, kind))
+
+    def close(self) -> None:
+        for file in self._files:
+            file.close()
 
     def read(self) -> Block:
         for file in self._files:
@@ -83,6 +88,8 @@ class Texts:
             if not isinstance(text, str):
                 raise PerennialError(f"feature {self._feature!r} is a category and has the value {text}, no text; let its `compute` give texts")
             self._numbers.setdefault(text, len(self._numbers))
+        if len(self._numbers) > MOST_TEXTS:
+            raise PerennialError(f"feature {self._feature!r} is a category with more than {MOST_TEXTS:,} texts; let its `compute` group them")
         numbers = np.array([*(self._numbers[text] for text in texts), -1])[ids]  # -1 finds the last
         self._older, self._all = self._counted(self._older, numbers[older]), self._counted(self._all, numbers)
         return np.where(numbers < 0, np.nan, numbers)
@@ -133,28 +140,33 @@ class Prepared:
     workers = 1
 
     def rounds(self, threads: int = 0) -> dict[str, Any]:
-        """How many boosting rounds to train: early stopping on the newest `stop_share` of the older rows."""
-        contract, vocabularies = self.contract, self._vocabularies(older=True)
+        """How many boosting rounds to train: early stopping on the newest `stop_share` of the older rows, whose categories count
+        as known where the older rows as a whole have them often enough."""
+        contract, vocabularies, groups = self.contract, self._vocabularies(older=True), self._groups(older=True)
 
         def cut(block: Block) -> int:
             return len(block.labels) - max(1, int(len(block.labels) * contract.stop_share))
 
-        newest = [block.rows(slice(cut(block), None, len(self.spools))).copy() for block in self._blocks(vocabularies, older=True)]
-        held_out = Block(*(np.concatenate([getattr(block, name) for block in newest]) for name in ("matrix", "labels", "times")))
-        probe = _boosted(contract, (block.rows(slice(cut(block))) for block in self._blocks(vocabularies, older=True)),
-                         min(len(self.spools), contract.rounds), contract.rounds, threads, held_out)
+        def newest(block: Block) -> Block:
+            first = cut(block)
+            return block.rows(first + np.flatnonzero(drawn(0, len(block.labels) - first, len(groups)) == 0))
+
+        held = [newest(block) for block in self._blocks(vocabularies, groups, older=True)]
+        held_out = Block(*(np.concatenate([getattr(block, name) for block in held]) for name in ("matrix", "labels", "times")))
+        probe = _boosted(contract, (block.rows(slice(cut(block))) for block in self._blocks(vocabularies, groups, older=True)),
+                         min(len(groups), contract.rounds), contract.rounds, threads, held_out)
         return {"rounds": probe.best_iteration + 1, "stop_log_loss": float(probe.best_score), "stop_rows": len(held_out.labels)}
 
     def fit(self, rounds: int, older: bool = False, threads: int = 0) -> Model:
         """Train on every row, or on the older ones; the same rows, rounds and contract give the same bytes, whatever the threads."""
-        vocabularies = self._vocabularies(older)
-        blocks = self._blocks(vocabularies, older)
-        return Model(self.contract, vocabularies, _boosted(self.contract, blocks, min(len(self.spools), rounds), rounds, threads))
+        vocabularies, groups = self._vocabularies(older), self._groups(older)
+        blocks = self._blocks(vocabularies, groups, older)
+        return Model(self.contract, vocabularies, _boosted(self.contract, blocks, min(len(groups), rounds), rounds, threads))
 
     def newest(self, model: Model) -> tuple[np.ndarray, np.ndarray]:
         """Class indices of the rows from `cut` on, int64 (n,), and what a model says of them, float32 (n, classes)."""
         labels, probabilities = [], []
-        for block in self._blocks(model.vocabularies):
+        for block in self._blocks(model.vocabularies, self._groups()):
             part = block.rows(slice(block.first_from(self.cut), None))
             labels.append(part.labels.astype(np.int64))
             probabilities.append(model.booster.inplace_predict(part.matrix))
@@ -163,13 +175,36 @@ class Prepared:
     def _vocabularies(self, older: bool) -> dict[str, tuple[str, ...]]:
         return {name: texts.vocabulary(older) for name, texts in self.texts.items()}
 
-    def _blocks(self, vocabularies: Mapping[str, tuple[str, ...]], older: bool = False) -> Iterator[Block]:
+    def _groups(self, older: bool = False) -> list[list[Spool]]:
+        """The spools by the blocks that they make; several make one where few rows are older."""
+        together = max(1, int(MOST_ROWS * len(self.spools) / max(self.older, 1))) if older else 1
+        return [list(self.spools[first:first + together]) for first in range(0, len(self.spools), together)]
+
+    def _blocks(self, vocabularies: Mapping[str, tuple[str, ...]], groups: list[list[Spool]], older: bool = False) -> Iterator[Block]:
         """Each block, with the codes that a model with these vocabularies has for its categories; or its older rows."""
+        for group in groups:
+            parts = [block.rows(slice(block.first_from(self.cut))) if older else block for block in (spool.read() for spool in group)]
+            yield coded(self.contract, parts[0] if len(parts) == 1 else _joined(parts), self.texts, vocabularies)
+
+    def close(self) -> None:
+        """Give back the disk's space."""
         for spool in self.spools:
-            block = spool.read()
-            if older:
-                block = block.rows(slice(block.first_from(self.cut)))
-            yield coded(self.contract, block, self.texts, vocabularies)
+            spool.close()
+
+
+def drawn(first: int, rows: int, n: int) -> np.ndarray:
+    """A number below n for each of the rows from the `first` on, int64 (rows,): in n rows that follow one another, from a multiple
+    of n on, each number comes once, first a seemingly random one, so that it picks no pattern out of rows that repeat one."""
+    index = np.arange(first, first + rows)
+    mixed = (index // n).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)  # SplitMix64 (Steele, Lea and Flood, 2014)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
+    return (index + ((mixed ^ (mixed >> np.uint64(31))) % np.uint64(n)).astype(np.int64)) % n
+
+
+def _joined(parts: list[Block]) -> Block:
+    whole = Block(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("matrix", "labels", "times")))
+    return whole.rows(np.argsort(whole.times, kind="stable"))
 
 
 def coded(contract: Contract, block: Block, texts: Mapping[str, Texts], vocabularies: Mapping[str, tuple[str, ...]]) -> Block:
@@ -193,10 +228,12 @@ def prepared(contract: Contract, chunks: Iterable[pd.DataFrame], rows: int, cut:
         times = columns[contract.event_time]
         older = times < np.datetime64(cut)
         matrix = _numbered(contract, columns, texts, older)
+        turns = drawn(seen, len(labels), len(spools))
         for index, spool in enumerate(spools):
-            mine = slice((index - seen) % len(spools), None, len(spools))
+            mine = turns == index
             spool.add(matrix=matrix[mine], labels=labels[mine], times=times[mine])
-        sample.append({name: values[-seen % every::every].copy() for name, values in columns.items()})
+        some = drawn(seen, len(labels), every) == 0
+        sample.append({name: values[some] for name, values in columns.items()})
         seen, older_rows = seen + len(labels), older_rows + int(older.sum())
         if len(spools) > 1:
             tell(f"{contract.name}: {seen:,} of {rows:,} rows are read")
@@ -227,7 +264,8 @@ def _boosted(contract: Contract, blocks: Iterator[Block], turns: int, rounds: in
     booster, done = None, 0
     for turn, block in zip(range(1, turns + 1), blocks):
         upto = rounds * turn // turns
-        params = params_of(contract, threads) | {"seed": contract.seed + turn - 1}  # else each block would draw the same columns
+        params = params_of(contract, threads)
+        params["seed"] += turn - 1  # else each block would draw the same columns
         booster = xgboost.train(params, _dmatrix(contract, block), upto - done, evals=evals, callbacks=stop, xgb_model=booster,
                                 verbose_eval=False)
         done = booster.num_boosted_rounds()

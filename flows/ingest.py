@@ -3,7 +3,7 @@
 import logging
 from collections import Counter
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from prefect import flow, task
 
-from contracts.contract import PerennialError, Refused
+from contracts.contract import PerennialError, Refused, Verdict
 from contracts.quality import cells, check
 from flows.artifacts import show_data_check, tag_run
 from flows.files import read_file
@@ -45,36 +45,56 @@ def take_in_batch(model: str, start: datetime | None, end: datetime | None, file
 def take_in(memory: Memory, start: datetime | None = None, end: datetime | None = None, file: str | None = None):
     """Check what happened in [start, end) and append its good rows; the data version and the Verdict. Raises Refused, storing nothing.
 
-    Of a .parquet file with more than MOST_ROWS rows some whole days are one batch, checked and stored before the next is read.
+    Of a large .parquet file some whole days are one batch, checked and stored before the next is read: what is refused then
+    comes after what is stored, and to ingest the mended file again adds the rest.
     """
     start, end = _span(memory, start, end)
-    spans = batches(memory, start, end, Path(file)) if file and Path(file).suffix == ".parquet" else [(start, end)]
+    spans = batches(memory, start, end, Path(file)) if file and Path(file).suffix == ".parquet" else None
+    if spans is None:
+        return _take_in(memory, start, end, file)
+    verdicts = []
     for first, last in spans:
-        version, verdict = _take_in(memory, first, last, file, *([first == start] if len(spans) > 1 else []))
-        if len(spans) > 1:
-            log.info("%s: %s rows are held, up to %s", memory.name, f"{version.rows:,}", last)
-    return version, verdict
+        version, verdict = _take_in(memory, first, last, file, first == start)
+        verdicts.append(verdict)
+        log.info("%s: %s rows are held, up to %s", memory.name, f"{version.rows:,}", last)
+    return version, of_all(verdicts)
 
 
-def batches(memory: Memory, start: datetime, end: datetime, file: Path) -> list[tuple[datetime, datetime]]:
-    """[start, end) cut at midnights, so that the file has about MOST_ROWS rows or a day's in each."""
+def batches(memory: Memory, start: datetime, end: datetime, file: Path) -> list[tuple[datetime, datetime]] | None:
+    """[start, end) cut at midnights, so that of a large file about MOST_ROWS rows or a day's lie in each; None for one that is
+    read whole: it is small, or rows of different days may share a key."""
     event_time, rows = memory.contract.event_time, Counter()
+    if memory.contract.key and event_time not in memory.contract.key:
+        return None
+    low, high = (np.datetime64(limit, "us") for limit in (start, end))
     try:
         parts = pq.ParquetFile(file)
-        if not pa.types.is_timestamp(parts.schema_arrow.field(event_time).type) or parts.metadata.num_rows <= MOST_ROWS:
-            return [(start, end)]
+        kind = parts.schema_arrow.field(event_time).type
+        if parts.metadata.num_rows <= MOST_ROWS or not pa.types.is_timestamp(kind) or kind.tz:
+            return None
         for part in parts.iter_batches(columns=[event_time]):
-            days = part.column(0).drop_null().to_numpy(zero_copy_only=False).astype("datetime64[D]")
+            times = part.column(0).drop_null().to_numpy(zero_copy_only=False)
+            days = times[(times >= low) & (times < high)].astype("datetime64[D]")
             rows.update(dict(zip(*(values.tolist() for values in np.unique(days, return_counts=True)))))
     except (OSError, KeyError, pa.ArrowException):  # what is wrong with the file is told where it is read
-        return [(start, end)]
+        return None
     cuts, held = [start], 0
     for day in sorted(rows):
-        midnight = datetime(day.year, day.month, day.day)
-        if held and held + rows[day] > MOST_ROWS and start < midnight < end:
-            cuts, held = [*cuts, midnight], 0
-        held += rows[day] if start < midnight + timedelta(days=1) and midnight < end else 0
+        if held and held + rows[day] > MOST_ROWS:
+            cuts, held = [*cuts, datetime(day.year, day.month, day.day)], 0
+        held += rows[day]
     return list(pairwise([*cuts, end]))
+
+
+def of_all(verdicts: list[Verdict]) -> Verdict:
+    """One Verdict on several batches that passed."""
+    rules: dict[tuple[str, str], dict[str, Any]] = {}
+    for rule in (rule for one in verdicts for rule in one.figures["by_rule"]):
+        first = rules.setdefault((rule["column"], rule["rule"]), rule | {"count": 0})
+        first["count"] += rule["count"]
+    sums = {name: sum(one.figures[name] for one in verdicts) for name in ("rows", "bad")}
+    return replace(verdicts[0], reasons=tuple(reason for one in verdicts for reason in one.reasons),
+                   figures={**verdicts[0].figures, **sums, "by_rule": list(rules.values())})
 
 
 def _take_in(memory: Memory, start: datetime, end: datetime, file: str | None, *first: bool):

@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import datetime
 from multiprocessing import get_context
@@ -222,8 +223,7 @@ def without_the_loop(first: str, until: datetime) -> tuple[np.ndarray, np.ndarra
 
 
 def _trained(contract: Contract, rows: pd.DataFrame) -> Model:
-    with TemporaryDirectory() as folder:
-        ready = prepared(contract, [rows], len(rows), datetime.max, Path(folder))
+    with TemporaryDirectory() as folder, closing(prepared(contract, [rows], len(rows), datetime.max, Path(folder))) as ready:
         return ready.fit(ready.rounds(threads=1)["rounds"], threads=1)
 
 

@@ -6,9 +6,9 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import datetime
 from hashlib import sha256
 from importlib.metadata import version as installed
@@ -21,7 +21,7 @@ from prefect import State, flow, task
 from prefect.client.schemas import FlowRun
 
 from contracts import reference
-from contracts.bins import REFERENCE, watched
+from contracts.bins import REFERENCE, Bins, watched
 from contracts.contract import Columns, PerennialError, Verdict, digest_of
 from contracts.quality import gate, scores
 from flows import cluster
@@ -39,6 +39,7 @@ PACKAGES = ("numpy", "pandas", "pandera", "scikit-learn", "xgboost-cpu", "whylog
 BY_HAND = "by hand"  # the window of a training that a person asked for
 SAMPLES = 200
 LATENCY_RECORDS = 300
+PATIENCE = 300  # seconds in which a new process must answer the samples
 
 log = logging.getLogger("perennial.train")
 
@@ -122,7 +123,8 @@ def gathered(memory: Memory, source: data.DataVersion) -> Iterator[Prepared | cl
             yield cluster.spread(client, memory.contract, memory.store.address, source, cut)
     else:
         chunks = data.chunks(memory.store, source, memory.contract.training_columns)
-        yield prepared(memory.contract, chunks, source.rows, cut, memory.run / "training", log.info)
+        with closing(prepared(memory.contract, chunks, source.rows, cut, memory.run / "training", log.info)) as rows:
+            yield rows
 
 
 def fitted(memory: Memory, rows: Prepared | cluster.Spread) -> tuple[dict[str, bytes], dict[str, Any]]:
@@ -131,10 +133,11 @@ def fitted(memory: Memory, rows: Prepared | cluster.Spread) -> tuple[dict[str, b
         raise PerennialError(f"{memory.name}: {rows.older} of {rows.rows} rows are older than the gate's window, which starts at "
                              f"{rows.cut}; 2 must be, to train, and 1 in it, to judge: ingest more first")
     contract, history = memory.contract, rows.rounds()
-    model = rows.fit(history["rounds"])
+    model, champion = rows.fit(history["rounds"]), memory.ledger.state().champion
+    before = bins_of(fetched(memory, champion)) if champion else {}
     with ThreadPoolExecutor(1) as beside:  # what is learnt of ordinary traffic keeps one core busy, and a training hardly notices
         training, sample = beside.submit(rows.fit, history["rounds"], older=True), rows.sample
-        references = ordinary(memory, model, sample)
+        references = ordinary(model, sample, before)
         twin = training.result()
     return model.files() | twin.files(TWIN) | {
         REFERENCE: reference.to_bytes(references),
@@ -143,10 +146,9 @@ def fitted(memory: Memory, rows: Prepared | cluster.Spread) -> tuple[dict[str, b
     }, history | {"newest_window": scores(contract, *rows.newest(twin))}
 
 
-def ordinary(memory: Memory, model: Model, sample: Columns) -> dict[str, reference.Reference]:
+def ordinary(model: Model, sample: Columns, before: Mapping[str, Bins]) -> dict[str, reference.Reference]:
     """What later traffic of a model is compared with, in bins that divide the champion's."""
-    contract, champion, probabilities = memory.contract, memory.ledger.state().champion, model.probabilities(sample)
-    before = bins_of(fetched(memory, champion)) if champion else {}
+    contract, probabilities = model.contract, model.probabilities(sample)
     seen = watched(contract, sample, probabilities, model.classes(probabilities))
     return reference.learn(seen, sample[contract.event_time], contract.drift.window, contract.drift.false_alarms, before)
 
@@ -172,7 +174,7 @@ def _manifest(memory: Memory, source: data.DataVersion, metrics: dict[str, Any],
 
 
 def code_digest() -> str:
-    """The digest of the code that trains a version, and of all that a bento holds."""
+    """The digest of the code that fits a model, and of all that a bento holds."""
     sources = [path for room in ("contracts", "service") for path in sorted((ROOT / room).glob("*.py"))]
     sources += [ROOT / "flows" / name for name in ("cluster.py", "fit.py")]
     return digest_of({str(path.relative_to(ROOT)): sha256(path.read_bytes()).hexdigest() for path in sources})
@@ -239,16 +241,20 @@ def latency(model: Model, files: Path) -> float:
     return float(np.percentile(times, 99) * 1000)
 
 
-def saved_answers(memory: Memory, files: Path) -> subprocess.Popen[str]:
-    """A new process that answers the version's sample records from its saved files."""
-    module = memory.contract.schema.__module__
-    return subprocess.Popen([sys.executable, "-m", "service.model", module, str(files)], cwd=ROOT, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+@contextmanager
+def saved_answers(memory: Memory, files: Path) -> Iterator[subprocess.Popen[str]]:
+    """A new process that answers the version's sample records from its saved files; it ends where nobody wants its answers any more."""
+    command = [sys.executable, "-m", "service.model", memory.contract.schema.__module__, str(files)]
+    with subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as answering:
+        try:
+            yield answering
+        finally:
+            answering.kill()  # no more than a formality where it has ended
 
 
 def disagreement(answering: subprocess.Popen[str], files: Path) -> float:
     """The largest difference between the trainer's sample answers and those of `saved_answers`."""
-    answers, told = answering.communicate()
+    answers, told = answering.communicate(timeout=PATIENCE)
     if answering.returncode:
         raise PerennialError(f"the saved model does not answer in a new process:\n{told.strip()}")
     expected = json.loads((files / "samples.json").read_bytes())["probabilities"]

@@ -60,7 +60,8 @@ class Door:
                 self._loop.call_later(PAUSE, self._open)
                 return
             caller.setblocking(False)
-            caller.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if caller.family in (socket.AF_INET, socket.AF_INET6):
+                caller.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             entering = self._loop.create_task(self._enter(caller))
             self._entering.add(entering)
             entering.add_done_callback(self._entering.discard)
@@ -69,6 +70,9 @@ class Door:
         try:
             await self._loop.connect_accepted_socket(self._protocols, caller)
         except OSError:  # who hung up at once
+            caller.close()
+        except Exception:
+            log.exception("a caller could not be let in")
             caller.close()
 
     def close(self) -> None:

@@ -78,26 +78,31 @@ class Front:
         if hasattr(cycle, "transport"):
             cycle.transport = AtOnce(cycle.transport)
         try:
-            status, answer = await handler(await self._body(receive), SAMPLE_HEADER in scope["headers"], caller)
+            body = await self._body(receive, cycle)
+            if body is None:
+                return 408, TOO_SLOW, CLOSE
+            status, answer = await handler(body, SAMPLE_HEADER in scope["headers"], caller)
             return status, answer, ()
         except Overloaded:
             return 503, TOO_MANY, LATER
         except TooLarge:
             return 413, TOO_LARGE, ()
-        except TimeoutError:
-            return 408, TOO_SLOW, CLOSE
         except Gone:
             raise
         except Exception:
             log.exception("%s %s failed", scope["method"], scope["path"])
             return 500, FAILED, ()
 
-    async def _body(self, receive: Any) -> bytes:
-        message = await _heard(receive)
-        if not message.get("more_body"):
-            return message.get("body", b"")
-        async with asyncio.timeout(TIMEOUT):
-            return await self._long_body(message, receive)
+    async def _body(self, receive: Any, cycle: Any) -> bytes | None:
+        """The body; None where it does not come in time."""
+        if not getattr(cycle, "more_body", True):  # uvicorn has all of it already, as nearly always: no timer is armed
+            return (await _heard(receive)).get("body", b"")
+        try:
+            async with asyncio.timeout(TIMEOUT):
+                message = await _heard(receive)
+                return await self._long_body(message, receive) if message.get("more_body") else message.get("body", b"")
+        except TimeoutError:
+            return None
 
     async def _long_body(self, message: Any, receive: Any) -> bytes:
         """A body that comes in parts; of one that is too large the rest is heard and dropped, for the caller to hear the answer."""

@@ -1,7 +1,6 @@
 """Preprocessing and XGBoost as one fitted object, saved as data and never as code."""
 
 import json
-import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,8 +12,6 @@ import numpy as np
 
 from contracts.contract import Columns, Contract, PerennialError, load
 
-# Read once, when OpenMP is loaded: threads that spin while they wait make training on a shared machine ten times slower.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 if __name__ == "__main__":  # to answer as a replica would, which has no scikit-learn either: XGBoost takes a second to import it
     sys.modules["sklearn"] = None
 

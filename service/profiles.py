@@ -44,7 +44,7 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)  # every profile's time for whylogs, wh
 START_FORMAT = "%Y-%m-%dT%H%M"  # of a window's folder
 SMALL = MetricConfig(kll_k=128, large_kll_k=False, fi_lg_max_k=7, max_frequent_item_size=LONGEST)  # the sketches are for people to look at
 BINS_PATH = "bins/counts"
-RESTS = 15  # times as long as each step of a background profile takes: it is spread over half of the time that it has
+RESTS = 15  # times as long as each step of a background profile takes, so that it is spread over the time that it has
 BUSY = 1_000  # rows at a time from which on the profile is made with rests
 BIN_COUNTS = 100  # whylogs' number for our component; it leaves those from 100 on to its users
 BACKLOG = 12  # batches of `rows` that may wait while a disk hangs; later rows are served and not profiled
@@ -347,7 +347,7 @@ class Profiler:
         for name in columns:
             begun = thread_time()
             yield name
-            if self._busy and not self._closing:
+            if self._busy and not self._closing and self._waiting < self._rows:  # while the next profile waits, there is no rest
                 sleep(RESTS * (thread_time() - begun))
 
     def _count_refused(self, times: np.ndarray, at_fault: Counter) -> None:

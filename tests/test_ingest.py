@@ -211,6 +211,39 @@ def test_what_is_refused_of_a_large_file_comes_after_what_is_stored(memory, larg
     assert take_in(memory, START, START + timedelta(days=10), file)[0].rows == len(rows) - 2
 
 
+def test_what_a_large_file_lacks_and_bad_rows_of_all_its_batches_are_told(memory, large_file):
+    rows, file = large_file
+    rows.assign(heat=rows["heat"].mask(rows.index.isin([9, 900, 3_000]), -99.0)).to_parquet(file)
+    take_in(memory, START - timedelta(days=9), START - timedelta(days=8))
+    verdict = take_in(memory, START, START + timedelta(days=10), file)[1]
+    assert (verdict.figures["rows"], verdict.figures["bad"]) == (len(rows), 5) and "nothing is held of" in verdict.reasons[0]
+    assert sum(rule["count"] for rule in verdict.figures["by_rule"] if rule["column"] == "heat") == 3
+
+
+def test_a_few_days_of_a_large_file_are_read_alone(memory, large_file, monkeypatch):
+    rows, file = large_file
+    noon = START + timedelta(hours=12)
+    assert batches(memory, noon, START + timedelta(days=2), Path(file)) == [(noon, START + timedelta(days=2))]
+    read, whole = [], pd.read_parquet
+    monkeypatch.setattr(pd, "read_parquet", lambda *one, **named: read.append(whole(*one, **named)) or read[-1])
+    version = take_in(memory, noon, START + timedelta(days=2), file)[0]
+    assert len(read[0]) == version.rows + 2 < 650  # those without a time are told of
+
+
+@pytest.mark.parametrize(("spoil", "told"), [
+    (lambda times: times.dt.tz_localize("UTC"), "datetime without a zone"),
+    (lambda times: times.astype(str), None),
+    (lambda times: times.astype("datetime64[s]").where(times.index != 7, pd.Timestamp("9999-12-31").as_unit("s")), None)])
+def test_odd_times_of_a_large_file_are_told_as_those_of_a_small_one(memory, large_file, spoil, told):
+    rows, file = large_file
+    rows.assign(measured_at=spoil(rows["measured_at"])).to_parquet(file)
+    if told:
+        with pytest.raises(Refused, match=told):
+            take_in(memory, START, START + timedelta(days=10), file)
+    else:
+        assert take_in(memory, START, START + timedelta(days=10), file)[0].rows > 3_900
+
+
 def test_days_outside_of_the_span_cut_nothing(memory, large_file):
     _, file = large_file
     two = (START + timedelta(days=1), START + timedelta(days=3))

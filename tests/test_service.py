@@ -260,10 +260,11 @@ def test_who_gave_up_is_not_scored(replica):
     assert counted(replica, "perennial_predictions_total") - before == 100  # those answered while connecting
 
 
-def test_a_body_that_never_ends_is_408(replica):
+@pytest.mark.parametrize("begun", [b"", b"{"])
+def test_a_body_that_never_ends_is_408(replica, begun):
     host, port = replica.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=20) as slow:
-        slow.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 500\r\n\r\n{")
+        slow.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 500\r\n\r\n" + begun)
         head, _, answer = slow.recv(65_536).partition(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 408 ") and "within 5 seconds" in json.loads(answer)["errors"][0]["rule"]
         assert slow.recv(1) == b""
