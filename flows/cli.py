@@ -78,7 +78,8 @@ def ingest(
     from flows.ingest import ingest as flow
 
     version = directly(flow, model, start, end, file)
-    _say(version, as_json, f"{model}: data version {version['digest'][:12]}, {version['rows']:,} rows")
+    aside = f"; {bad:,} bad rows were set aside, with reasons, in data/{model}.bad" if (bad := version["set_aside"]) else ""
+    _say(version, as_json, f"{model}: data version {version['digest'][:12]}, {version['rows']:,} rows{aside}")
 
 
 @app.command()

@@ -1,6 +1,7 @@
 """The same training where one machine is not enough: a Dask cluster's workers hold the rows, each its share of the files."""
 
 from collections.abc import Iterator
+from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,7 +15,7 @@ from contracts.contract import Columns, Contract, PerennialError, load
 from flows.fit import Block, Texts, coded, kinds_of, params_of, prepared, sorted_sample
 from registry import data
 from registry.store import open_store
-from service.model import Model
+from service.model import Model, xgboost  # from there: see flows.fit
 
 ADDRESS = "PERENNIAL_DASK"
 PATIENCE = 10  # seconds in which the scheduler must answer
@@ -42,6 +43,19 @@ def client_of(address: str) -> Iterator[Any]:
         if not client.scheduler_info()["workers"]:
             raise ClusterAway(f"the Dask scheduler at {address} has no workers; start some: dask worker {address}")
         yield client
+
+
+@contextmanager
+def lost_workers_named(address: str) -> Iterator[None]:
+    """Raises ClusterAway where a worker ends in the midst of a training, which XGBoost and Dask tell of in their own many ways."""
+    import distributed
+
+    try:
+        yield
+    except (xgboost.core.XGBoostError, distributed.KilledWorker, CancelledError, OSError) as error:
+        told = str(error).strip().splitlines()[-1:] or [type(error).__name__]
+        raise ClusterAway(f"a worker of {address} was lost, or failed, while it trained: {told[0]}; nothing was registered: see the worker's "
+                          "log and run it again") from error
 
 
 @dataclass(frozen=True)

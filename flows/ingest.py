@@ -33,7 +33,7 @@ def ingest(model: str, start: datetime | None = None, end: datetime | None = Non
     tag_run(model)
     version, verdict = take_in_batch(model, start, end, file)
     show_data_check(model, version, verdict)
-    return version
+    return version | {"set_aside": verdict["figures"]["bad"]}
 
 
 @task(task_run_name="take in {model}")

@@ -119,7 +119,7 @@ def gathered(memory: Memory, source: data.DataVersion) -> Iterator[Prepared | cl
     """The rows of a data version as they are trained on: here, or on the Dask cluster that the environment names."""
     cut, address = judged_from(memory, source), os.environ.get(cluster.ADDRESS)
     if address:
-        with cluster.client_of(address) as client:
+        with cluster.client_of(address) as client, cluster.lost_workers_named(address):
             yield cluster.spread(client, memory.contract, memory.store.address, source, cut)
     else:
         chunks = data.chunks(memory.store, source, memory.contract.training_columns)

@@ -90,6 +90,14 @@ def test_no_scheduler_and_no_workers_are_told_with_the_remedy(monkeypatch):
         pass
 
 
+def test_a_worker_that_fails_is_told_with_the_remedy():
+    from service.model import xgboost
+
+    with pytest.raises(ClusterAway, match=r"a worker of tcp://x was lost, or failed, while it trained: Poll error; .*run it again"), \
+            cluster.lost_workers_named("tcp://x"):
+        raise xgboost.core.XGBoostError("Ring Allreduce failed\nPoll error")
+
+
 def test_a_missing_dask_is_told(monkeypatch):
     import sys
 

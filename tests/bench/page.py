@@ -94,7 +94,7 @@ def headline(figures: list[dict[str, Any]], lacking: list[str]) -> str:
     if not figures:
         return "Nothing was measured yet: run make bench."
     all_, missed = len(figures), sum(not one["met"] for one in figures)
-    said = f"{all_ - missed} of {all_} figures are met, {missed} missed" if missed else f"All {all_} figures are met"
+    said = f"{all_ - missed} of {all_} figures are met, {missed} missed" if missed else f"{all_} of {all_} figures are met"
     return f"{said}; not measured: {', '.join(lacking)}." if lacking else f"{said}."
 
 
