@@ -313,8 +313,13 @@ class Profiler:
 
     def _absorb(self) -> None:
         with self._lock:
-            batches, skipped = self._batches, self._skipped
-            self._batches, self._waiting, self._skipped = [], 0, 0
+            upto = np.cumsum([len(times) for times, _ in self._batches])
+            end = len(upto) if self._closing else int(np.searchsorted(upto, self._rows)) + 1  # no more: large arrays hold requests up
+            batches, skipped = self._batches[:end], self._skipped
+            self._batches, self._skipped = self._batches[end:], 0
+            self._waiting -= sum(len(times) for times, _ in batches)
+        if self._waiting >= self._rows:
+            self._wake.set()
         self._busy = sum(len(times) for times, _ in batches) >= BUSY
         if skipped:
             log.error("%s: %d rows were not profiled: writing can't keep up", self._folder, skipped)

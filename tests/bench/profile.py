@@ -16,8 +16,7 @@ import pandas as pd
 from contracts.bins import Bins, watched
 from contracts.contract import Columns, load
 from service import profiles
-from tests.bench import figure, write
-from tests.bench.drift import PEERS, peers
+from tests.bench import PEERS, figure, peers, write
 
 ROWS, ROUNDS = 1_000_000, 3
 REPLICA = 20_000  # rows that a replica writes at a time
@@ -38,7 +37,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="perennial-bench-") as folder:
         table = Path(folder) / "rows.parquet"
         pd.DataFrame({name: one.values for name, one in seen.items()}).to_parquet(table)
-        with subprocess.Popen([peers(), PEERS / "whylogs_log.py", table], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as peer:
+        command = [peers("drift"), PEERS / "whylogs_log.py", table]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as peer:
             def theirs(rows: int = ROWS) -> float:
                 peer.stdin.write(f"{rows}\n")
                 peer.stdin.flush()
