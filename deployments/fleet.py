@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from deployments import balancer, containers, replicas
+from deployments import containers, load_balancer, replicas, routes
 from deployments.containers import Container
 from deployments.replicas import Replica
 
@@ -48,14 +48,14 @@ def settle(servers: Collection[Server]) -> None:
 
 def end(run: Path, model: str) -> None:
     """Take a model off this machine; the balancer ends with the last one."""
-    others = balancer.unroute(run, model)
+    others = routes.unroute(run, model)
     stop(running(run, model), run, model)
     if not others:
-        balancer.stop(run)
+        load_balancer.stop(run)
 
 
 def stop_all(run: Path) -> None:
     """End everything that was started in this run folder, the balancer too."""
-    balancer.stop_all(run)
+    load_balancer.stop_all(run)
     if containers.used(run):
         containers.stop_all(run)

@@ -1,4 +1,4 @@
-"""The image that a kustomization names, by digest: the release flow's way into Kubernetes."""
+"""TODO"""
 
 import re
 from pathlib import Path
@@ -6,18 +6,15 @@ from typing import Any
 
 import yaml
 
-from contracts.contract import PerennialError
-from deployments.replicas import write_whole
+from contracts.core.errors import NotPointed
+from service.files import write_text
 
 NAME = "perennial-model"  # in the base's Deployment, where kustomize puts the image of a version
 BY_DIGEST = re.compile(r"(?P<name>[^\s@]+)@(?P<digest>sha256:[0-9a-f]{64})")
+
 # A folder of its own, not an overlay's kustomization.yaml: what a program writes whole holds no person's comments.
 HEAD = "# Written by `perennial release`; a component, so an overlay names its folder under `components:`.\n"
 KIND = {"apiVersion": "kustomize.config.k8s.io/v1alpha1", "kind": "Component"}
-
-
-class NotPointed(PerennialError):
-    """A kustomization can't be pointed at an image."""
 
 
 def point_to(folder: Path, image: str) -> None:
@@ -28,7 +25,7 @@ def point_to(folder: Path, image: str) -> None:
                          f"as `perennial history` shows it")
     if pointed_to(folder) != image:
         entry = {"name": NAME, "newName": found["name"], "digest": found["digest"]}
-        write_whole(_file(folder), HEAD + yaml.safe_dump(KIND | {"images": [entry]}, sort_keys=False))
+        write_text(_file(folder), HEAD + yaml.safe_dump(KIND | {"images": [entry]}, sort_keys=False))
 
 
 def pointed_to(folder: Path) -> str | None:

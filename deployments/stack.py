@@ -5,7 +5,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from deployments import balancer, fleet, orchestrator
+from deployments import fleet, load_balancer, prefect_server
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ def fresh(home: Path) -> Path:
 
 def environment(home: Path, profile_seconds: float = 5.0) -> dict[str, str]:
     """The addresses that every process of the stack in `home` must know; the Prefect server's port is chosen here."""
-    return orchestrator.environment(home, orchestrator.free_port()) | {
+    return prefect_server.environment(home, prefect_server.free_port()) | {
         "PERENNIAL_STORE": str(home / "store"), "PERENNIAL_RUN": str(home / "run"),
         "PERENNIAL_PROFILE_SECONDS": str(profile_seconds)}
 
@@ -35,10 +35,10 @@ def environment(home: Path, profile_seconds: float = 5.0) -> dict[str, str]:
 def up(home: Path) -> Addresses:
     """Start server, worker and balancer in `home`, under the `environment` that the caller has set."""
     run, api = home / "run", os.environ["PREFECT_API_URL"]
-    orchestrator.start_server(run, api)
-    front = balancer.start(run)
-    orchestrator.deploy()
-    orchestrator.start_worker(run)
+    prefect_server.start_server(run, api)
+    front = load_balancer.start(run)
+    prefect_server.deploy()
+    prefect_server.start_worker(run)
     return Addresses(api.removesuffix("/api"), front.url, front.api)
 
 

@@ -1,4 +1,4 @@
-"""`perennial …`: every flow and every question from a shell. Imports wait until a command needs them."""
+"""TODO"""
 
 import json
 import logging
@@ -56,8 +56,8 @@ def demo(
                                          "labels that come twice or never; and see what is said of them.")] = False,
 ) -> None:
     """Replay the flights of 2013 through the whole loop and write a report."""
-    from flows.faults import FAULTS
-    from flows.replay import replay
+    from flows.demo.faults import FAULTS
+    from flows.demo.replay import replay
 
     directly(replay, until, keep, folder, console, FAULTS if faults else ())
 
@@ -72,7 +72,7 @@ def ingest(
 ) -> None:
     """Check a batch of labelled events and append it as a new data version."""
     if start and end and end <= start:  # said before a Prefect server is started to say it
-        from contracts.contract import PerennialError
+        from contracts.core.errors import PerennialError
 
         raise PerennialError(f"{model}: nothing to ingest: [{start}, {end}) is empty; name an --end after --start")
     from flows.ingest import ingest as flow
@@ -86,10 +86,10 @@ def ingest(
 def labels(model: Model, file: Annotated[str, typer.Argument(help="A .parquet or .csv file: `id` of a prediction, and the columns that "
                                                             "the contract's label is made of.")]) -> None:
     """Tell what came true of predictions, by the ids that callers got; for those who can't name the event itself."""
-    from flows.memory import remember
-    from flows.predictions import take_labels
+    from flows.monitoring.outcomes import store_labels
+    from registry.context import open_model
 
-    console.print(f"{model}: {take_labels(remember(model), file):,} labels are kept; the next monitor run of their window scores them")
+    console.print(f"{model}: {store_labels(open_model(model), file):,} labels are kept; the next monitor run of their window scores them")
 
 
 @app.command()
@@ -114,11 +114,11 @@ def train(
 def release(model: Model, version: Annotated[str, typer.Argument(help="champion, an alias, a number or a digest.")] = "champion",
             as_json: AsJson = False) -> None:
     """Put a version that passed the gate in front of the callers."""
-    from flows.memory import remember
     from flows.release import release as flow
+    from registry.context import open_model
     from registry.models import resolve
 
-    done = directly(flow, model, resolve(remember(model).ledger, version))
+    done = directly(flow, model, resolve(open_model(model).ledger, version))
     if done["outcome"] == "refused":
         _say(done, as_json, f"{model}: the canary refused {done['version'][:12]}: {'; '.join(done['canary']['reasons'])}")
         raise typer.Exit(1)
@@ -128,11 +128,11 @@ def release(model: Model, version: Annotated[str, typer.Argument(help="champion,
 
 def _address(model: str) -> str | None:
     """Where callers reach the model on this machine."""
-    from deployments import balancer
-    from flows.memory import remember
+    from deployments import routes
+    from registry.context import open_model
 
-    memory = remember(model)
-    found = balancer.address(memory.run, memory.name)
+    memory = open_model(model)
+    found = routes.address(memory.run, memory.name)
     return f"POST {found}/predict" if found else None
 
 
@@ -144,14 +144,14 @@ def shadow(
     as_json: AsJson = False,
 ) -> None:
     """Let a version see a share of the traffic and compare it with the champion; no caller sees its answers."""
-    from flows.memory import remember
-    from flows.release import artefact
-    from flows.rollout import shadow as watch
+    from flows.releasing.canary import shadow as watch
+    from flows.releasing.image import artifact_of
+    from registry.context import open_model
     from registry.models import resolve
 
-    memory = remember(model)
+    memory = open_model(model)
     named = resolve(memory.ledger, version)
-    verdict = watch(memory, named, artefact(memory, named), share)
+    verdict = watch(memory, named, artifact_of(memory, named), share)
     _say(verdict.as_json(), as_json, f"{model}: {named[:12]} in the shadow: {verdict.kind}\n" + "\n".join(verdict.reasons))
     if not verdict.passed:
         raise typer.Exit(1)
@@ -163,12 +163,12 @@ def ship(
     every: Annotated[float | None, typer.Option(help="Seconds; goes on until it is told to end. Default: once.")] = None,
 ) -> None:
     """Copy the profiles that replicas wrote on this machine (PERENNIAL_RUN) to the store."""
-    from flows.memory import remember
-    from flows.monitor import ship as copy
-    from flows.monitor import ship_until_told
+    from registry.context import open_model
+    from registry.traffic import ship as copy
+    from registry.traffic import ship_periodically
 
-    memory = remember(model)
-    shipped = ship_until_told(memory, every) if every else copy(memory)
+    memory = open_model(model)
+    shipped = ship_periodically(memory, every) if every else copy(memory)
     console.print(f"{model}: {shipped} new or changed profiles are in {memory.store.address}", highlight=False)
 
 
@@ -179,11 +179,12 @@ def monitor(
     as_json: AsJson = False,
 ) -> None:
     """Judge windows of traffic: what drifted, and what follows."""
-    from flows.memory import remember
-    from flows.monitor import closed, due, ship
     from flows.monitor import monitor as flow
+    from flows.monitoring.windows import closed, due
+    from registry.context import open_model
+    from registry.traffic import ship
 
-    memory = remember(model)
+    memory = open_model(model)
     ship(memory)
     windows = [closed(memory, window.isoformat())] if window else due(memory)
     judged = {each.isoformat(): directly(flow, model, each.isoformat()) for each in windows}
@@ -204,12 +205,12 @@ def report(
 
     perennial report flights --window 2013-07-01 --out july.html
     """
-    from flows import window_report
-    from flows.memory import remember
-    from flows.monitor import report as page
+    from flows.reporting import window_report
+    from flows.reporting.pages import report as page
+    from registry.context import open_model
     from service.profiles import write_whole
 
-    memory = remember(model)
+    memory = open_model(model)
     named = window.isoformat() if window else window_report.newest(memory)
     content, file = page(memory, named), out or Path("build") / window_report.key(memory, named)
     write_whole(file, content)
@@ -221,17 +222,17 @@ def serve(model: Model, port: Annotated[int, typer.Option(help="The balancer's; 
     """Serve the champion behind the load balancer until Ctrl-C."""
     import signal
 
-    from deployments import balancer, fleet
-    from flows.memory import remember
-    from flows.release import serve_champion, serving
+    from deployments import fleet, load_balancer
+    from flows.releasing.serving import serve_champion, serving
+    from registry.context import open_model
 
-    memory = remember(model)
+    memory = open_model(model)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with serving(memory):
         try:
             url = serve_champion(memory, port)
             console.print(f"{model} serves at [bold]{url}/{memory.name}/predict[/]; Ctrl-C ends it")
-            balancer.wait(memory.run)
+            load_balancer.wait(memory.run)
         finally:
             fleet.end(memory.run, memory.name)
 
@@ -239,7 +240,7 @@ def serve(model: Model, port: Annotated[int, typer.Option(help="The balancer's; 
 @app.command()
 def status(model: Model, as_json: AsJson = False) -> None:
     """What serves, what it was trained on, and what was last judged."""
-    from flows.status import facts, table
+    from flows.reporting.status import facts, table
 
     found = facts(model)
     _print(found) if as_json else console.print(table(found))
@@ -252,10 +253,10 @@ def history(
     as_json: AsJson = False,
 ) -> None:
     """The ledger: every event of a model, or what served at a time."""
-    from flows.memory import remember
-    from flows.status import events
+    from flows.reporting.status import events
+    from registry.context import open_model
 
-    memory = remember(model)
+    memory = open_model(model)
     if at is not None:
         champion = memory.ledger.state(at=at).champion
         return _say({"at": at, "champion": champion}, as_json, f"{model} at {at}: {champion or 'nothing served'}")
@@ -276,7 +277,7 @@ def rollback(
     as_json: AsJson = False,
 ) -> None:
     """Return to an earlier version: the ledger first learns why, and the traffic follows where this machine serves."""
-    from flows.release import roll_back
+    from flows.releasing.serving import roll_back
 
     done = roll_back(model, to, reason)
     _say(done, as_json, f"{model}: {done['from'][:12]} → {done['to'][:12]}")
@@ -289,8 +290,8 @@ def metrics(
     host: Annotated[str, typer.Option(help="The address to listen on; this machine alone by default.")] = "127.0.0.1",
 ) -> None:
     """Gauges for Prometheus: drift, scores, ages and alerts, read from the store at each scrape, until Ctrl-C."""
-    from contracts.contract import known_models
-    from flows.gauges import serve
+    from contracts.core.loading import known_models
+    from flows.reporting.exporter import serve
 
     serve(models or known_models(), host, port, console.print)
 
@@ -300,7 +301,7 @@ def down(model: Annotated[str | None, typer.Argument(help="Only this one; defaul
                                                       "`demo --keep` left.")] = None) -> None:
     """End what serves on this machine: replicas, the load balancer, and the demo's servers. Callers get no answer then."""
     from deployments import fleet
-    from flows.memory import demo_home, remember, run_folder
+    from registry.context import demo_home, open_model, run_folder
 
     def ended(run: Path, names: list[str], end: Callable[[], None]) -> None:
         served = ", ".join(f"{name} ({len(fleet.running(run, name))} replicas)" for name in names)
@@ -308,7 +309,7 @@ def down(model: Annotated[str | None, typer.Argument(help="Only this one; defaul
         console.print(f"{run}: ended {served}" if served else f"{run}: no model served", highlight=False, soft_wrap=True)
 
     if model:
-        name, run = remember(model).name, run_folder()
+        name, run = open_model(model).name, run_folder()
         return ended(run, [name] if name in fleet.models(run) else [], lambda: fleet.end(run, name))
     for run in (run_folder(), demo_home() / "run"):
         ended(run, fleet.models(run), lambda run=run: fleet.stop_all(run))
@@ -317,11 +318,11 @@ def down(model: Annotated[str | None, typer.Argument(help="Only this one; defaul
 @app.command()
 def deploy() -> None:
     """Register the deployments of prefect.yaml with the server at PREFECT_API_URL."""
-    from deployments.orchestrator import deploy as register
-    from flows.alerts import WEBHOOK, to_webhook
-    from flows.memory import need_prefect
+    from deployments.prefect_server import deploy as register
+    from flows.monitoring.notifications import WEBHOOK, to_webhook
+    from flows.prefect_api import require_prefect
 
-    need_prefect()
+    require_prefect()
     register()
     to_webhook(hook := os.environ.get(WEBHOOK))
     told = "; alerts go to the webhook" if hook else ""
@@ -337,10 +338,10 @@ def contract_diff(
     """What changed between two contracts, and what breaks callers (exit code 1 if something does)."""
     from dataclasses import asdict
 
-    from contracts.contract import diff
-    from flows.status import described
+    from contracts.core.diff import diff_contracts
+    from flows.reporting.status import described
 
-    changes = diff(described(old), described(new))
+    changes = diff_contracts(described(old), described(new))
     if as_json:
         _print([asdict(change) for change in changes])
     else:
@@ -356,9 +357,9 @@ def directly(flow: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
     """Run flows in this process, without Prefect's heartbeat: at a flow's end it sleeps on for up to a second."""
     from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
-    from flows.memory import need_prefect
+    from flows.prefect_api import require_prefect
 
-    need_prefect()
+    require_prefect()
     with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
         return flow(*arguments, **named)
 

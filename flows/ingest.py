@@ -1,4 +1,4 @@
-"""source → contract → data version."""
+"""TODO"""
 
 import logging
 from collections import Counter
@@ -15,12 +15,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from prefect import flow, task
 
-from contracts.contract import PerennialError, Refused, Verdict
-from contracts.quality import cells, check
-from flows.artifacts import show_data_check, tag_run
-from flows.files import read_file
-from flows.memory import Memory, remember
+from contracts.core.cells import read_cells
+from contracts.core.errors import CheckFailed, PerennialError
+from contracts.core.validation import check_batch
+from contracts.core.verdict import Verdict
+from flows.reporting.artifacts import show_data_check, tag_run
+from flows.tables import read_table
 from registry import data
+from registry.context import ModelContext, open_model
 
 MOST_ROWS = 1_000_000  # of a file that are one batch
 
@@ -31,18 +33,18 @@ log = logging.getLogger("perennial.ingest")
 def ingest(model: str, start: datetime | None = None, end: datetime | None = None, file: str | None = None) -> dict[str, Any]:
     """Take in the labelled events of [start, end): by default all that have matured since the newest version."""
     tag_run(model)
-    version, verdict = take_in_batch(model, start, end, file)
+    version, verdict = ingest_task(model, start, end, file)
     show_data_check(model, version, verdict)
     return version | {"set_aside": verdict["figures"]["bad"]}
 
 
 @task(task_run_name="take in {model}")
-def take_in_batch(model: str, start: datetime | None, end: datetime | None, file: str | None) -> tuple[dict, dict]:
-    version, verdict = take_in(remember(model), start, end, file)
+def ingest_task(model: str, start: datetime | None, end: datetime | None, file: str | None) -> tuple[dict, dict]:
+    version, verdict = ingest_batch(open_model(model), start, end, file)
     return version.as_json(), verdict.as_json()
 
 
-def take_in(memory: Memory, start: datetime | None = None, end: datetime | None = None, file: str | None = None):
+def ingest_batch(memory: ModelContext, start: datetime | None = None, end: datetime | None = None, file: str | None = None):
     """Check what happened in [start, end) and append its good rows; the data version and the Verdict. Raises Refused, storing nothing.
 
     Of a large .parquet file some whole days are one batch, checked and stored before the next is read: what is refused then
@@ -51,16 +53,16 @@ def take_in(memory: Memory, start: datetime | None = None, end: datetime | None 
     start, end = _span(memory, start, end)
     spans = batches(memory, start, end, Path(file)) if file and Path(file).suffix == ".parquet" else None
     if spans is None:
-        return _take_in(memory, start, end, file)
+        return _ingest_batch(memory, start, end, file)
     verdicts = []
     for first, last in spans:
-        version, verdict = _take_in(memory, first, last, file, first == start)
+        version, verdict = _ingest_batch(memory, first, last, file, first == start)
         verdicts.append(verdict)
         log.info("%s: %s rows are held, up to %s", memory.name, f"{version.rows:,}", last)
     return version, of_all(verdicts)
 
 
-def batches(memory: Memory, start: datetime, end: datetime, file: Path) -> list[tuple[datetime, datetime]] | None:
+def batches(memory: ModelContext, start: datetime, end: datetime, file: Path) -> list[tuple[datetime, datetime]] | None:
     """[start, end) cut at midnights, so that of a large file about MOST_ROWS rows or a day's lie in each; None for one that is
     read whole: it is small, or rows of different days may share a key."""
     event_time, rows = memory.contract.event_time, Counter()
@@ -97,14 +99,14 @@ def of_all(verdicts: list[Verdict]) -> Verdict:
                    figures={**verdicts[0].figures, **sums, "by_rule": list(rules.values())})
 
 
-def _take_in(memory: Memory, start: datetime, end: datetime, file: str | None, *first: bool):
+def _ingest_batch(memory: ModelContext, start: datetime, end: datetime, file: str | None, *first: bool):
     known = data.versions(memory.store, memory.name)
     batch = read_batch(memory, start, end, file, *first)
-    checked = check(memory.contract, batch)
+    checked = check_batch(memory.contract, batch)
     span = {"start": start.isoformat(), "end": end.isoformat()}
     if not checked.verdict.passed:
         memory.ledger.record("ingest_refused", span | {"verdict": checked.verdict.as_json()}, once=("start", "end", "verdict"))
-        raise Refused(checked.verdict, f"nothing of [{start}, {end}) was stored; mend {file or 'the source'} and ingest it again")
+        raise CheckFailed(checked.verdict, f"nothing of [{start}, {end}) was stored; mend {file or 'the source'} and ingest it again")
     if len(checked.bad):
         data.set_aside(memory.store, memory.contract, checked.bad, start, end)
     version = data.append(memory.store, memory.contract, checked.good, start, end)
@@ -113,7 +115,7 @@ def _take_in(memory: Memory, start: datetime, end: datetime, file: str | None, *
     return version, replace(checked.verdict, reasons=(*checked.verdict.reasons, *_gap(memory, known, start)))
 
 
-def _gap(memory: Memory, known: list[data.DataVersion], start: datetime) -> list[str]:
+def _gap(memory: ModelContext, known: list[data.DataVersion], start: datetime) -> list[str]:
     """What is said of the events between the newest ones held and this batch, if there are such."""
     if not known or start <= (held := datetime.fromisoformat(known[-1].end)):
         return []
@@ -121,7 +123,7 @@ def _gap(memory: Memory, known: list[data.DataVersion], start: datetime) -> list
             f"--start {held.isoformat()} --end {start.isoformat()}"]
 
 
-def _span(memory: Memory, start: datetime | None, end: datetime | None) -> tuple[datetime, datetime]:
+def _span(memory: ModelContext, start: datetime | None, end: datetime | None) -> tuple[datetime, datetime]:
     """The batch's window: from the newest version's end to the last midnight whose labels have matured."""
     for given in (start, end):
         if given and given.tzinfo:
@@ -140,7 +142,7 @@ def _span(memory: Memory, start: datetime | None, end: datetime | None) -> tuple
     return start, end
 
 
-def read_batch(memory: Memory, start: datetime, end: datetime, file: str | None = None, first: bool | None = None) -> pd.DataFrame:
+def read_batch(memory: ModelContext, start: datetime, end: datetime, file: str | None = None, first: bool | None = None) -> pd.DataFrame:
     """The source's rows of [start, end): the contract's own source, or a .parquet or .csv file. Those of a file without a
     readable event time are there too, for the check to count; of a large file (`first` is given) in the first batch alone."""
     contract = memory.contract
@@ -153,8 +155,8 @@ def read_batch(memory: Memory, start: datetime, end: datetime, file: str | None 
         time = pc.field(contract.event_time)
         here = (time >= pa.scalar(start)) & (time < pa.scalar(end))
         here = here | time.is_null() if first else here
-    rows = read_file(Path(file), here)
+    rows = read_table(Path(file), here)
     if contract.event_time not in rows:
         return rows
-    times = cells(rows[contract.event_time], datetime)
+    times = read_cells(rows[contract.event_time], datetime)
     return rows[~((times < start) | (times >= end))]

@@ -1,4 +1,4 @@
-"""Data versions: each ingest appends to a Delta Lake table and gets an immutable reference."""
+"""TODO"""
 
 import hashlib
 import json
@@ -14,17 +14,15 @@ import pyarrow as pa
 from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
-from contracts.contract import Contract, PerennialError, digest_of
+from contracts.core.contract import Contract
+from contracts.core.digests import digest_of
+from contracts.core.errors import NoData, PerennialError
 from registry.store import Store
 
 MARK = "perennial"  # the commit's metadata that holds the reference, and the id that makes appends conflict
 KEEP = {"delta.logRetentionDuration": "interval 36500 days", "delta.enableExpiredLogCleanup": "false"}
 TRIES = 20
 CHUNK = 200_000  # rows that are held at a time where a version is read from end to end
-
-
-class NoData(PerennialError):
-    """Nothing was ingested yet, or nothing of that name."""
 
 
 @dataclass(frozen=True)

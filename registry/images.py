@@ -1,4 +1,4 @@
-"""bento → image → container registry, by digest."""
+"""TODO"""
 
 import hashlib
 import io
@@ -19,29 +19,18 @@ import yaml
 from docker.errors import APIError, BuildError, DockerException, ImageNotFound, NotFound
 from docker.models.images import Image
 
-from contracts.contract import PerennialError, digest_of
+from contracts.core.digests import digest_of
+from contracts.core.errors import ImageFailed, NoEngine
 
 ROOT = Path(__file__).parent.parent
 LOCK, RECIPE = ROOT / "requirements-service.txt", Path(__file__).parent / "runtime.Dockerfile"
 HOME, PORT, USER = "bento", 3000, "10001:10001"
 LONG_AGO = "1970-01-01T00:00:00Z"  # of every image: the same version is the same bytes, whenever it is built
 PATH = "/opt/perennial/bin:/usr/local/bin:/usr/bin:/bin"
+
 # No program is started for it but a shell: a Python would take a tenth of a second of the replica's core each time.
 HEALTH = r"""exec 3<>/dev/tcp/127.0.0.1/3000 && printf 'GET /readyz HTTP/1.0\r\n\r\n' >&3 && read -r _ said _ <&3 && [ "$said" = 200 ]"""
 SECOND = 10**9  # docker counts nanoseconds
-
-
-class NoEngine(PerennialError):
-    """No container engine answers."""
-
-    exit_code = 1
-
-
-class ImageFailed(PerennialError):
-    """An image could not be built, pushed or found; what served before goes on."""
-
-    exit_code = 1
-
 
 REPOSITORY = r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*"  # the last part of an image's name, as docker's reference grammar has it
 

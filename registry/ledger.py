@@ -1,4 +1,4 @@
-"""Append-only, hash-chained events of one model; everything else is derived from them."""
+"""TODO"""
 
 import getpass
 import json
@@ -10,36 +10,17 @@ from datetime import UTC, datetime, timedelta
 from functools import reduce
 from typing import Any
 
-from contracts.contract import Drift, PerennialError, Verdict, canonical, digest_of
-from registry.store import Store, Taken
+from contracts.core.digests import canonical_json, digest_of
+from contracts.core.errors import BrokenChain, Conflict, NotAllowed, NothingToRollBackTo, PerennialError, PromotionLost
+from contracts.core.policies import Drift
+from contracts.core.verdict import Verdict
+from registry.store import Store
 
 FORMAT = 1  # of a stored event: raise it with a change that an older reader can't follow, and keep reading the older
 BROKEN = "the circuit breaker is open"  # begins the reason why no retraining starts until a person has looked
 TRIES = 100  # a writer that loses this many races in a row gives up
 STALE = timedelta(hours=6)  # after which an unfinished retraining counts as abandoned
 DERIVED = ("champion", "previous")
-
-
-class BrokenChain(PerennialError):
-    """An event was changed, removed or put in from outside."""
-
-    exit_code = 1
-
-
-class NotAllowed(PerennialError):
-    """No Verdict allows this promotion."""
-
-    exit_code = 1
-
-
-class PromotionLost(PerennialError):
-    """Another version was promoted first."""
-
-    exit_code = 1
-
-
-class NothingToRollBackTo(PerennialError):
-    """There is no earlier champion."""
 
 
 @dataclass(frozen=True)
@@ -195,8 +176,8 @@ class Ledger:
             seq = len(self._known)
             event = Event(seq, self._head(seq), datetime.now(UTC).isoformat(timespec="microseconds"), _who(), *_plain(wanted))
             try:
-                self.store.create(self._key(seq), canonical({"format": FORMAT, "digest": event.digest, **asdict(event)}))
-            except Taken:
+                self.store.create(self._key(seq), canonical_json({"format": FORMAT, "digest": event.digest, **asdict(event)}))
+            except Conflict:
                 continue
             return event
         raise PromotionLost(f"{self.model}: {TRIES} other writers came first; try again")
@@ -344,7 +325,7 @@ class Ledger:
 
 def _plain(wanted: tuple[str, dict[str, Any]]) -> tuple[str, dict[str, Any]]:
     kind, data = wanted
-    return kind, json.loads(canonical(data))
+    return kind, json.loads(canonical_json(data))
 
 
 def _who() -> str:

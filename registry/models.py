@@ -1,4 +1,4 @@
-"""Model versions: files, manifest, lineage."""
+"""TODO"""
 
 import json
 import os
@@ -7,26 +7,13 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from contracts.contract import PerennialError, canonical, digest_of
+from contracts.core.digests import canonical_json, digest_of
+from contracts.core.errors import Conflict, Corrupt, NoChampion, NoSuchVersion, NotFound
 from registry.ledger import Ledger
-from registry.store import NotThere, Store, Taken
+from registry.store import Store
 
 FORMAT = 1  # of a manifest: raise it with a change that an older reader can't follow, and keep reading the older
 SHORTEST = 6  # characters of a digest that name a version
-
-
-class NoSuchVersion(PerennialError):
-    """No version of that name."""
-
-
-class NoChampion(PerennialError):
-    """Nothing was promoted yet."""
-
-
-class Corrupt(PerennialError):
-    """What is stored is not what was saved."""
-
-    exit_code = 1
 
 
 def save(store: Store, model: str, files: dict[str, bytes], manifest: dict[str, Any]) -> str:
@@ -36,7 +23,7 @@ def save(store: Store, model: str, files: dict[str, bytes], manifest: dict[str, 
     """
     manifest = manifest | {"format": FORMAT, "files": {name: sha256(files[name]).hexdigest() for name in sorted(files)}}
     version = digest_of(manifest)
-    for name, content in [*files.items(), ("manifest.json", canonical(manifest))]:
+    for name, content in [*files.items(), ("manifest.json", canonical_json(manifest))]:
         _keep(store, f"models/{model}/{version}/{name}", content)
     return version
 
@@ -44,7 +31,7 @@ def save(store: Store, model: str, files: dict[str, bytes], manifest: dict[str, 
 def _keep(store: Store, key: str, content: bytes) -> None:
     try:
         store.create(key, content)
-    except Taken:
+    except Conflict:
         if store.get(key) != content:
             raise Corrupt(f"{key} in {store.address} holds other bytes than its version's; remove it and save again") from None
 
@@ -53,7 +40,7 @@ def manifest(store: Store, model: str, version: str) -> dict[str, Any]:
     """What a version was made of; its digest checked."""
     try:
         content = store.get(f"models/{model}/{version}/manifest.json")
-    except NotThere:
+    except NotFound:
         raise NoSuchVersion(f"{model}: no version {version[:12]} in {store.address}; see: perennial history {model}") from None
     if sha256(content).hexdigest() != version:
         raise Corrupt(f"{model}: the manifest of {version[:12]} was changed in {store.address}; restore it from a backup")
@@ -74,7 +61,7 @@ def fetch(store: Store, model: str, version: str, folder: Path) -> Path:
             if sha256(content).hexdigest() != digest:
                 raise Corrupt(f"{model}: {name} of {version[:12]} was changed in {store.address}; restore it from a backup")
             (whole / name).write_bytes(content)
-        (whole / "manifest.json").write_bytes(canonical(facts))
+        (whole / "manifest.json").write_bytes(canonical_json(facts))
         try:
             os.rename(whole, place)
         except OSError:

@@ -1,11 +1,7 @@
-"""get / create / compare-and-swap / list, on a folder or on S3."""
+"""TODO"""
 
-import fcntl
-import os
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
-from hashlib import sha256
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
@@ -13,27 +9,11 @@ from uuid import uuid4
 
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
-from contracts.contract import PerennialError
+from contracts.core.errors import Conflict, NotFound, PerennialError, StoreAway, StoreIgnoresConditions
+from registry.folder_store import FolderStore
+from registry.s3_store import S3Store
 
 RACERS = 8  # of the start-up probe
-
-
-class NotThere(PerennialError):
-    """Nothing is kept under this key."""
-
-
-class Taken(PerennialError):
-    """Somebody else wrote first."""
-
-
-class StoreIgnoresConditions(PerennialError):
-    """The store lets two writers win."""
-
-
-class StoreAway(PerennialError):
-    """The store does not answer, or refuses to."""
-
-    exit_code = 1
 
 
 class Store(Protocol):
@@ -83,122 +63,13 @@ def _named(address: str) -> Store:
     raise PerennialError(f"no store for {address!r}; name a folder or s3://bucket/prefix in PERENNIAL_STORE")
 
 
-class FolderStore:
-    """A folder; a file appears whole or not at all."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder.absolute()
-        self.address = str(self.folder)
-
-    def read(self, key: str) -> tuple[bytes, str]:
-        content = self.get(key)
-        return content, sha256(content).hexdigest()
-
-    def get(self, key: str) -> bytes:
-        try:
-            return (self.folder / key).read_bytes()
-        except FileNotFoundError:
-            raise NotThere(f"nothing under {key!r} in {self.address}") from None
-
-    def create(self, key: str, content: bytes) -> None:
-        with self._written(key, content) as beside:
-            try:
-                os.link(beside, self.folder / key)  # fails where the name exists: the one atomic put-if-absent
-            except FileExistsError:
-                raise Taken(f"{key} is there already in {self.address}") from None
-
-    def swap(self, key: str, content: bytes, tag: str) -> None:
-        with self._written(key, content) as beside, open(self.folder / ".lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if self.read(key)[1] != tag:
-                raise Taken(f"{key} has changed in {self.address}")
-            os.replace(beside, self.folder / key)
-
-    @contextmanager
-    def _written(self, key: str, content: bytes):
-        """The content, safe on disk beside its place; what the caller leaves of it goes."""
-        folder = (self.folder / key).parent
-        folder.mkdir(parents=True, exist_ok=True)
-        handle, beside = tempfile.mkstemp(prefix=".tmp-", dir=folder)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            yield beside
-            _sync(folder)
-        finally:
-            with suppress(FileNotFoundError):
-                os.unlink(beside)
-
-    def list(self, prefix: str) -> list[str]:
-        start = self.folder / prefix.rpartition("/")[0]
-        keys = (path.relative_to(self.folder).as_posix() for path in start.rglob("*") if path.is_file())
-        return sorted(key for key in keys if key.startswith(prefix) and not key.rpartition("/")[2].startswith("."))
-
-    def remove(self, key: str) -> None:
-        (self.folder / key).unlink()
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-class S3Store:
-    """A bucket and a prefix, with conditional writes."""
-
-    def __init__(self, bucket: str, prefix: str):
-        self.bucket, self.prefix = bucket, f"{prefix}/" if prefix else ""
-        self.address = f"s3://{bucket}/{prefix}".rstrip("/")
-        import boto3  # a folder needs none of it, and it takes its time
-        from botocore.config import Config
-
-        self.client = boto3.client("s3", config=Config(retries={"mode": "standard", "max_attempts": 4}))
-
-    def read(self, key: str) -> tuple[bytes, str]:
-        try:
-            found = self.client.get_object(Bucket=self.bucket, Key=self.prefix + key)
-        except self.client.exceptions.NoSuchKey:
-            raise NotThere(f"nothing under {key!r} in {self.address}") from None
-        return found["Body"].read(), found["ETag"]
-
-    def get(self, key: str) -> bytes:
-        return self.read(key)[0]
-
-    def create(self, key: str, content: bytes) -> None:
-        self._put(key, content, IfNoneMatch="*")
-
-    def swap(self, key: str, content: bytes, tag: str) -> None:
-        self._put(key, content, IfMatch=tag)
-
-    def _put(self, key: str, content: bytes, **condition: str) -> None:
-        try:
-            self.client.put_object(Bucket=self.bucket, Key=self.prefix + key, Body=content, **condition)
-        except ClientError as error:
-            if error.response["Error"]["Code"] in ("PreconditionFailed", "ConditionalRequestConflict"):
-                raise Taken(f"{key} is there already or has changed in {self.address}") from None
-            raise
-
-    def list(self, prefix: str) -> list[str]:
-        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self.prefix + prefix)
-        return sorted(one["Key"].removeprefix(self.prefix) for page in pages for one in page.get("Contents", ()))
-
-    def remove(self, key: str) -> None:
-        with suppress(ClientError):  # whoever may not delete here leaves it
-            self.client.delete_object(Bucket=self.bucket, Key=self.prefix + key)
-
-
 def put(store: Store, key: str, content: bytes) -> None:
     """Put whole, in place of what is there; of two writers at once the later one's stays."""
     while True:
-        with suppress(Taken):
+        with suppress(Conflict):
             try:
                 _, tag = store.read(key)
-            except NotThere:
+            except NotFound:
                 return store.create(key, content)
             return store.swap(key, content, tag)
 
@@ -223,7 +94,7 @@ def probe(store: Store) -> None:
 def _won(write: Any, *arguments: Any) -> bool:
     try:
         write(*arguments)
-    except Taken:
+    except Conflict:
         return False
     return True
 

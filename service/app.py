@@ -1,4 +1,4 @@
-"""The BentoML API of one model version."""
+"""TODO"""
 
 import gc
 import json
@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 from uuid import uuid4
 
 import bentoml
@@ -17,14 +17,15 @@ import numpy as np
 from annotated_types import Len
 from pydantic import BaseModel, Field
 
-from contracts.contract import Columns, Contract, load
-from service.front import TIMEOUT, Front, Reply
-from service.predictions import prediction_id
-from service.request import BAD_BODY, MOST_RECORDS, Requests
-from service.together import Caller, Together
-
-if TYPE_CHECKING:
-    from service.profiles import Profiler
+from contracts.core.contract import Contract
+from contracts.core.features import Columns
+from contracts.core.loading import load_contract
+from service.asgi import PredictionMiddleware, Reply
+from service.batching import Batcher, Client
+from service.limits import MOST_RECORDS, TIMEOUT
+from service.prediction_log import prediction_id
+from service.profiler import Profiler
+from service.schema import BAD_BODY, RequestSchema
 
 GIL_TURN = 0.001  # seconds; about a step of the background profile: shorter turns would make requests and profile change places in its midst
 
@@ -42,32 +43,33 @@ class Answers(BaseModel):
     predictions: list[Prediction]
 
 
-class Api:
+class PredictionApi:
     """Parses, scores and answers."""
 
     def __init__(self, contract: Contract, folder: Path, manifest: dict[str, Any]):
         self.contract, self.folder, self.manifest, self.version = contract, folder, manifest, manifest["version"]
         self.names = contract.label.classes
-        self.requests = Requests(contract)
+        self.requests = RequestSchema(contract)
         self.encode = msgspec.json.Encoder().encode
         self.answer, self.probabilities = _answer_types(self.names)
-        self.together = Together(self._score)
+        self.together = Batcher(self._score)
         self.profiler: Profiler | None = None
 
     def open(self) -> None:
         """Start what only a worker process needs: the model, counters, profiles, a frozen heap."""
         # Imported here: BentoML's supervisor loads this module as well, and answers nothing.
-        from service.model import restore
-        from service.profiles import Profiler, bins_of
+        from service.model import load_model
+        from service.profiler import Profiler
+        from service.profiles import bins_in
 
-        self.model = restore(self.contract, self.folder)
+        self.model = load_model(self.contract, self.folder)
         predicted = bentoml.metrics.Counter("perennial_predictions_total", "records by named class", ["class_name"])
         self.predicted = [predicted.labels(name) for name in self.names]
         self.refused = bentoml.metrics.Counter("perennial_bad_inputs_total", "faults in requests by field", ["field"])
         self.replica, self.answered = uuid4().hex, 0
         if folder := os.environ.get("PERENNIAL_PROFILES"):
             seconds = float(os.environ.get("PERENNIAL_PROFILE_SECONDS", 5))
-            self.profiler = Profiler(self.contract, bins_of(self.folder), self.version, Path(folder), seconds, replica=self.replica)
+            self.profiler = Profiler(self.contract, bins_in(self.folder), self.version, Path(folder), seconds, replica=self.replica)
         else:
             log.warning("traffic is not profiled: PERENNIAL_PROFILES names no folder")
         sys.setswitchinterval(GIL_TURN)
@@ -79,7 +81,7 @@ class Api:
         if self.profiler:
             self.profiler.close()
 
-    async def predict(self, body: bytes, sample: bool, caller: Caller | None = None) -> Reply:
+    async def predict(self, body: bytes, sample: bool, caller: Client | None = None) -> Reply:
         """The answer to a body of records; raises Overloaded, Gone, or whatever the model raises."""
         if not sample:
             self.together.admit(len(body))
@@ -121,7 +123,7 @@ class Api:
             if times:
                 counter.inc(times)
 
-    async def describe(self, _: bytes, __: bool, ___: Caller | None = None) -> Reply:
+    async def describe(self, _: bytes, __: bool, ___: Client | None = None) -> Reply:
         return 200, self.encode(self.manifest)
 
 
@@ -133,20 +135,20 @@ def _answer_types(names: Iterable[str]) -> tuple[type, type]:
     return msgspec.defstruct("Prediction", kinds, rename={"class_": "class"}, gc=False), probabilities
 
 
-def predictor(folder: Path) -> Any:
+def build_service(folder: Path) -> Any:
     """The BentoML service of the model version whose files lie in `folder`."""
     from _bentoml_sdk.service import Service  # as late as BentoML itself loads it: it is slow
 
     manifest = json.loads((folder / "manifest.json").read_bytes())
-    contract = load(manifest["model"])
-    api = Api(contract, folder, manifest)
+    contract = load_contract(manifest["model"])
+    api = PredictionApi(contract, folder, manifest)
     Record = api.requests.documented()
 
     class Fronted(Service):
         """A service that meets its callers before BentoML's layers."""
 
         def to_asgi(self, is_main: bool = True) -> Any:
-            return Front(super().to_asgi(is_main), {("POST", "/predict"): api.predict, ("GET", "/model"): api.describe})
+            return PredictionMiddleware(super().to_asgi(is_main), {("POST", "/predict"): api.predict, ("GET", "/model"): api.describe})
 
     @bentoml.service(
         name=contract.name, workers=1, traffic={"timeout": TIMEOUT}, logging={"access": {"enabled": False}}, service_class=Fronted)

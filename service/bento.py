@@ -2,6 +2,6 @@
 
 from pathlib import Path
 
-from service.app import predictor
+from service.app import build_service
 
-service = predictor(Path(__file__).parent.parent / "model")
+service = build_service(Path(__file__).parent.parent / "model")

@@ -1,4 +1,4 @@
-"""Preprocessing and XGBoost as one fitted object, saved as data and never as code."""
+"""TODO"""
 
 import json
 import sys
@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xgboost
 
-from contracts.contract import Columns, Contract, PerennialError, load
+from contracts.core.contract import Contract
+from contracts.core.errors import PerennialError
+from contracts.core.features import Columns
+from contracts.core.loading import load_contract
 
 if __name__ == "__main__":  # to answer as a replica would, which has no scikit-learn either: XGBoost takes a second to import it
     sys.modules["sklearn"] = None
-
-import xgboost
 
 FORMAT = 1  # of a saved state: raise it with a change that an older `restore` can't read, and keep reading the older
 UNKNOWN = 0  # the category code of every value that training did not see often enough
@@ -58,17 +60,17 @@ class Model:
         }
 
 
-def serves(contract: Contract, folder: Path, stem: str = SERVED) -> bool:
+def is_compatible(contract: Contract, folder: Path, stem: str = SERVED) -> bool:
     """Whether a saved model has the features and classes that the contract has now."""
     return json.loads((folder / f"{stem}.json").read_bytes())["serving"] == contract.serving
 
 
-def restore(contract: Contract, folder: Path, stem: str = SERVED, threads: int = 1) -> Model:
+def load_model(contract: Contract, folder: Path, stem: str = SERVED, threads: int = 1) -> Model:
     """Load what `Model.files` gave; refuses another contract's model and a newer format."""
     state = json.loads((folder / f"{stem}.json").read_bytes())
     if state["format"] != FORMAT:
         raise PerennialError(f"{folder} has model format {state['format']}, this code reads {FORMAT}; upgrade perennial")
-    if not serves(contract, folder, stem):
+    if not is_compatible(contract, folder, stem):
         raise PerennialError(
             f"{folder} was trained for other columns, features or classes than the contract of {contract.name} has now; "
             f"see: perennial contract diff {contract.name}@champion {contract.name}; train again: perennial train {contract.name}")
@@ -134,10 +136,10 @@ def records_of_columns(contract: Contract, columns: Columns) -> list[dict[str, A
 
 def main() -> None:
     """Answer a version's own sample records from its saved files: `python -m service.model CONTRACT FOLDER`."""
-    contract, folder = load(sys.argv[1]), Path(sys.argv[2])
+    contract, folder = load_contract(sys.argv[1]), Path(sys.argv[2])
     samples = json.loads((folder / "samples.json").read_bytes())
     columns = columns_of_records(contract, samples["records"])
-    json.dump(restore(contract, folder).probabilities(columns).tolist(), sys.stdout)
+    json.dump(load_model(contract, folder).probabilities(columns).tolist(), sys.stdout)
 
 
 if __name__ == "__main__":

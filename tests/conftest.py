@@ -7,14 +7,16 @@ from pathlib import Path
 import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from deployments import balancer, replicas, stack
-from flows.ingest import take_in
-from flows.memory import Memory, remember
-from flows.release import build_bento
-from flows.train import fit_version, judge
+from contracts.core import errors
+from deployments import load_balancer, replicas, stack
+from flows.ingest import ingest_batch
+from flows.releasing.bento import build_bento
+from flows.training.judging import judge
+from flows.training.version import fit_version
 from registry import images
+from registry.context import ModelContext, open_model
 
-PUMPS = "tests.pumps"
+PUMPS = "pumps"
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -22,7 +24,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("containers") and "CI" not in os.environ:
         try:
             images.engine().ping()
-        except images.NoEngine as error:
+        except errors.NoEngine as error:
             pytest.skip(str(error))
 
 
@@ -32,14 +34,14 @@ def addresses(tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("PERENNIAL_STORE", str(tmp_path / "store"))
     monkeypatch.setenv("PERENNIAL_RUN", str(tmp_path / "run"))
     yield tmp_path
-    balancer.stop_all(tmp_path / "run")
+    load_balancer.stop_all(tmp_path / "run")
 
 
 @pytest.fixture
-def pumps(addresses) -> Memory:
+def pumps(addresses) -> ModelContext:
     """Six weeks of the pumps' readings, ingested."""
-    memory = remember(PUMPS)
-    take_in(memory, datetime(2024, 1, 1), datetime(2024, 2, 12))
+    memory = open_model(PUMPS)
+    ingest_batch(memory, datetime(2024, 1, 1), datetime(2024, 2, 12))
     return memory
 
 
@@ -49,13 +51,13 @@ def flights_home(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def flights_version(flights_home) -> tuple[Memory, str]:
+def flights_version(flights_home) -> tuple[ModelContext, str]:
     """The flights' model on January 2013, judged, and where it is remembered."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PERENNIAL_STORE", str(flights_home / "store"))
         patch.setenv("PERENNIAL_RUN", str(flights_home / "run"))
-        memory = remember("flights")
-    take_in(memory, datetime(2013, 1, 1), datetime(2013, 2, 1))
+        memory = open_model("flights")
+    ingest_batch(memory, datetime(2013, 1, 1), datetime(2013, 2, 1))
     version = fit_version(memory)
     judge(memory, version)
     return memory, version

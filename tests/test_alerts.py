@@ -8,12 +8,14 @@ from datetime import datetime, timedelta
 import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from contracts.contract import PerennialError, Verdict
-from flows.alerts import Alert, event_of, sent, tell, to_webhook, told
-from flows.memory import PrefectAway, remember
-from flows.status import facts, table
+from contracts.core.errors import PerennialError, PrefectAway
+from contracts.core.verdict import Verdict
+from contracts.pumps import contract
+from flows.monitoring.alerts import Alert, event_of, record_alerts, sent, update_alerts
+from flows.monitoring.notifications import to_webhook
+from flows.reporting.status import facts, table
+from registry.context import open_model
 from tests.conftest import PUMPS
-from tests.pumps import contract
 
 WEEKS = [(datetime(2024, 1, 1) + index * timedelta(days=7)).isoformat() for index in range(8)]
 DRIFT, BROKEN, STALE, FINE, FEW = "input drift", "broken contract", "stale", "fine", "insufficient"
@@ -22,7 +24,7 @@ ACTIONS = {DRIFT: "retrain", BROKEN: "page", STALE: "page", FINE: "fine", FEW: "
 
 @pytest.fixture
 def memory(addresses):
-    return remember(PUMPS)
+    return open_model(PUMPS)
 
 
 def verdict_of(kind, *besides, **figures):
@@ -35,7 +37,7 @@ def week(memory, at, kind, *besides, action=None, **figures):
     """The alerts to send after this week was judged so; whoever asks gets them, and Prefect is taken to have them."""
     verdict = verdict_of(kind, *besides, **figures)
     memory.ledger.window_judged(WEEKS[at], verdict, {}, again=lambda held: held.kind in (FEW, STALE))
-    return sending(memory, told(memory, WEEKS[at], verdict.as_json(), action or ACTIONS[kind]))
+    return sending(memory, record_alerts(memory, WEEKS[at], verdict.as_json(), action or ACTIONS[kind]))
 
 
 def sending(memory, alerts):
@@ -57,7 +59,7 @@ def test_a_cause_is_told_once_and_its_end_once(memory):
 
 def test_an_alert_says_what_how_much_since_when_of_which_version_and_what_is_done(memory):
     verdict = verdict_of(DRIFT, since=WEEKS[0]).as_json()
-    [alert] = told(memory, WEEKS[1], verdict, "retrain")
+    [alert] = record_alerts(memory, WEEKS[1], verdict, "retrain")
     assert alert == Alert("pumps", DRIFT, "raised", "why input drift", {"heat": 3.0}, WEEKS[0], WEEKS[1], "v1", "a retraining was started")
     event = event_of(alert)
     assert (event.event, event.id, event.payload["id"]) == ("perennial.alert.raised", alert.id, str(alert.id))
@@ -98,12 +100,12 @@ def test_late_news_is_told_and_ends_with_what_came_after(memory):
 
 def test_what_died_unsent_is_sent_by_the_next_run_of_any_window(memory):
     for _ in range(2):
-        [alert] = told(memory, WEEKS[0], verdict_of(BROKEN).as_json(), "page")
+        [alert] = record_alerts(memory, WEEKS[0], verdict_of(BROKEN).as_json(), "page")
     assert alert.state == "raised"
-    again = told(memory, WEEKS[1], verdict_of(FEW).as_json(), "insufficient")
+    again = record_alerts(memory, WEEKS[1], verdict_of(FEW).as_json(), "insufficient")
     assert [one.id for one in again] == [alert.id]
     assert sending(memory, again) == [(BROKEN, "raised")]
-    assert told(memory, WEEKS[0], verdict_of(BROKEN).as_json(), "page") == []
+    assert record_alerts(memory, WEEKS[0], verdict_of(BROKEN).as_json(), "page") == []
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -123,7 +125,7 @@ def test_any_order_and_any_number_of_times_tells_no_cause_twice(memory, seed):
 def test_of_many_who_tell_at_once_one_raises_and_all_may_send(memory):
     """Whoever sends sends under one id."""
     with ThreadPoolExecutor(8) as pool:
-        given = list(pool.map(lambda _: told(remember(PUMPS), WEEKS[0], verdict_of(BROKEN).as_json(), "page"), range(8)))
+        given = list(pool.map(lambda _: record_alerts(open_model(PUMPS), WEEKS[0], verdict_of(BROKEN).as_json(), "page"), range(8)))
     assert len({alert.id for alerts in given for alert in alerts}) == 1 and all(given)
     assert [event.kind for event in memory.ledger.events()] == ["alert_raised"]
 
@@ -147,7 +149,7 @@ def test_a_wait_says_until_when(memory):
     for at in (0, 1):
         memory.ledger.claim_retraining(WEEKS[at], now=datetime.fromisoformat(WEEKS[at]), reason="drift", drift=contract.drift, fresh=1_000)
         memory.ledger.retrain_finished(WEEKS[at], "passed", {})
-    [alert] = told(memory, WEEKS[1], verdict_of(DRIFT).as_json(), "wait")
+    [alert] = record_alerts(memory, WEEKS[1], verdict_of(DRIFT).as_json(), "wait")
     assert alert.doing.startswith("no retraining starts yet: cooldown until 2024-01")
 
 
@@ -166,6 +168,6 @@ def test_an_address_that_is_none_is_refused():
 
 def test_an_alert_that_prefect_did_not_take_stays_to_be_sent(memory):
     with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}), pytest.raises(PrefectAway, match="next monitor or reconcile"):
-        tell(memory, WEEKS[0], verdict_of(BROKEN).as_json(), "page")
-    [alert] = told(memory, WEEKS[1], verdict_of(FEW).as_json(), "insufficient")
+        update_alerts(memory, WEEKS[0], verdict_of(BROKEN).as_json(), "page")
+    [alert] = record_alerts(memory, WEEKS[1], verdict_of(FEW).as_json(), "insufficient")
     assert (alert.kind, alert.state) == (BROKEN, "raised")

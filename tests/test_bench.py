@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from deployments.replicas import Process
+from deployments.processes import Process
 from tests.bench.__main__ import run
 from tests.bench.page import BENCHMARKS, found, met, render
 

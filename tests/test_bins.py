@@ -6,7 +6,7 @@ from datetime import datetime
 import numpy as np
 import pytest
 
-from contracts.bins import LONGEST, MISSING, MOST_KNOWN, NEW, Bins, watched
+from contracts.core.binning import MAX_TEXT_LENGTH, MISSING, MOST_KNOWN, NEW, Bins, monitored_columns
 from contracts.flights import contract as flights
 from contracts.flights import source
 
@@ -78,8 +78,8 @@ def test_free_text_has_bounded_bins_and_nothing_new():
 
 def test_long_texts_are_cut():
     bins = categories(["x" * 5_000] * 50 + ["x" * 6_000] * 50 + ["y"] * 100)
-    assert bins.names == ("x" * LONGEST, "y")
-    assert by_label(bins, ["x" * 7_000, "x" * 6_000, "x"]) == {NEW: 1, "x" * LONGEST: 2}
+    assert bins.names == ("x" * MAX_TEXT_LENGTH, "y")
+    assert by_label(bins, ["x" * 7_000, "x" * 6_000, "x"]) == {NEW: 1, "x" * MAX_TEXT_LENGTH: 2}
 
 
 @pytest.mark.parametrize("strange", ["", "a\nb", "é", "💥", " ", "nan", "None"])
@@ -95,7 +95,7 @@ def test_counts_of_parts_add_up_to_the_counts_of_the_whole():
     columns = flights.columns_of(source(datetime(2013, 1, 1), datetime(2013, 1, 15)))
     n = len(columns["carrier"])
     probabilities = np.random.default_rng(0).dirichlet([4, 2, 1], n)
-    for name, (kind, values) in watched(flights, columns, probabilities, probabilities.argmax(axis=1)).items():
+    for name, (kind, values) in monitored_columns(flights, columns, probabilities, probabilities.argmax(axis=1)).items():
         bins = Bins.of(kind, values)
         parts = [bins.count(values[part::3]) for part in range(3)]
         assert sum(parts).tolist() == bins.count(values).tolist() and sum(parts).sum() == n, name

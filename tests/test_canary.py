@@ -6,10 +6,12 @@ from math import inf, nan
 import numpy as np
 import pytest
 
-from contracts.canary import Side, canary, distance, percentile
-from contracts.contract import Rollout, canonical, diff
+from contracts.core.canary import CanarySide, canary_verdict, distance, percentile
+from contracts.core.diff import diff_contracts
+from contracts.core.digests import canonical_json
+from contracts.core.policies import Rollout
 from contracts.flights import contract
-from deployments.balancer import BUCKETS
+from deployments.load_balancer import BUCKETS
 
 SHARES = {"on_time": 0.6, "late": 0.25, "disrupted": 0.15}
 
@@ -18,18 +20,18 @@ def latencies(seconds) -> dict[float, int]:
     return {bound: int(np.sum(np.asarray(seconds) <= bound)) for bound in (*BUCKETS, inf)}
 
 
-def side(requests=1000, failed=0, refused=0, seconds=0.004, shares=SHARES, deaths=0, grown_mb=0.0, slow=(0, 0.0)) -> Side:
+def side(requests=1000, failed=0, refused=0, seconds=0.004, shares=SHARES, deaths=0, grown_mb=0.0, slow=(0, 0.0)) -> CanarySide:
     answered = requests - failed - refused
     times = [slow[1]] * slow[0] + [seconds] * (answered - slow[0])
     classes = {name: round(share * answered) for name, share in shares.items()}
-    return Side(requests, failed, refused, latencies(times), classes, deaths, grown_mb)
+    return CanarySide(requests, failed, refused, latencies(times), classes, deaths, grown_mb)
 
 
-def verdict(stable: Side, challenger: Side, latency_ms: float = 50, **limits):
-    return canary(stable, challenger, Rollout(**limits), latency_ms=latency_ms)
+def verdict(stable: CanarySide, challenger: CanarySide, latency_ms: float = 50, **limits):
+    return canary_verdict(stable, challenger, Rollout(**limits), latency_ms=latency_ms)
 
 
-def kind(stable: Side, challenger: Side, latency_ms: float = 50, **limits) -> str:
+def kind(stable: CanarySide, challenger: CanarySide, latency_ms: float = 50, **limits) -> str:
     return verdict(stable, challenger, latency_ms, **limits).kind
 
 
@@ -37,7 +39,7 @@ def test_alike_sides_pass():
     fine = verdict(side(900), side(100))
     assert (fine.question, fine.outcome, fine.kind, fine.reasons) == ("canary", "passed", "fine", ())
     assert fine.figures["challenger"]["requests"] == 100 and fine.figures["distance"] < 0.01
-    canonical(fine.as_json())
+    canonical_json(fine.as_json())
 
 
 @pytest.mark.parametrize("requests, outcome", [(0, "insufficient"), (99, "insufficient"), (100, "passed")])
@@ -50,11 +52,11 @@ def test_refused_requests_are_not_answered_ones():
 
 
 def test_a_side_without_figures_is_not_passed():
-    blank = Side(500, 0, 0, {}, {}, 0, 0.0)
+    blank = CanarySide(500, 0, 0, {}, {}, 0, 0.0)
     for one, other, found in ((blank, side(500), "insufficient"), (side(500), blank, "unseen")):
         judged = verdict(one, other)
         assert judged.kind == found and len(judged.reasons) == 2
-        canonical(judged.as_json())
+        canonical_json(judged.as_json())
     assert verdict(side(500), blank).outcome == "failed"  # it answered, and what it answered is not counted
     assert kind(side(0), side(100)) == "insufficient"
 
@@ -121,7 +123,7 @@ def test_good_challengers_pass(requests, shift, most):
     for _ in range(1000):
         stable, mine = (dict(zip(SHARES, random.multinomial(count, list(SHARES.values())).tolist())) for count in (900, requests))
         one, other = side(900), side(requests)
-        judged = verdict(Side(**{**vars(one), "classes": stable}), Side(**{**vars(other), "classes": mine}), shift=shift)
+        judged = verdict(CanarySide(**{**vars(one), "classes": stable}), CanarySide(**{**vars(other), "classes": mine}), shift=shift)
         refused += judged.kind == "different answers"
     assert refused <= most
 
@@ -129,7 +131,7 @@ def test_good_challengers_pass(requests, shift, most):
 def test_many_records_of_few_requests_prove_little():
     """Records of one request are alike: 30 requests of 100 records are no 3,000 answers."""
     shares = {"on_time": 0.32, "late": 0.53, "disrupted": 0.15}
-    few = Side(**{**vars(side(30)), "classes": {name: round(3000 * share) for name, share in shares.items()}})
+    few = CanarySide(**{**vars(side(30)), "classes": {name: round(3000 * share) for name, share in shares.items()}})
     assert kind(side(900), few) == "insufficient"
     assert kind(side(900), side(3000, shares=shares)) == "different answers"
 
@@ -138,7 +140,7 @@ def test_many_records_of_few_requests_prove_little():
 def test_memory(grown, found):
     judged = verdict(side(900), side(100, grown_mb=grown))
     assert (judged.kind == "memory") == found
-    canonical(judged.as_json())
+    canonical_json(judged.as_json())
 
 
 def test_deaths():
@@ -154,7 +156,7 @@ def test_all_reasons_are_told_and_the_gravest_names_the_kind():
 
 def test_figures_that_are_no_numbers_never_pass():
     for field in ("requests", "failed", "refused", "deaths", "grown_mb"):
-        assert not verdict(side(900), Side(**{**vars(side(100)), field: nan})).passed, field
+        assert not verdict(side(900), CanarySide(**{**vars(side(100)), field: nan})).passed, field
 
 
 def test_the_contract_tells_its_rollout():
@@ -162,11 +164,11 @@ def test_the_contract_tells_its_rollout():
     assert told["rollout"]["share"] == 0.1
     changed = json.loads(json.dumps(told))
     changed["rollout"]["errors"] = 0.5
-    [change] = diff(told, changed)
+    [change] = diff_contracts(told, changed)
     assert (change.path, change.old, change.new, change.breaks) == ("rollout.errors", 0.0, 0.5, None)
 
 
 def test_what_the_gate_saw_of_a_world_that_moved_is_no_fault():
     usual, moved = side(900), side(100, shares={"on_time": 0.2, "late": 0.4, "disrupted": 0.4})
-    assert canary(usual, moved, Rollout(), latency_ms=50).kind == "different answers"
-    assert canary(usual, moved, Rollout(), latency_ms=50, apart=0.35).passed
+    assert canary_verdict(usual, moved, Rollout(), latency_ms=50).kind == "different answers"
+    assert canary_verdict(usual, moved, Rollout(), latency_ms=50, apart=0.35).passed

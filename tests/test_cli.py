@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from contracts.contract import load
+from contracts.core.loading import load_contract
 
 ROOT = Path(__file__).parent.parent
 
@@ -64,7 +64,7 @@ def one_line(said: subprocess.CompletedProcess) -> str:
 
 @pytest.mark.parametrize(("text", "fault"), [
     ("x = (", "SyntaxError: '(' was never closed"), ("import nothere", "No module named 'nothere'"),
-    ("from contracts.contract import Contract\ncontract = Contract(colour='red')", "unexpected keyword argument 'colour'"),
+    ("from contracts.core.contract import Contract\ncontract = Contract(colour='red')", "unexpected keyword argument 'colour'"),
     ("contract = 5", "no `contract = Contract(…)`"), ("", "no `contract = Contract(…)`"),
 ], ids=["syntax", "import", "argument", "five", "empty"])
 def test_a_faulty_contract_is_one_line(tmp_path, text, fault):
@@ -107,7 +107,7 @@ def test_a_contract_against_the_one_a_version_was_trained_under(remembered, tmp_
     said = perennial("contract", "diff", "flights@1", "flights", **remembered)
     assert said.returncode == 0 and "no difference" in said.stdout
     narrower = tmp_path / "narrower.py"
-    text = load("flights").source_file.read_text()
+    text = load_contract("flights").source_file.read_text()
     for old, new in {"ge=10, le=6000": "ge=10, le=2000", '"on_time"': '"fine"'}.items():
         assert old in text
         text = text.replace(old, new)

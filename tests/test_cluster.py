@@ -5,14 +5,16 @@ from datetime import datetime, timedelta
 import numpy as np
 import pytest
 
-from contracts.contract import PerennialError
-from contracts.quality import scores
-from flows import cluster, fit, train
-from flows.cluster import ADDRESS, ClusterAway, client_of, spread
-from flows.fit import Texts, prepared
-from flows.ingest import take_in
-from flows.memory import remember
+from contracts.core.classification import classification_metrics
+from contracts.core.errors import ClusterAway, PerennialError
+from flows.ingest import ingest_batch
+from flows.training import cluster, judging, version, vocabulary
+from flows.training.cluster import ADDRESS, dask_client, distribute
+from flows.training.dataset import read_training_set
+from flows.training.version import fit_version
+from flows.training.vocabulary import CategoryVocabulary
 from registry import data, models
+from registry.context import open_model
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Dask's and its own dependencies' are not ours to mend
 START, WEEKS = datetime(2013, 1, 1), 5
@@ -29,22 +31,22 @@ def scheduler():
 
 @pytest.fixture
 def flights(addresses):
-    memory = remember("flights")
+    memory = open_model("flights")
     for week in range(WEEKS):
-        take_in(memory, START + timedelta(weeks=week), START + timedelta(weeks=week + 1))
+        ingest_batch(memory, START + timedelta(weeks=week), START + timedelta(weeks=week + 1))
     return memory
 
 
 def quality(rows, contract):
-    return scores(contract, *rows.newest(rows.fit(20, older=True)))
+    return classification_metrics(contract, *rows.newest(rows.fit(20, older=True)))
 
 
 def test_two_workers_find_what_one_machine_finds(scheduler, flights, tmp_path):
     source = data.newest(flights.store, "flights")
-    cut = train.judged_from(flights, source)
-    here = prepared(flights.contract, data.chunks(flights.store, source, flights.contract.training_columns), source.rows, cut, tmp_path)
-    with client_of(scheduler) as client:
-        there = spread(client, flights.contract, flights.store.address, source, cut)
+    cut = version.judged_from(flights, source)
+    here = read_training_set(flights.contract, data.chunks(flights.store, source, flights.contract.training_columns), source.rows, cut, tmp_path)
+    with dask_client(scheduler) as client:
+        there = distribute(client, flights.contract, flights.store.address, source, cut)
         assert there.workers == 2 and min(one.rows for one in there.facts) > 5_000
         assert (there.rows, there.older) == (here.rows, here.older)
         for name, values in here.sample.items():
@@ -63,19 +65,19 @@ def test_two_workers_find_what_one_machine_finds(scheduler, flights, tmp_path):
 
 def test_the_address_sends_the_train_flow_there(scheduler, flights, monkeypatch):
     monkeypatch.setenv(ADDRESS, scheduler)
-    version = train.fit_version(flights)
+    version = fit_version(flights)
     facts = models.manifest(flights.store, "flights", version)
     assert facts["workers"] == 2 and facts["rows"] == data.newest(flights.store, "flights").rows
-    assert train.judge(flights, version).passed
+    assert judging.judge(flights, version).passed
     monkeypatch.delenv(ADDRESS)
-    alone = train.fit_version(flights)
+    alone = fit_version(flights)
     assert "workers" not in models.manifest(flights.store, "flights", alone) and alone != version
 
 
 def test_a_worker_without_rows_is_left_out(scheduler, pumps):
     source = data.newest(pumps.store, pumps.name)
-    with client_of(scheduler) as client:
-        rows = spread(client, pumps.contract, pumps.store.address, source, train.judged_from(pumps, source))
+    with dask_client(scheduler) as client:
+        rows = distribute(client, pumps.contract, pumps.store.address, source, version.judged_from(pumps, source))
         assert rows.workers == 1 and rows.rows == source.rows and rows.fit(3).booster.num_boosted_rounds() == 3
 
 
@@ -83,10 +85,10 @@ def test_no_scheduler_and_no_workers_are_told_with_the_remedy(monkeypatch):
     from distributed import LocalCluster
 
     monkeypatch.setattr(cluster, "PATIENCE", 1)
-    with pytest.raises(ClusterAway, match=f"no Dask scheduler answers at tcp://127.0.0.1:1: .*unset {ADDRESS}"), client_of("tcp://127.0.0.1:1"):
+    with pytest.raises(ClusterAway, match=f"no Dask scheduler answers at tcp://127.0.0.1:1: .*unset {ADDRESS}"), dask_client("tcp://127.0.0.1:1"):
         pass
     with LocalCluster(n_workers=0, dashboard_address=None) as empty, \
-            pytest.raises(ClusterAway, match="no workers; start some: dask worker"), client_of(empty.scheduler_address):
+            pytest.raises(ClusterAway, match="no workers; start some: dask worker"), dask_client(empty.scheduler_address):
         pass
 
 
@@ -102,16 +104,16 @@ def test_a_missing_dask_is_told(monkeypatch):
     import sys
 
     monkeypatch.setitem(sys.modules, "distributed", None)
-    with pytest.raises(PerennialError, match=r"pip install 'perennial\[cluster\]'"), client_of("tcp://127.0.0.1:1"):
+    with pytest.raises(PerennialError, match=r"pip install 'perennial\[cluster\]'"), dask_client("tcp://127.0.0.1:1"):
         pass
 
 
 def test_texts_of_all_are_what_one_would_have_counted(monkeypatch):
-    monkeypatch.setattr(fit, "RARE", 2)
+    monkeypatch.setattr(vocabulary, "RARE", 2)
     values, older = np.array(["b", "a", None, "c", "a", "b", "b", "c"], object), np.array([1, 1, 1, 1, 1, 0, 0, 0], bool)
-    whole, first, second = Texts("x"), Texts("x"), Texts("x")
+    whole, first, second = CategoryVocabulary("x"), CategoryVocabulary("x"), CategoryVocabulary("x")
     whole.numbered(values, older)
     first.numbered(values[:3], older[:3])
     second.numbered(values[3:], older[3:])
-    both = Texts.of_all([first, second])
+    both = CategoryVocabulary.of_all([first, second])
     assert [both.vocabulary(True), both.vocabulary(False)] == [whole.vocabulary(True), whole.vocabulary(False)] == [("a",), ("a", "b", "c")]

@@ -16,15 +16,20 @@ import httpx
 import psutil
 import pytest
 
-from deployments import balancer, containers, fleet, replicas
-from flows import rollout
-from flows.ingest import take_in
-from flows.memory import Memory, remember
-from flows.release import artefact, build_bento, roll_back, ship_image
-from flows.status import facts
-from flows.train import SAMPLES, fetched, fit_version, judge
+from contracts.core import errors
+from contracts.core.errors import ImageFailed
+from deployments import containers, fleet, load_balancer, processes, replicas, routes
+from flows.ingest import ingest_batch
+from flows.releasing import canary, replica_check, rollout, rollout_lock
+from flows.releasing.bento import build_bento
+from flows.releasing.image import artifact_of, ship_image
+from flows.releasing.serving import roll_back
+from flows.reporting.status import facts
+from flows.training.judging import judge
+from flows.training.version import SAMPLES, fit_version
 from registry import images
-from registry.images import ImageFailed, Images
+from registry.context import ModelContext, fetch_version, open_model
+from registry.images import Images
 from service import profiles
 from tests.conftest import PUMPS
 
@@ -47,7 +52,7 @@ def prefix():
 
 
 @pytest.fixture(scope="module")
-def shipped(flights_version, flights_bento, prefix) -> tuple[Memory, str, str]:
+def shipped(flights_version, flights_bento, prefix) -> tuple[ModelContext, str, str]:
     memory, version = flights_version
     return memory, version, ship_image(memory, version, flights_bento)
 
@@ -100,20 +105,20 @@ def test_it_runs_unprivileged_on_a_file_system_that_nobody_can_write(container):
 
 def test_it_answers_like_the_trainer_and_its_profiles_reach_the_spool(container, shipped):
     memory, version, _ = shipped
-    assert rollout.answers_like_trainer(memory, container)["records"] == SAMPLES
-    records = json.loads((fetched(memory, version) / "samples.json").read_bytes())["records"]
+    assert replica_check.answers_like_trainer(memory, container)["records"] == SAMPLES
+    records = json.loads((fetch_version(memory, version) / "samples.json").read_bytes())["records"]
     assert httpx.post(f"{container.url}/predict", json={"records": records}).status_code == 200
     wait(lambda: profiled(memory, version) == len(records))
 
 
-def profiled(memory: Memory, version: str) -> int:
+def profiled(memory: ModelContext, version: str) -> int:
     """Rows in all the profiles that replicas of a version have written."""
     files = memory.spool.glob(f"{memory.name}/{version}/*/*.bin")
     return sum(profiles.rows(profiles.merge([path.read_bytes()])) for path in files)
 
 
 def wait(done: Callable[[], bool], seconds: float = 30) -> None:
-    assert replicas.until(done, seconds)
+    assert processes.until(done, seconds)
 
 
 def test_docker_sees_that_it_is_healthy(container):
@@ -123,13 +128,13 @@ def test_docker_sees_that_it_is_healthy(container):
 def test_one_that_is_killed_is_started_again(container):
     before = container.pid
     os.kill(before, signal.SIGKILL)
-    wait(lambda: container.deaths == 1 and container.pid not in (0, before) and replicas.answers(f"{container.url}/readyz"))
+    wait(lambda: container.deaths == 1 and container.pid not in (0, before) and processes.answers(f"{container.url}/readyz"))
 
 
 def test_the_same_version_built_twice_is_the_same_digest(shipped, tmp_path, monkeypatch):
     memory, version, image = shipped
     monkeypatch.setenv("PERENNIAL_RUN", str(tmp_path))
-    elsewhere = Memory(memory.contract, memory.store, memory.ledger, tmp_path)
+    elsewhere = ModelContext(memory.contract, memory.store, memory.ledger, tmp_path)
     assert ship_image(elsewhere, version, build_bento(elsewhere, version)) == image
     assert len(memory.ledger.state().recorded["imaged"]) == 1
 
@@ -146,7 +151,7 @@ def test_a_second_version_brings_one_layer_of_its_own(shipped, flights_bento, pr
 
 def test_a_registry_that_is_away_is_said_and_running_again_finishes(flights_version, flights_bento, prefix, monkeypatch):
     memory, version = flights_version
-    free = replicas.free_ports(1)[0]
+    free = processes.free_ports(1)[0]
     with monkeypatch.context() as patch:
         patch.setenv("PERENNIAL_IMAGES", f"127.0.0.1:{free}/away")
         with pytest.raises(ImageFailed, match=r"was not pushed.*The champion goes on"):
@@ -164,8 +169,8 @@ def test_another_digest_under_the_name_is_refused(shipped, flights_bento, prefix
 
 
 def test_no_engine_is_said_in_one_line(monkeypatch, flights_version, flights_bento, prefix):
-    monkeypatch.setenv("DOCKER_HOST", f"tcp://127.0.0.1:{replicas.free_ports(1)[0]}")
-    with pytest.raises(images.NoEngine, match="no container engine answers at tcp://127"):
+    monkeypatch.setenv("DOCKER_HOST", f"tcp://127.0.0.1:{processes.free_ports(1)[0]}")
+    with pytest.raises(errors.NoEngine, match="no container engine answers at tcp://127"):
         ship_image(*flights_version, flights_bento)
 
 
@@ -176,11 +181,11 @@ def two_versions(prefix, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PERENNIAL_STORE", str(home / "store"))
         patch.setenv("PERENNIAL_RUN", str(home / "run"))
-        memory = remember(PUMPS)
-        take_in(memory, datetime(2024, 1, 1), datetime(2024, 2, 12))
+        memory = open_model(PUMPS)
+        ingest_batch(memory, datetime(2024, 1, 1), datetime(2024, 2, 12))
         first = passed(memory)
-        rollout.put_in_front(memory, first, ship_image(memory, first, build_bento(memory, first)))
-        take_in(memory, datetime(2024, 2, 12), datetime(2024, 3, 18))
+        rollout.roll_out_version(memory, first, ship_image(memory, first, build_bento(memory, first)))
+        ingest_batch(memory, datetime(2024, 2, 12), datetime(2024, 3, 18))
         second = passed(memory)
         try:
             yield memory, first, second
@@ -189,7 +194,7 @@ def two_versions(prefix, tmp_path_factory):
         assert images.engine().containers.list(all=True, filters={"label": f"perennial.run={memory.run}"}) == []
 
 
-def passed(memory: Memory) -> str:
+def passed(memory: ModelContext) -> str:
     version = fit_version(memory)
     assert judge(memory, version).passed
     return version
@@ -226,11 +231,11 @@ class Callers:
 
 def test_a_release_and_a_rollback_without_prefect_and_registry_lose_no_request(two_versions, monkeypatch):
     memory, first, second = two_versions
-    front = balancer.start(memory.run)
+    front = load_balancer.start(memory.run)
     monkeypatch.setenv("PERENNIAL_STORE", memory.store.address)
     monkeypatch.setenv("PERENNIAL_RUN", str(memory.run))
     with Callers(f"{front.url}/pumps/predict") as callers:
-        done = rollout.put_in_front(memory, second, ship_image(memory, second, build_bento(memory, second)))
+        done = rollout.roll_out_version(memory, second, ship_image(memory, second, build_bento(memory, second)))
         assert (done["outcome"], done["canary"]["outcome"]) == ("released", "passed")
         assert httpx.get(f"{front.url}/pumps/model").json()["version"] == second
         monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
@@ -256,9 +261,9 @@ def test_a_challenger_that_fails_callers_is_refused_and_no_caller_sees_it(two_ve
     api.write_text(good.replace("        if not sample:\n", "        if not sample:\n            1 / 0\n", 1))
     assert api.read_text() != good
     image = images.build(images.configured(), bento, {})
-    front = balancer.start(memory.run)
+    front = load_balancer.start(memory.run)
     with Callers(f"{front.url}/pumps/predict") as callers:
-        done = rollout.put_in_front(memory, second, images.push(images.configured(), image, "pumps", "bad"))
+        done = rollout.roll_out_version(memory, second, images.push(images.configured(), image, "pumps", "bad"))
     assert (done["outcome"], done["canary"]["kind"]) == ("refused", "errors")
     assert set(callers.said) == {200} and memory.ledger.state().champion == first
     assert {each.version for each in fleet.running(memory.run, "pumps")} == {first} and rollout.served(memory)
@@ -267,9 +272,9 @@ def test_a_challenger_that_fails_callers_is_refused_and_no_caller_sees_it(two_ve
 
 def test_what_is_in_the_shadow_is_compared_and_nobody_gets_its_answers(two_versions):
     memory, first, second = two_versions
-    front = balancer.start(memory.run)
+    front = load_balancer.start(memory.run)
     with Callers(f"{front.url}/pumps/predict") as callers:
-        verdict = rollout.shadow(memory, second, artefact(memory, second), share=0.5)
+        verdict = canary.shadow(memory, second, artifact_of(memory, second), share=0.5)
     assert verdict.passed and verdict.figures["challenger"]["answered"] >= memory.contract.rollout.requests
     assert set(callers.said) == {200} and callers.versions == {first} and rollout.served(memory)
     assert memory.ledger.state().recorded["shadow_judged"][-1]["version"] == second
@@ -282,17 +287,17 @@ def test_a_rebuilt_image_of_the_champion_takes_over_and_is_what_a_rollback_start
     shutil.copytree(build_bento(memory, first), bento)
     (bento / "src" / "mended.txt").write_text("a security update, say")
     image = images.push(images.configured(), images.build(images.configured(), bento, {}), "pumps", "mended")
-    with Callers(f"{balancer.start(memory.run).url}/pumps/predict") as callers:
-        assert rollout.put_in_front(memory, first, image)["outcome"] == "released"
+    with Callers(f"{load_balancer.start(memory.run).url}/pumps/predict") as callers:
+        assert rollout.roll_out_version(memory, first, image)["outcome"] == "released"
     assert set(callers.said) == {200} and {each.image for each in fleet.running(memory.run, "pumps")} == {image}
     memory.ledger.record("imaged", {"version": first, "image": f"{image[:-64]}{'0' * 64}"})  # made since, and never served
-    assert artefact(memory, first) == image and rollout.served(memory)
+    assert artifact_of(memory, first) == image and rollout.served(memory)
 
 
 @pytest.mark.parametrize("stopped", [KeyboardInterrupt, RuntimeError])
 def test_a_canary_that_ends_in_ctrl_c_or_with_the_balancer_is_taken_back(two_versions, monkeypatch, stopped):
     memory, first, second = two_versions
-    front = balancer.start(memory.run)
+    front = load_balancer.start(memory.run)
 
     def ends(*_: object, **__: object) -> None:
         if stopped is RuntimeError:
@@ -300,10 +305,10 @@ def test_a_canary_that_ends_in_ctrl_c_or_with_the_balancer_is_taken_back(two_ver
             wait(lambda: not front.alive)
         raise stopped
 
-    monkeypatch.setattr(rollout, "_watched", ends)
+    monkeypatch.setattr(canary, "_watched", ends)
     with pytest.raises(stopped):
-        rollout.put_in_front(memory, second, artefact(memory, second))
-    assert balancer.routed_beside(memory.run, "pumps") == [] and balancer.start(memory.run).url == front.url
+        rollout.roll_out_version(memory, second, artifact_of(memory, second))
+    assert routes.routed_challenger(memory.run, "pumps") == [] and load_balancer.start(memory.run).url == front.url
     assert {each.version for each in fleet.running(memory.run, "pumps")} == {first} and rollout.served(memory)
     assert memory.ledger.events()[-1].kind == "release_failed" and memory.ledger.state().champion == first
 

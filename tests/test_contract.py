@@ -7,10 +7,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from contracts.contract import ContractError, Rollout, Verdict, column, diff, digest_of, load, number
+from contracts.core.diff import diff_contracts
+from contracts.core.digests import digest_of
+from contracts.core.errors import ContractError
+from contracts.core.features import number
+from contracts.core.loading import load_contract
+from contracts.core.policies import Rollout
+from contracts.core.schema import column
+from contracts.core.verdict import Verdict
 from contracts.flights import contract as flights
-from tests.pumps import Pumps
-from tests.pumps import contract as pumps
+from contracts.pumps import Pumps
+from contracts.pumps import contract as pumps
 
 AFTER = ["dep_time", "dep_delay", "arr_time", "arr_delay", "air_time"]
 
@@ -104,7 +111,7 @@ def test_the_label_is_on_time_up_to_15_minutes_late_up_to_60_and_disrupted_beyon
 
 
 def test_equal_contracts_have_equal_digests_and_code_is_part_of_it():
-    assert flights.digest == load("flights").digest == digest_of(flights.describe())
+    assert flights.digest == load_contract("flights").digest == digest_of(flights.describe())
     assert replace(flights, seed=1).digest != flights.digest
 
 
@@ -116,7 +123,7 @@ def test_a_model_serves_on_while_policies_change_but_not_under_other_features():
 
 def test_an_unknown_model_names_the_known_ones():
     with pytest.raises(ContractError, match="known: flights"):
-        load("trains")
+        load_contract("trains")
 
 
 def test_a_verdict_survives_json():
@@ -142,10 +149,10 @@ def test_a_verdict_survives_json():
     ("seed", 7, False),
 ])
 def test_a_diff_says_what_breaks_callers(path, value, breaks):
-    changes = diff(flights.describe(), changed(flights.describe(), path, value))
+    changes = diff_contracts(flights.describe(), changed(flights.describe(), path, value))
     assert [change.path for change in changes] == [path] or path.endswith("to")
     assert bool(changes[0].breaks) == breaks
 
 
 def test_equal_contracts_differ_in_nothing():
-    assert diff(flights.describe(), load("flights").describe()) == []
+    assert diff_contracts(flights.describe(), load_contract("flights").describe()) == []

@@ -18,9 +18,10 @@ import httpx
 import psutil
 import pytest
 
-from deployments import balancer, replicas
-from deployments.balancer import RouteNotTaken
-from deployments.replicas import NotReady, Replica, get
+from contracts.core.errors import NotReady, RouteNotTaken
+from deployments import load_balancer, processes, replicas, routes
+from deployments.processes import get
+from deployments.replicas import Replica
 
 SERVICE = """
 import asyncio, os
@@ -73,7 +74,7 @@ uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[1]), log_level="warning", l
 @pytest.fixture
 def run(tmp_path):
     yield tmp_path / "run"
-    balancer.stop_all(tmp_path / "run")
+    load_balancer.stop_all(tmp_path / "run")
     assert marked(tmp_path / "run") == []
 
 
@@ -82,7 +83,7 @@ def marked(run: Path) -> list[int]:
     found = psutil.process_iter(["environ", "status"])
     return [
         process.pid for process in found if process.info["status"] != psutil.STATUS_ZOMBIE
-        and (process.info["environ"] or {}).get(replicas.MARK, "").startswith(str(run))
+        and (process.info["environ"] or {}).get(processes.MARK, "").startswith(str(run))
     ]
 
 
@@ -120,7 +121,7 @@ def urls(some: list[Replica]) -> list[str]:
 class Load:
     """POSTs to the balancer from 8 threads until the block ends; `answers` counts statuses and errors."""
 
-    def __init__(self, front: balancer.Balancer):
+    def __init__(self, front: load_balancer.Balancer):
         self.address, self.answers, self.ended = front.url.removeprefix("http://"), Counter(), threading.Event()
         self.threads = [threading.Thread(target=self.send) for _ in range(8)]
 
@@ -162,7 +163,7 @@ def test_replicas_of_a_bento_serve_drain_and_stop(run, bento):
 
     with ThreadPoolExecutor() as pool:
         slow = pool.submit(httpx.post, f"{one.url}/predict", json={"seconds": 4})
-        assert replicas.until(lambda: not replicas.idle(one), 5) and replicas.idle(other)
+        assert processes.until(lambda: not replicas.idle(one), 5) and replicas.idle(other)
         assert replicas.drain(started, 2.5) == [one]
         assert replicas.drain(started, 10) == []
         assert slow.result(timeout=0.5).status_code == 200
@@ -180,7 +181,7 @@ def test_workers_outlive_a_killed_server_but_not_stop(run, bento):
     [one] = replicas.start(bento, "v" * 40, 1, run, "tiny")
     replicas.wait_ready([one])
     os.kill(one.pid, signal.SIGKILL)
-    assert replicas.until(lambda: not one.alive, 5)
+    assert processes.until(lambda: not one.alive, 5)
     assert get(f"{one.url}/readyz").status_code == 200 and marked(run)
     replicas.stop(replicas.running(run, "tiny"), run, "tiny")
     assert marked(run) == []
@@ -242,10 +243,10 @@ def test_children_of_a_background_shell_still_take_ctrl_c(run):
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         code = "import signal; print(signal.getsignal(signal.SIGINT))"
-        process = replicas.spawn([sys.executable, "-c", code], run / "logs" / "it.log", {})
+        process = processes.spawn([sys.executable, "-c", code], run / "logs" / "it.log", {})
     finally:
         signal.signal(signal.SIGINT, before)
-    assert replicas.until(lambda: not process.alive, 10)
+    assert processes.until(lambda: not process.alive, 10)
     assert "default_int_handler" in Path(process.log).read_text()
 
 
@@ -259,66 +260,66 @@ def test_replicas_started_at_once_are_all_on_record(run, standins):
 def test_the_balancer_takes_the_port_it_is_told_or_a_free_one(run, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        assert replicas.port_or_free(port) != port
-        beside = balancer.start(run, port)
+        assert processes.port_or_free(port) != port
+        beside = load_balancer.start(run, port)
         assert beside.url != f"http://127.0.0.1:{port}"
-    assert balancer.start(run, port) == beside
-    balancer.stop(run)
-    balancer.stop(run)
+    assert load_balancer.start(run, port) == beside
+    load_balancer.stop(run)
+    load_balancer.stop(run)
     assert not beside.alive
-    assert balancer.start(run, port).url == f"http://127.0.0.1:{port}"
+    assert load_balancer.start(run, port).url == f"http://127.0.0.1:{port}"
 
 
 def test_a_killed_balancer_comes_back_with_its_routes(run, standins):
     serving = fresh(run, "1", count=1)
-    first = balancer.start(run, None)
-    balancer.route(run, "m", urls(serving), "1")
+    first = load_balancer.start(run, None)
+    routes.route(run, "m", urls(serving), "1")
     os.kill(first.pid, signal.SIGKILL)
-    assert replicas.until(lambda: not first.alive, 5)
-    balancer.wait(run)
-    second = balancer.start(run, None)
+    assert processes.until(lambda: not first.alive, 5)
+    load_balancer.wait(run)
+    second = load_balancer.start(run, None)
     assert second.pid != first.pid
-    assert replicas.until(lambda: get(f"{second.url}/m/predict").status_code == 200, 5)
+    assert processes.until(lambda: get(f"{second.url}/m/predict").status_code == 200, 5)
 
 
 def test_a_route_holds_from_the_moment_it_is_set_every_time(run, standins):
-    front = balancer.start(run, None)
-    assert balancer.routed(run, "m") == []
+    front = load_balancer.start(run, None)
+    assert routes.routed(run, "m") == []
     one, other = fresh(run, "1")
     longest = 0.0
     for turn in range(12):
         chosen = (one, other)[turn % 2]
         began = time.monotonic()
-        balancer.route(run, "m", [chosen.url], chosen.version)
+        routes.route(run, "m", [chosen.url], chosen.version)
         longest = max(longest, time.monotonic() - began)
         answers = {get(f"{front.url}/m/predict").text for _ in range(3)}
-        assert answers == {chosen.url.rpartition(":")[2]} and balancer.routed(run, "m") == [chosen.url]
+        assert answers == {chosen.url.rpartition(":")[2]} and routes.routed(run, "m") == [chosen.url]
     assert longest < 2
 
 
 def test_models_whose_names_begin_alike_keep_apart(run, standins):
-    front = balancer.start(run, None)
+    front = load_balancer.start(run, None)
     [pump] = fresh(run, "1", "pump", 1)
-    balancer.route(run, "pump", [pump.url], "1")
+    routes.route(run, "pump", [pump.url], "1")
     assert get(f"{front.url}/pump/predict").status_code == 200
     assert get(f"{front.url}/pumps/predict").status_code == 404
 
 
 def test_a_route_that_is_not_taken_is_an_error(run):
     with pytest.raises(RouteNotTaken, match="no replica to route to; run: perennial serve m"):
-        balancer.route(run, "m", [], "1")
+        routes.route(run, "m", [], "1")
     with pytest.raises(RouteNotTaken, match=r"sends to none; see .*traefik\.log"):
-        balancer.route(run, "m", ["http://127.0.0.1:9"], "1", seconds=0.2)
+        routes.route(run, "m", ["http://127.0.0.1:9"], "1", seconds=0.2)
 
 
 def test_no_request_is_lost_while_versions_change(run, standins):
-    front = balancer.start(run, None)
+    front = load_balancer.start(run, None)
     serving = fresh(run, "0")
-    balancer.route(run, "m", urls(serving), "0")
+    routes.route(run, "m", urls(serving), "0")
     with Load(front) as load:
         for version in "123":
             newer = fresh(run, version)
-            balancer.route(run, "m", urls(newer), version)
+            routes.route(run, "m", urls(newer), version)
             assert replicas.drain(serving) == []
             replicas.stop(serving, run, "m")
             serving = newer
@@ -327,16 +328,16 @@ def test_no_request_is_lost_while_versions_change(run, standins):
 
 
 def test_no_request_is_lost_whose_body_is_still_on_its_way(run, standins):
-    front = balancer.start(run, None)
+    front = load_balancer.start(run, None)
     [old], [newer] = fresh(run, "0", count=1), fresh(run, "1", count=1)
-    balancer.route(run, "m", [old.url], "0")
+    routes.route(run, "m", [old.url], "0")
     connection = http.client.HTTPConnection(front.url.removeprefix("http://"), timeout=20)
     connection.putrequest("POST", "/m/predict")
     connection.putheader("Content-Length", "3000")
     connection.endheaders(b"x" * 1000)
     with ThreadPoolExecutor() as pool:
         rest = pool.submit(lambda: (time.sleep(0.7), connection.send(b"x" * 2000)))
-        balancer.route(run, "m", [newer.url], "1")
+        routes.route(run, "m", [newer.url], "1")
         replicas.drain([old])
         replicas.stop([old], run, "m")
         rest.result()
@@ -345,14 +346,14 @@ def test_no_request_is_lost_whose_body_is_still_on_its_way(run, standins):
 
 
 def test_no_request_is_lost_when_a_replica_is_killed(run, standins):
-    front = balancer.start(run, None)
+    front = load_balancer.start(run, None)
     serving = fresh(run, "0", count=3)
-    balancer.route(run, "m", urls(serving), "0")
+    routes.route(run, "m", urls(serving), "0")
     with Load(front) as load:
         for victim in serving[:2]:
             time.sleep(1)
             os.kill(victim.pid, signal.SIGKILL)
-            assert replicas.until(lambda: up(front, victim) is False, 3)  # noqa: B023
+            assert processes.until(lambda: up(front, victim) is False, 3)  # noqa: B023
     assert load.only_good(least=200)
 
 
@@ -363,8 +364,8 @@ def test_a_request_that_a_replica_fails_is_asked_of_another_once_and_no_more(run
     serving = fresh(run, "1", count=good) if good else []
     runs_instead(monkeypatch, STANDIN.replace('"status": 200', '"status": 500 if scope["path"].endswith("/predict") else 200'))
     serving += fresh(run, "2", count=2 - good)
-    front = balancer.start(run, None)
-    balancer.route(run, "m", urls(serving), "1")
+    front = load_balancer.start(run, None)
+    routes.route(run, "m", urls(serving), "1")
     asked = 10
     assert {httpx.post(f"{front.url}/m/predict", content=b"x").status_code for _ in range(asked)} == statuses
     told = get(f"{front.api}/metrics").text
@@ -372,5 +373,5 @@ def test_a_request_that_a_replica_fails_is_asked_of_another_once_and_no_more(run
     assert 0 < failed <= asked * (tries - good)
 
 
-def up(front: balancer.Balancer, replica: Replica) -> bool:
+def up(front: load_balancer.Balancer, replica: Replica) -> bool:
     return get(f"{front.api}/api/http/services/m@file").json()["serverStatus"][replica.url] == "UP"

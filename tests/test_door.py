@@ -7,8 +7,8 @@ import socket
 import pytest
 import uvloop
 
-from service import door
-from service.door import widen
+from service import listener
+from service.listener import install_listener
 
 CALLERS, TURNS = 100, 10
 
@@ -38,7 +38,7 @@ def let_in(sock, wide: bool) -> tuple[int, bytes]:
     async def turns():
         loop = asyncio.get_running_loop()
         if wide:
-            widen(loop)
+            install_listener(loop)
         callers = [socket.create_connection(sock.getsockname(), timeout=5) for _ in range(CALLERS)]
         server = await loop.create_server(Guest, sock=sock, backlog=CALLERS)
         for _ in range(TURNS):
@@ -68,7 +68,7 @@ def test_the_loop_by_itself_lets_in_one_a_turn(sock):
 def test_after_closing_nobody_comes_in_and_those_inside_stay():
     async def calls():
         loop = asyncio.get_running_loop()
-        widen(loop)
+        install_listener(loop)
         listening = socket.create_server(("127.0.0.1", 0))
         server = await loop.create_server(Guest, sock=listening)
         [opened] = server.sockets
@@ -93,7 +93,7 @@ def test_a_loop_that_lets_in_many_is_left_as_it_is():
     async def kept():
         loop = asyncio.get_running_loop()
         before = loop.create_server
-        widen(loop)
+        install_listener(loop)
         return loop.create_server == before
 
     with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
@@ -113,11 +113,11 @@ class Full(socket.socket):
 
 
 def test_who_finds_no_room_waits_and_comes_in_later(monkeypatch, caplog):
-    monkeypatch.setattr(door, "PAUSE", 0.2)
+    monkeypatch.setattr(listener, "PAUSE", 0.2)
 
     async def calls():
         loop = asyncio.get_running_loop()
-        widen(loop)
+        install_listener(loop)
         full = Full(fileno=socket.create_server(("127.0.0.1", 0)).detach())
         server = await loop.create_server(Guest, sock=full)
         reader, writer = await asyncio.open_connection(*full.getsockname())

@@ -7,37 +7,41 @@ from datetime import timedelta
 import numpy as np
 import pytest
 
-from contracts.bins import Watched
-from contracts.contract import Drift, Verdict
-from contracts.drift import Scores, drift, findings, how_far, pages, rows_needed, scored, wants_retraining
+from contracts.core.binning import MonitoredColumn
+from contracts.core.drift import drift, drift_scores, findings
+from contracts.core.drift_tests import rows_needed
+from contracts.core.performance import Performance, measure_performance
+from contracts.core.policies import Drift
+from contracts.core.reference import learn_reference
+from contracts.core.retraining import needs_person, wants_retraining
+from contracts.core.verdict import Verdict
 from contracts.flights import contract as FLIGHTS
-from contracts.reference import learn
-from tests.pumps import contract as PUMPS
+from contracts.pumps import contract as PUMPS
 
 POLICY = Drift(min_rows=100, label_gap=0.02, min_labels=100)
 
 
-def traffic(n: int = 20_000, seed: int = 0) -> dict[str, Watched]:
+def traffic(n: int = 20_000, seed: int = 0) -> dict[str, MonitoredColumn]:
     """A number, a number that is missing for a tenth, an open and a closed category, and the model's answers."""
     rng = np.random.default_rng(seed)
     return {
-        "temp": Watched("number", rng.normal(50, 10, n)),
-        "seats": Watched("number", np.where(rng.random(n) < 0.1, np.nan, rng.integers(100, 200, n))),
-        "dest": Watched("category", np.array(["ORD", "LAX", "MIA", None], object)[rng.choice(4, n, p=[0.5, 0.3, 0.15, 0.05])]),
-        "origin": Watched("category", np.array(["EWR", "JFK"], object)[rng.integers(0, 2, n)]),
-        "prediction": Watched("category", np.array(["late", "on_time"], object)[rng.integers(0, 2, n)]),
-        "probability.late": Watched("number", rng.random(n)),
+        "temp": MonitoredColumn("number", rng.normal(50, 10, n)),
+        "seats": MonitoredColumn("number", np.where(rng.random(n) < 0.1, np.nan, rng.integers(100, 200, n))),
+        "dest": MonitoredColumn("category", np.array(["ORD", "LAX", "MIA", None], object)[rng.choice(4, n, p=[0.5, 0.3, 0.15, 0.05])]),
+        "origin": MonitoredColumn("category", np.array(["EWR", "JFK"], object)[rng.integers(0, 2, n)]),
+        "prediction": MonitoredColumn("category", np.array(["late", "on_time"], object)[rng.integers(0, 2, n)]),
+        "probability.late": MonitoredColumn("number", rng.random(n)),
     }
 
 
-REFERENCE = learn(traffic(), np.datetime64("2013-01-01", "s") + np.arange(20_000) * np.timedelta64(200, "s"), timedelta(days=7), 0.005)
+REFERENCE = learn_reference(traffic(), np.datetime64("2013-01-01", "s") + np.arange(20_000) * np.timedelta64(200, "s"), timedelta(days=7), 0.005)
 
 
-def changed(seen: dict[str, Watched], **changes) -> dict[str, Watched]:
-    return seen | {name: Watched(seen[name].kind, change(seen[name].values)) for name, change in changes.items()}
+def changed(seen: dict[str, MonitoredColumn], **changes) -> dict[str, MonitoredColumn]:
+    return seen | {name: MonitoredColumn(seen[name].kind, change(seen[name].values)) for name, change in changes.items()}
 
 
-def counted(seen: dict[str, Watched]):
+def counted(seen: dict[str, MonitoredColumn]):
     return {name: REFERENCE[name].bins.count(one.values) for name, one in seen.items()}
 
 
@@ -48,7 +52,7 @@ def judged(seen=None, policy=POLICY, scores=None, bad=0, rows=None, reference=RE
                  bad=bad)
 
 
-def usual(n: int = 2_000, seed: int = 1, **changes) -> dict[str, Watched]:
+def usual(n: int = 2_000, seed: int = 1, **changes) -> dict[str, MonitoredColumn]:
     return changed(traffic(n, seed), **changes)
 
 
@@ -64,8 +68,8 @@ def becomes(value: str, share: float):
 def test_the_same_world_is_fine():
     verdict = judged()
     assert (verdict.kind, verdict.outcome, verdict.reasons) == ("fine", "passed", ())
-    assert not wants_retraining(verdict, POLICY) and not pages(verdict)
-    assert set(verdict.figures["checks"]["dest"]) == {"values", "missing", "new"} and max(how_far(verdict.figures).values()) <= 1
+    assert not wants_retraining(verdict, POLICY) and not needs_person(verdict)
+    assert set(verdict.figures["checks"]["dest"]) == {"values", "missing", "new"} and max(drift_scores(verdict.figures).values()) <= 1
 
 
 def test_of_windows_of_the_same_world_hardly_any_fails():
@@ -134,7 +138,7 @@ def test_a_single_row_of_a_new_category_alarms_nobody(name):
 def test_a_new_value_breaks_the_contract_where_that_states_the_vocabulary():
     assert FLIGHTS.closed == {"origin"}
     closed, open_ = (judged(usual(**{name: becomes("XXX", 0.02)})) for name in ("origin", "dest"))
-    assert closed.kind == "broken contract" and pages(closed) and not wants_retraining(closed, POLICY)
+    assert closed.kind == "broken contract" and needs_person(closed) and not wants_retraining(closed, POLICY)
     assert open_.kind == "input drift"
     assert closed.reasons[0].startswith("origin: values never seen in training in 2.0% of the records")
 
@@ -144,7 +148,7 @@ def test_a_new_value_breaks_the_contract_where_that_states_the_vocabulary():
     {name: one for name, one in usual().items() if name != "temp"}], ids=["rise", "spike", "all", "column"])
 def test_missing_values_break_the_contract(seen):
     verdict = judged(seen)
-    assert pages(verdict) and not wants_retraining(verdict, POLICY)
+    assert needs_person(verdict) and not wants_retraining(verdict, POLICY)
     assert "missing in" in verdict.reasons[0]
 
 
@@ -176,7 +180,7 @@ def test_rows_from_both_sides(rows, kind):
     assert (verdict.outcome == "insufficient") == (kind == "insufficient")
     if kind == "insufficient":
         assert verdict.reasons == (f"{rows} records of traffic, 100 are needed",)
-        assert not wants_retraining(verdict, POLICY) and not pages(verdict)
+        assert not wants_retraining(verdict, POLICY) and not needs_person(verdict)
 
 
 def test_the_rows_that_are_needed_follow_from_what_must_be_found():
@@ -213,8 +217,8 @@ def test_refused_records_from_both_sides(bad, kind):
     assert judged(bad=105).kind == "fine" and judged(bad=106).kind == "broken contract"
 
 
-def labels(gap: float, rows: int = 1_000) -> Scores:
-    return Scores(rows, 0.5, gap, {"late": 0.5, "on_time": 0.5}, {"late": 0.4, "on_time": 0.6}, 0.4, 0.6)
+def labels(gap: float, rows: int = 1_000) -> Performance:
+    return Performance(rows, 0.5, gap, {"late": 0.5, "on_time": 0.5}, {"late": 0.4, "on_time": 0.6}, 0.4, 0.6)
 
 
 @pytest.mark.parametrize(("gap", "rows", "kind"), [
@@ -233,12 +237,12 @@ def test_labels_from_both_sides(gap, rows, kind):
 
 def test_labels_as_expected_have_no_gap_and_others_have_one():
     probabilities = np.tile(np.float32([0.25, 0.75]), (400, 1))
-    as_expected = scored(PUMPS, np.repeat([0, 1], [100, 300]), probabilities)
+    as_expected = measure_performance(PUMPS, np.repeat([0, 1], [100, 300]), probabilities)
     assert (as_expected.rows, as_expected.gap) == (400, pytest.approx(0))
     assert as_expected.expected == as_expected.observed == {"runs": 0.25, "stops": 0.75}
-    other = scored(PUMPS, np.repeat([0, 1], [200, 200]), probabilities)
+    other = measure_performance(PUMPS, np.repeat([0, 1], [200, 200]), probabilities)
     assert other.gap == pytest.approx(0.5 * np.log(0.5 / 0.25) + 0.5 * np.log(0.5 / 0.75))
-    one_class_only = scored(PUMPS, np.zeros(4, int), probabilities[:4])
+    one_class_only = measure_performance(PUMPS, np.zeros(4, int), probabilities[:4])
     assert one_class_only.gap == pytest.approx(-np.log(0.25))
     assert one_class_only.observed == {"runs": 1.0, "stops": 0.0}
 
@@ -270,4 +274,4 @@ def test_verdict_survives_json():
     stored = json.loads(json.dumps(verdict.as_json(), allow_nan=False))
     assert Verdict.from_json(stored) == verdict
     assert stored["figures"]["checks"]["seats"]["missing"]["effect"] == pytest.approx(0.8, abs=0.01)
-    assert stored["figures"]["rows"] == 2_000 and how_far(stored["figures"])["seats"] > 5
+    assert stored["figures"]["rows"] == 2_000 and drift_scores(stored["figures"])["seats"] > 5

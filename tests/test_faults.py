@@ -5,14 +5,14 @@ from datetime import datetime, timedelta
 import numpy as np
 
 from contracts.flights import source
-from flows.faults import FAULTS, labels_of, refused, spoiled
+from flows.demo.faults import FAULTS, corrupted, labels_of, refused
 
 CELSIUS, CARRIER, CLOCK, TWICE, NEVER = FAULTS
 
 
 def test_rows_are_spoiled_only_while_a_fault_lasts():
     rows = source(datetime(2013, 5, 8), datetime(2013, 7, 14))
-    sent = spoiled(rows, "departs", FAULTS)
+    sent = corrupted(rows, "departs", FAULTS)
     times = rows["departs"]
     during = {fault: ((times >= fault.first) & (times < fault.last)).to_numpy() for fault in (CELSIUS, CARRIER, CLOCK)}
     differs = {name: ~((sent[name] == rows[name]) | (sent[name].isna() & rows[name].isna())).to_numpy() for name in rows}
@@ -20,7 +20,7 @@ def test_rows_are_spoiled_only_while_a_fault_lasts():
     assert (differs["temp"] <= during[CELSIUS]).all() and differs["temp"].sum() > 0.9 * during[CELSIUS].sum()
     assert (differs["carrier"] == during[CARRIER]).all() and (refused(rows, "departs", FAULTS) == during[CARRIER]).all()
     assert (differs["departs"] <= during[CLOCK]).all() and np.isclose(differs["departs"].sum(), during[CLOCK].sum() / 3, atol=1)
-    assert list(sent.index) == list(rows.index) and spoiled(rows, "departs", ()) is rows
+    assert list(sent.index) == list(rows.index) and corrupted(rows, "departs", ()) is rows
 
 
 def test_labels_come_once_but_for_two_weeks():

@@ -6,13 +6,14 @@ from datetime import datetime, timedelta
 import numpy as np
 import pytest
 
-from contracts.contract import PerennialError, category, number
+from contracts.core.classification import classification_metrics
+from contracts.core.errors import PerennialError
+from contracts.core.features import category, number
 from contracts.flights import contract as flights
-from contracts.quality import scores
-from flows import fit
-from flows.fit import prepared
+from contracts.pumps import readings
+from flows.training import dataset, vocabulary
+from flows.training.dataset import read_training_set
 from registry import data
-from tests.pumps import readings
 
 NEVER = datetime.max  # no row is of the newest window: all are older
 START, CUT, END = datetime(2013, 1, 1), datetime(2013, 1, 22), datetime(2013, 1, 29)
@@ -25,12 +26,12 @@ def january():
 
 def ready(rows, folder, cut=CUT, portions=1):
     size = -(-len(rows) // portions)
-    return prepared(flights, (rows[first:first + size] for first in range(0, len(rows), size)), len(rows), cut, folder)
+    return read_training_set(flights, (rows[first:first + size] for first in range(0, len(rows), size)), len(rows), cut, folder)
 
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(fit, "MOST_ROWS", 6_000)
+    monkeypatch.setattr(dataset, "MOST_ROWS", 6_000)
 
 
 def test_the_same_rows_give_the_same_bytes_on_one_thread_or_two_in_any_portions(january, tmp_path):
@@ -85,9 +86,9 @@ def test_rows_in_any_order_are_trained_in_that_of_their_time(january, tmp_path):
 
 def test_blocks_learn_nearly_as_well_as_the_whole(january, tmp_path, monkeypatch):
     def loss(most, rounds):
-        monkeypatch.setattr(fit, "MOST_ROWS", most)
+        monkeypatch.setattr(dataset, "MOST_ROWS", most)
         rows = ready(january, tmp_path)
-        return scores(flights, *rows.newest(rows.fit(rounds, older=True)))["log_loss"]
+        return classification_metrics(flights, *rows.newest(rows.fit(rounds, older=True)))["log_loss"]
     whole, blocks, untrained = loss(10**6, 30), loss(10_000, 30), loss(10**6, 1)
     assert blocks != whole and blocks - whole < 0.3 * (untrained - whole)
 
@@ -102,7 +103,7 @@ def test_fewer_rounds_than_blocks_are_trained_all_the_same(january, tmp_path, sm
 
 
 def test_the_sample_is_an_even_share_in_order(january, tmp_path, monkeypatch):
-    monkeypatch.setattr(fit, "SAMPLE", 1_000)
+    monkeypatch.setattr(dataset, "SAMPLE", 1_000)
     sample = ready(january.iloc[::-1], tmp_path, portions=9).sample
     times = sample["departs"]
     assert 900 < len(times) <= 1_000 and (np.diff(times) >= np.timedelta64(0)).all()
@@ -111,7 +112,7 @@ def test_the_sample_is_an_even_share_in_order(january, tmp_path, monkeypatch):
 
 
 def test_rows_that_repeat_a_pattern_are_in_every_share(january, tmp_path, monkeypatch, small_blocks):
-    monkeypatch.setattr(fit, "SAMPLE", len(january) // 4)
+    monkeypatch.setattr(dataset, "SAMPLE", len(january) // 4)
     places = np.array(["EWR", "JFK", "LGA", "EWR"], object)[np.arange(len(january)) % 4]
     rows = ready(january.assign(origin=places), tmp_path, portions=5)
     shares = [rows.sample["origin"], *(block.matrix[:, 5] for block in rows._blocks(rows._vocabularies(False), rows._groups()))]
@@ -121,7 +122,7 @@ def test_rows_that_repeat_a_pattern_are_in_every_share(january, tmp_path, monkey
 
 
 def test_of_few_older_rows_one_block_is_made(january, tmp_path, monkeypatch):
-    monkeypatch.setattr(fit, "MOST_ROWS", 6_000)
+    monkeypatch.setattr(dataset, "MOST_ROWS", 6_000)
     rows = ready(january, tmp_path, cut=january["departs"].iloc[40].to_pydatetime())
     assert len(rows.spools) == 5 and len(rows._groups(older=True)) == 1 and rows.older <= 40
     assert rows.rounds()["rounds"] >= 1 and rows.fit(3, older=True).booster.num_boosted_rounds() == 3
@@ -129,22 +130,22 @@ def test_of_few_older_rows_one_block_is_made(january, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("n", [1, 2, 7, 30])
 def test_a_draw_gives_each_number_once_in_a_row_and_goes_on_where_it_was(n):
-    whole = fit.drawn(0, 30 * n, n)
+    whole = dataset.drawn(0, 30 * n, n)
     assert (np.sort(whole.reshape(-1, n), axis=1) == np.arange(n)).all()
-    assert np.array_equal(np.concatenate([fit.drawn(0, 11, n), fit.drawn(11, 30 * n - 11, n)]), whole)
+    assert np.array_equal(np.concatenate([dataset.drawn(0, 11, n), dataset.drawn(11, 30 * n - 11, n)]), whole)
 
 
 def test_rare_categories_teach_the_model_what_unknown_means(january, tmp_path):
     model = ready(january, tmp_path, NEVER).fit(2)
     counts = january["dest"].value_counts()
-    assert set(model.vocabularies["dest"]) == set(counts[counts >= fit.RARE].index) != set(counts.index)
+    assert set(model.vocabularies["dest"]) == set(counts[counts >= vocabulary.RARE].index) != set(counts.index)
 
 
 def test_a_category_of_numbers_is_refused(january, tmp_path):
     month = category("month", "departs", compute=lambda departs: departs.astype("datetime64[M]").astype(int))
     odd = replace(flights, features=(number("temp"), month), drift=replace(flights.drift, floors={}))
     with pytest.raises(PerennialError, match="'month' is a category and has the value 516, no text; let its `compute` give texts"):
-        prepared(odd, [january], len(january), CUT, tmp_path)
+        read_training_set(odd, [january], len(january), CUT, tmp_path)
 
 
 def test_nothing_stays_on_the_disk(january, tmp_path):

@@ -12,19 +12,23 @@ import pytest
 from prefect.blocks.notifications import CustomWebhookNotificationBlock
 from prefect.client.orchestration import get_client
 
-from contracts.contract import Verdict
-from deployments import replicas
-from flows.alerts import Alert, pass_on, to_pagerduty, to_webhook, told, unsent
-from flows.alerts import send as send_alerts
+from contracts.core.verdict import Verdict
+from contracts.pumps import contract, readings
+from deployments import processes, replicas
 from flows.ingest import ingest
-from flows.memory import remember
-from flows.monitor import due, monitor, reconcile, ship
-from flows.release import roll_back
-from flows.rollout import served
+from flows.monitor import monitor
+from flows.monitoring.alerts import Alert, record_alerts, unsent
+from flows.monitoring.alerts import send as send_alerts
+from flows.monitoring.notifications import notify_through, to_pagerduty, to_webhook
+from flows.monitoring.windows import due
+from flows.reconcile import reconcile
+from flows.releasing.rollout import served
+from flows.releasing.serving import roll_back
 from flows.train import train
+from registry.context import open_model
+from registry.traffic import ship
 from service.model import records_of_columns
 from tests.conftest import PUMPS
-from tests.pumps import contract, readings
 
 WEEK = timedelta(days=7)
 START, SHIFT = datetime(2024, 1, 1), datetime(2024, 3, 4)
@@ -69,7 +73,7 @@ def hooked(servers):
         for _ in range(2):  # as every start of the stack does
             to_webhook(f"{here}/webhook")
         to_pagerduty("a routing key", f"{here}/pagerduty")
-        pass_on("text", CustomWebhookNotificationBlock(name="text", url=f"{here}/text", json_data={"text": "{{subject}}\n{{body}}"}))
+        notify_through("text", CustomWebhookNotificationBlock(name="text", url=f"{here}/text", json_data={"text": "{{subject}}\n{{body}}"}))
         yield posts
         listener.shutdown()
 
@@ -86,7 +90,7 @@ def test_the_loop_closes_by_itself_on_a_second_contract(servers, hooked):
     first = train(PUMPS)
     assert first["outcome"] == "released"
     assert train(PUMPS)["version"] == first["version"]
-    memory = remember(PUMPS)
+    memory = open_model(PUMPS)
     assert len(replicas.running(memory.run, "pumps")) == 2
     assert len(send(servers, datetime(2024, 2, 12), datetime(2024, 2, 19))) == 7 * 400
 
@@ -120,7 +124,7 @@ def test_a_webhook_is_told_once_of_a_cause_and_once_when_it_is_over(servers, hoo
     def of(path, state):
         return [body for to, body in told() if to == path and state in str(body)]
 
-    memory, after = remember(PUMPS), (SHIFT + WEEK).isoformat()
+    memory, after = open_model(PUMPS), (SHIFT + WEEK).isoformat()
     verdict = memory.ledger.state().windows[SHIFT.isoformat()]["verdict"]
     [raised] = until(lambda: of("/webhook", "'raised'"))
     assert raised.items() >= {"model": "pumps", "kind": verdict["kind"], "since": SHIFT.isoformat(), "state": "raised",
@@ -161,16 +165,16 @@ def engines():
 
 
 def test_a_lost_event_and_a_killed_run_are_made_up_for(servers, monkeypatch):
-    memory, window = remember(PUMPS), (SHIFT + 3 * WEEK).isoformat()
+    memory, window = open_model(PUMPS), (SHIFT + 3 * WEEK).isoformat()
     ingest(PUMPS, SHIFT + 2 * WEEK, SHIFT + 5 * WEEK)
     reason = "a cause whose event was lost"
     assert memory.ledger.claim_retraining(window, now=SHIFT + 4 * WEEK, reason=reason, drift=contract.drift, fresh=1_000).granted
     broken = Verdict("drift", "failed", ("its judge died here",), kind="broken contract", figures={"checks": {}})
-    assert told(memory, window, broken.as_json(), "page") == unsent("pumps", memory.ledger.state()) != []
+    assert record_alerts(memory, window, broken.as_json(), "page") == unsent("pumps", memory.ledger.state()) != []
     assert reconcile([PUMPS])[PUMPS]["trainings"] == []  # too young to be lost
     assert unsent("pumps", memory.ledger.state()) == []
 
-    monkeypatch.setattr("flows.monitor.PATIENCE", timedelta(0))
+    monkeypatch.setattr("flows.reconcile.PATIENCE", timedelta(0))
     before = {process.pid for process in engines()}
     assert len(reconcile([PUMPS])[PUMPS]["trainings"]) == 1
     [started] = until(lambda: [process for process in engines() if process.pid not in before])
@@ -185,14 +189,14 @@ def test_a_lost_event_and_a_killed_run_are_made_up_for(servers, monkeypatch):
 
 
 def test_an_event_that_comes_again_trains_nothing(servers):
-    memory = remember(PUMPS)
+    memory = open_model(PUMPS)
     versions = memory.ledger.state().versions
     assert train(PUMPS, window=SHIFT.isoformat())["outcome"] == "nothing to do"
     assert memory.ledger.state().versions == versions
 
 
 def test_a_rollback_is_what_callers_meet_and_what_the_ledger_says(servers):
-    memory = remember(PUMPS)
+    memory = open_model(PUMPS)
     now, before = memory.ledger.state().champion, memory.ledger.state().previous
     roll_back(PUMPS, "previous", "the test asked")
     assert httpx.get(f"{servers.url}/pumps/model").json()["version"] == before == memory.ledger.state().champion != now
@@ -201,9 +205,9 @@ def test_a_rollback_is_what_callers_meet_and_what_the_ledger_says(servers):
 
 
 def test_a_champion_whose_replicas_died_is_brought_up_again(servers):
-    memory = remember(PUMPS)
+    memory = open_model(PUMPS)
     for replica in replicas.running(memory.run, "pumps"):
-        replicas.end(replica.log.__eq__, 5)
+        processes.end(replica.log.__eq__, 5)
     assert not served(memory)
     assert reconcile([PUMPS])[PUMPS]["released"]["version"] == memory.ledger.state().champion
     assert served(memory) and httpx.get(f"{servers.url}/pumps/readyz").status_code == 200
@@ -226,6 +230,6 @@ def test_the_reconcilers_runs_are_planned_and_the_server_has_no_fault_to_tell(se
             return [run for run in client.read_flow_runs() if run.deployment_id == reconciler and run.state.is_scheduled()]
 
     assert all(run.auto_scheduled and run.expected_start_time.minute == 17 for run in until(planned))
-    log = (remember(PUMPS).run / "logs" / "prefect-server.log").read_text()
+    log = (open_model(PUMPS).run / "logs" / "prefect-server.log").read_text()
     faults = [fault for fault in log.split("Traceback")[1:] if "database is locked" not in fault]  # of SQLite on a busy machine
     assert not faults, faults[-1][-3000:]

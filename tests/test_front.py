@@ -3,7 +3,7 @@
 import prometheus_client
 import pytest
 
-from service.front import observe
+from service.request_metrics import observe
 
 BOUNDS = (0.001, 0.01, 0.1)
 

@@ -15,14 +15,14 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from contracts.contract import Verdict
-from deployments.replicas import port_or_free
-from flows.alerts import told
-from flows.gauges import GAUGES, samples
-from flows.ingest import take_in
-from flows.memory import remember
+from contracts.core.verdict import Verdict
+from contracts.pumps import contract
+from deployments.processes import port_or_free
+from flows.ingest import ingest_batch
+from flows.monitoring.alerts import record_alerts
+from flows.reporting.exporter import GAUGES, samples
+from registry.context import open_model
 from tests.conftest import PUMPS
-from tests.pumps import contract
 
 ROOT = Path(__file__).parent.parent
 GRAFANA = ROOT / "deployments" / "grafana"
@@ -37,8 +37,8 @@ BROKEN = Verdict("drift", "failed", ("gone",), kind="broken contract", figures={
 @pytest.fixture
 def memory(addresses):
     """A champion, labels of three weeks, traffic of the fourth, and three windows: broken, watched, and one that retrains."""
-    memory = remember(PUMPS)
-    take_in(memory, START, START + 3 * WEEK)
+    memory = open_model(PUMPS)
+    ingest_batch(memory, START, START + 3 * WEEK)
     memory.ledger.registered("v1", {})
     memory.ledger.judged("v1", PASSED, None, {})
     memory.ledger.promote("v1", expect=None)
@@ -48,7 +48,7 @@ def memory(addresses):
         memory.ledger.window_judged(window, verdict, {}, again=lambda held: False)
         if action == "retrain":
             memory.ledger.claim_retraining(window, now=START + 3 * WEEK, reason="heat", drift=contract.drift, fresh=1_000)
-        told(memory, window, verdict.as_json(), action)
+        record_alerts(memory, window, verdict.as_json(), action)
     return memory
 
 
@@ -64,7 +64,7 @@ def test_the_gauges_say_what_ledger_and_store_hold(memory):
 
 
 def test_of_a_model_that_nobody_trained_there_is_nothing_but_that_it_can_be_read(addresses):
-    assert list(samples(remember(PUMPS), START)) == []
+    assert list(samples(open_model(PUMPS), START)) == []
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def test_the_exporter_outlives_a_store_that_cant_be_read_and_ends_at_ctrl_c(memo
 
     window = (START + 3 * WEEK).isoformat()
     memory.ledger.window_judged(window, FINE, {}, again=lambda held: False)
-    told(memory, window, FINE.as_json(), "fine")
+    record_alerts(memory, window, FINE.as_json(), "fine")
     assert scrape()["perennial_open_alerts", PUMPS, "input drift"] == 0  # read anew
 
     event = memory.store.folder / "ledger" / "pumps" / f"{len(memory.ledger.events()):08d}.json"

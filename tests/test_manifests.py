@@ -19,12 +19,14 @@ import prefect
 import pytest
 import yaml
 
-from deployments import balancer, orchestrator
-from deployments.kustomize import KIND, NAME, NotPointed, point_to, pointed_to
-from deployments.replicas import free_ports, until
-from flows import rollout
-from flows.memory import remember
+from contracts.core import errors
+from contracts.core.errors import NotPointed
+from deployments import load_balancer, prefect_server, routes
+from deployments.kustomize import KIND, NAME, point_to, pointed_to
+from deployments.processes import free_ports, until
+from flows.releasing import kubernetes
 from registry import images
+from registry.context import open_model
 from tests.conftest import PUMPS
 from tests.test_service import GOOD
 
@@ -256,7 +258,7 @@ def test_profiles_pass_from_the_replica_to_the_sidecar(pod):
 
 def test_traefik_routes_as_our_own_balancer_does(cluster):
     """The CRDs' schemas are Traefik's and are not kept here: their figures are those that the balancer's tests prove."""
-    ours = balancer._route("flights", ["http://replica"], None)
+    ours = routes._route("flights", ["http://replica"], None)
     kept = {name: one["spec"] for (kind, name), one in cluster.items() if kind == "Middleware"}
     assert kept == {"largest-body": ours["middlewares"]["flights-body"], "path": ours["middlewares"]["flights-path"],
                     "retry": ours["middlewares"]["flights-retry"], "once-more": ours["middlewares"]["flights-once-more"]}
@@ -266,7 +268,7 @@ def test_traefik_routes_as_our_own_balancer_does(cluster):
     assert [each["name"] for each in rule["middlewares"]] == ["largest-body", "path", "retry", "once-more"]
     [service] = rule["services"]
     assert ("Service", service["name"]) in cluster and ("ServersTransport", service["serversTransport"]) in cluster
-    settings = balancer._settings(Path("run"), "", "")["serversTransport"]
+    settings = load_balancer._settings(Path("run"), "", "")["serversTransport"]
     assert cluster["ServersTransport", "replicas"]["spec"] == settings
 
 
@@ -275,8 +277,8 @@ def test_traefik_routes_as_our_own_balancer_does(cluster):
 def test_the_process_pool_is_the_default_and_the_others_name_what_their_workers_know():
     declared = yaml.safe_load((ROOT / "prefect.yaml").read_text())
     pools = declared["definitions"]
-    assert pools["pool"] == {"name": orchestrator.POOL}
-    assert {one["work_pool"]["name"] for one in declared["deployments"]} == {orchestrator.POOL}
+    assert pools["pool"] == {"name": prefect_server.POOL}
+    assert {one["work_pool"]["name"] for one in declared["deployments"]} == {prefect_server.POOL}
     known = json.loads((Path(prefect.__file__).parent / "server/api/collections_data/views/aggregate-worker-metadata.json").read_text())
     for kind in ("docker", "kubernetes"):
         template = known[f"prefect-{kind}"][kind]["default_base_job_configuration"]
@@ -304,7 +306,7 @@ def compose_or_skip() -> None:
     missing = None
     try:
         images.engine()
-    except images.NoEngine as error:
+    except errors.NoEngine as error:
         missing = str(error)
     asked = shutil.which("docker-compose") or (
         shutil.which("docker") and subprocess.run(["docker", "compose", "version"], capture_output=True, check=False).returncode == 0)
@@ -333,14 +335,14 @@ def test_a_name_that_docker_does_not_take_is_refused_with_the_remedy(name, good)
     if good:
         assert where.repository(name) == f"127.0.0.1:5000/team/{name}"
     else:
-        with pytest.raises(images.ImageFailed, match=f"'{name}' can't name an image.*rename the contract"):
+        with pytest.raises(errors.ImageFailed, match=f"'{name}' can't name an image.*rename the contract"):
             where.repository(name)
 
 
 def test_the_stacks_routes_are_the_balancers():
     urls = [f"http://{name}:{images.PORT}" for name in ("flights-1", "flights-2")]
-    assert balancer._route("flights", urls, None) == ROUTES
-    settings, text = balancer._settings(Path("run"), "", "")["serversTransport"], COMPOSE.read_text()
+    assert routes._route("flights", urls, None) == ROUTES
+    settings, text = load_balancer._settings(Path("run"), "", "")["serversTransport"], COMPOSE.read_text()
     assert text.count("--serversTransport.") == len(settings) - 1 + len(settings["forwardingTimeouts"])
     for name, value in settings["forwardingTimeouts"].items():
         assert f"--serversTransport.forwardingTimeouts.{name}={value}" in text
@@ -495,6 +497,6 @@ def test_a_file_that_is_not_ours_stops_a_handover_before_the_ledger_moves(tmp_pa
     ledger = MagicMock()
     (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(KIND) + held + "\n")
     with pytest.raises(NotPointed, match="set PERENNIAL_KUSTOMIZATION to a folder of its own"):
-        rollout.hand_over(replace(remember(PUMPS), ledger=ledger), "v", f"r/m@sha256:{'0' * 64}", tmp_path, ledger.decide)
+        kubernetes.release_to_kubernetes(replace(open_model(PUMPS), ledger=ledger), "v", f"r/m@sha256:{'0' * 64}", tmp_path, ledger.decide)
     ledger.decide.assert_not_called()
     ledger.promote.assert_not_called()

@@ -6,11 +6,11 @@ from datetime import datetime
 import numpy as np
 import pytest
 
-from contracts.contract import PerennialError
+from contracts.core.errors import PerennialError
 from contracts.flights import contract as flights
-from flows.fit import prepared
-from service.model import MANY, SERVED, columns_of_records, records_of_columns, restore
-from tests.pumps import contract as pumps
+from contracts.pumps import contract as pumps
+from flows.training.dataset import read_training_set
+from service.model import MANY, SERVED, columns_of_records, load_model, records_of_columns
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def january(rows):
 
 @pytest.fixture(scope="module")
 def model(rows, tmp_path_factory):
-    return prepared(flights, [rows], len(rows), datetime.max, tmp_path_factory.mktemp("training")).fit(12)
+    return read_training_set(flights, [rows], len(rows), datetime.max, tmp_path_factory.mktemp("training")).fit(12)
 
 
 def saved(model, folder):
@@ -39,7 +39,7 @@ def some(columns, chosen):
 
 
 def test_saved_and_restored_it_answers_the_same_to_the_last_bit(january, model, tmp_path):
-    again = restore(flights, saved(model, tmp_path))
+    again = load_model(flights, saved(model, tmp_path))
     assert np.array_equal(again.probabilities(january[0]), model.probabilities(january[0]))
     assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".ubj"}
 
@@ -80,11 +80,11 @@ def test_the_weights_decide_which_class_is_named(model):
 
 def test_another_contracts_model_and_a_newer_format_are_refused(model, tmp_path):
     with pytest.raises(PerennialError, match="perennial train pumps"):
-        restore(pumps, saved(model, tmp_path))
+        load_model(pumps, saved(model, tmp_path))
     state = json.loads((tmp_path / f"{SERVED}.json").read_bytes())
     (tmp_path / f"{SERVED}.json").write_text(json.dumps(state | {"format": 2}))
     with pytest.raises(PerennialError, match="upgrade perennial"):
-        restore(flights, tmp_path)
+        load_model(flights, tmp_path)
 
 
 def test_more_snow_does_not_make_a_flight_more_punctual(january, model):

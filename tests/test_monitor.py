@@ -10,16 +10,24 @@ from threading import Barrier
 import numpy as np
 import pytest
 
-from contracts.contract import PerennialError, Verdict
-from flows.ingest import take_in
-from flows.memory import Memory, remember
-from flows.monitor import _records, _replace, act, closed, due, judge_window, ship, watch
-from flows.train import fetched, fit_version
-from registry.store import FolderStore
+from contracts.core import windows
+from contracts.core.errors import PerennialError
+from contracts.core.verdict import Verdict
+from contracts.pumps import contract, readings
+from flows.ingest import ingest_batch
+from flows.monitor import judge_window
+from flows.monitoring.decision import record_and_decide
+from flows.monitoring.evaluation import evaluate_window
+from flows.monitoring.windows import closed, due
+from flows.training.version import fit_version
+from registry.context import ModelContext, fetch_version, open_model
+from registry.folder_store import FolderStore
+from registry.traffic import _records, _replace, ship
 from service import profiles
-from service.model import restore
+from service.files import write_atomically
+from service.model import load_model
+from service.profiler import Profiler
 from tests.conftest import PUMPS
-from tests.pumps import contract, readings
 
 WEEK, LAST = timedelta(days=7), datetime(2024, 2, 5)  # the newest labelled window
 PASSED = Verdict("gate", "passed")
@@ -32,10 +40,10 @@ def trained(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PERENNIAL_STORE", str(home / "store"))
         patch.setenv("PERENNIAL_RUN", str(home / "run"))
-        memory = remember(PUMPS)
-    take_in(memory, datetime(2024, 1, 1), LAST)
+        memory = open_model(PUMPS)
+    ingest_batch(memory, datetime(2024, 1, 1), LAST)
     first = fit_version(memory)
-    take_in(memory, LAST, LAST + WEEK)
+    ingest_batch(memory, LAST, LAST + WEEK)
     second = fit_version(memory)
     memory.ledger.judged(first, PASSED, None, {})
     memory.ledger.promote(first, expect=None)
@@ -44,24 +52,24 @@ def trained(tmp_path_factory):
 
 
 @pytest.fixture
-def memory(trained, tmp_path, addresses) -> Memory:
+def memory(trained, tmp_path, addresses) -> ModelContext:
     shutil.copytree(trained[0].store.folder, tmp_path / "store")
-    return remember(PUMPS)
+    return open_model(PUMPS)
 
 
-def profile(memory: Memory, version: str, start: datetime = LAST, rows: int = 2_800, hotter: float = 0.0) -> bytes:
+def profile(memory: ModelContext, version: str, start: datetime = LAST, rows: int = 2_800, hotter: float = 0.0) -> bytes:
     """What a replica of the version would write of the window's first rows."""
     traffic = readings(start, start + WEEK).head(rows)
     traffic["heat"] += hotter
     columns = contract.columns_of(traffic)
-    files = fetched(memory, version)
-    probabilities = np.asarray(restore(contract, files).probabilities(columns))
-    return profiles.to_bytes(profiles.profile(contract, profiles.bins_of(files), columns, probabilities, probabilities.argmax(axis=1)))
+    files = fetch_version(memory, version)
+    probabilities = np.asarray(load_model(contract, files).probabilities(columns))
+    return profiles.to_bytes(profiles.profile_rows(contract, profiles.bins_in(files), columns, probabilities, probabilities.argmax(axis=1)))
 
 
-def leave(memory: Memory, version: str, content: bytes, start: datetime = LAST, replica: str = "one"):
-    path = memory.spool / "pumps" / version / start.strftime(profiles.START_FORMAT) / f"{replica}.bin"
-    profiles.write_whole(path, content)
+def leave(memory: ModelContext, version: str, content: bytes, start: datetime = LAST, replica: str = "one"):
+    path = memory.spool / "pumps" / version / start.strftime(windows.WINDOW_FORMAT) / f"{replica}.bin"
+    write_atomically(path, content)
     return path
 
 
@@ -89,7 +97,7 @@ def test_a_window_judged_twice_has_one_answer(memory, trained):
     leave(memory, trained[1], profile(memory, trained[1], hotter=40), replica="two")
     verdict, action = judged()
     assert (verdict["kind"], action) == ("fine", "fine") and memory.ledger.state().claims == {}
-    assert act(memory, LAST, watch(memory, LAST)) == "fine"  # a judge that began before the first had ended
+    assert record_and_decide(memory, LAST, evaluate_window(memory, LAST)) == "fine"  # a judge that began before the first had ended
     assert [event.kind for event in memory.ledger.events()].count("window_judged") == 1
 
 
@@ -113,14 +121,14 @@ def test_drift_must_persist_where_the_contract_says_so(memory, trained):
     memory = replace(memory, contract=replace(contract, drift=replace(contract.drift, persist=(2, 3))))
     drifted, fine = Verdict("drift", "failed", ("heat moved",), kind="input drift"), Verdict("drift", "passed", kind="fine")
     starts = [LAST + index * WEEK for index in range(6)]
-    said = [act(memory, start, verdict) for start, verdict in zip(starts, (drifted, fine, fine, drifted, fine, drifted))]
+    said = [record_and_decide(memory, start, verdict) for start, verdict in zip(starts, (drifted, fine, fine, drifted, fine, drifted))]
     assert said == ["watch", "fine", "fine", "watch", "fine", "retrain"]
-    assert act(memory, starts[3], drifted) == "watch" and list(memory.ledger.state().claims) == [starts[5].isoformat()]
+    assert record_and_decide(memory, starts[3], drifted) == "watch" and list(memory.ledger.state().claims) == [starts[5].isoformat()]
 
 
-def followed(memory: Memory, champion: str, end: datetime) -> str:
+def followed(memory: ModelContext, champion: str, end: datetime) -> str:
     """A new champion, trained on events up to `end`, whose bins divide the old one's."""
-    take_in(memory, datetime(2024, 2, 12), end)
+    ingest_batch(memory, datetime(2024, 2, 12), end)
     version = fit_version(memory)
     memory.ledger.judged(version, PASSED, champion, {})
     memory.ledger.promote(version, expect=champion)
@@ -137,8 +145,8 @@ def test_what_moved_a_retraining_at_a_time_is_told_against_the_first_champion(me
 
 def test_the_fields_that_the_service_refused_are_named(memory, trained):
     _, first, _ = trained
-    files = fetched(memory, first)
-    profiler = profiles.Profiler(contract, profiles.bins_of(files), first, memory.spool, seconds=1_000)
+    files = fetch_version(memory, first)
+    profiler = Profiler(contract, profiles.bins_in(files), first, memory.spool, seconds=1_000)
     profiler.bad(np.full(300, np.datetime64(LAST)), ["heat"] * 300 + ["starts"] * 2)
     profiler.close()
     leave(memory, first, profile(memory, first))
@@ -149,9 +157,9 @@ def test_the_fields_that_the_service_refused_are_named(memory, trained):
 def test_an_open_circuit_breaker_pages(memory):
     drifted = Verdict("drift", "failed", ("heat moved",), kind="input drift")
     memory = replace(memory, contract=replace(contract, drift=replace(contract.drift, refusals=1)))
-    assert act(memory, LAST, drifted) == "retrain"
+    assert record_and_decide(memory, LAST, drifted) == "retrain"
     memory.ledger.retrain_finished(LAST.isoformat(), "failed", {})
-    assert act(memory, LAST + 3 * WEEK, drifted) == "page"
+    assert record_and_decide(memory, LAST + 3 * WEEK, drifted) == "page"
     assert "1 challengers in a row were refused" in memory.ledger.state().claims[(LAST + 3 * WEEK).isoformat()]["why"]
 
 
@@ -160,7 +168,7 @@ def test_a_window_of_few_rows_is_judged_together_with_those_before_it(memory, tr
         start = LAST - back * WEEK
         leave(memory, trained[1], profile(memory, trained[1], start, rows=90, hotter=40), start)
     ship(memory)
-    verdict = watch(memory, LAST)
+    verdict = evaluate_window(memory, LAST)
     assert (verdict.kind, verdict.figures["rows"], verdict.figures["since"]) == ("input drift", 270, (LAST - 2 * WEEK).isoformat())
 
 
@@ -169,7 +177,7 @@ def test_windows_further_back_than_four_are_not_asked(memory, trained):
         start = LAST - back * WEEK
         leave(memory, trained[1], profile(memory, trained[1], start, rows=110, hotter=40), start)
     ship(memory)
-    verdict = watch(memory, LAST)
+    verdict = evaluate_window(memory, LAST)
     assert (verdict.kind, verdict.figures["rows"]) == ("insufficient", 110)
 
 
@@ -218,7 +226,7 @@ def test_a_version_that_the_contract_has_outgrown_is_not_asked(memory, trained, 
 
 def test_a_grown_profile_replaces_a_smaller_one_and_never_the_other_way(memory, trained):
     small, large = (profile(memory, trained[1], rows=rows) for rows in (100, 200))
-    key = f"profiles/pumps/{trained[1]}/{LAST:{profiles.START_FORMAT}}/one.bin"
+    key = f"profiles/pumps/{trained[1]}/{LAST:{windows.WINDOW_FORMAT}}/one.bin"
     memory.store.create(key, b"")  # as an earlier Perennial shipped it
     for content, shipped in ((small, 1), (small, 0), (large, 1), (small, 0)):
         leave(memory, trained[1], content)
@@ -233,7 +241,7 @@ def test_of_two_shippers_at_once_none_fails_and_the_newer_profile_stays(memory, 
     if there:
         leave(memory, trained[1], old)
         ship(memory)
-    key = f"profiles/pumps/{trained[1]}/{LAST:{profiles.START_FORMAT}}/one.bin"
+    key = f"profiles/pumps/{trained[1]}/{LAST:{windows.WINDOW_FORMAT}}/one.bin"
     both, read, readers = Barrier(2, timeout=10), FolderStore.read, []
 
     def together(store, asked):

@@ -13,14 +13,20 @@ import pandas as pd
 import pandera.pandas as pa
 import pytest
 
-from contracts.bins import NEW, Bins, watched
-from contracts.contract import Contract, Drift, Gate, Label, column, number
-from contracts.drift import drift
+from contracts.core.binning import NEW, Bins, monitored_columns
+from contracts.core.classification import Label
+from contracts.core.contract import Contract
+from contracts.core.drift import drift
+from contracts.core.features import number
+from contracts.core.policies import Drift, Gate
+from contracts.core.reference import learn_reference
+from contracts.core.schema import column
+from contracts.core.windows import by_window
 from contracts.flights import contract as flights
 from contracts.flights import source
-from contracts.reference import learn
 from service import profiles
-from service.profiles import Profiler, by_window, merge
+from service.profiler import REACH, Profiler
+from service.profiles import merge
 from tests.spool import collect, windows
 
 DAY = datetime(2024, 5, 6)
@@ -60,11 +66,11 @@ def traffic(n: int = 1_000, start: datetime = DAY, days: float = 1.0, seed: int 
     return columns, probabilities, probabilities.argmax(axis=1)
 
 
-BINS = {name: Bins.of(*one) for name, one in watched(doors, *traffic(5_000)).items()}
+BINS = {name: Bins.of(*one) for name, one in monitored_columns(doors, *traffic(5_000)).items()}
 
 
 def profile(columns, probabilities, classes):
-    return profiles.profile(doors, BINS, columns, probabilities, classes)
+    return profiles.profile_rows(doors, BINS, columns, probabilities, classes)
 
 
 def times(*texts):
@@ -114,7 +120,7 @@ def test_numbers_of_every_type_and_missing_values():
 def test_columns_that_are_wholly_missing():
     columns, probabilities, classes = traffic(10)
     view = profiles.from_bytes(profiles.to_bytes(profile(columns | {"force": np.full(10, np.nan)}, probabilities, classes)))
-    assert counts(view, "force") == (10, 10) and profiles.tally(profiles.to_bytes(view)).counts["force"].tolist()[0] == 10
+    assert counts(view, "force") == (10, 10) and profiles.read_counts(profiles.to_bytes(view)).counts["force"].tolist()[0] == 10
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +129,7 @@ def january():
     columns = flights.columns_of(source(datetime(2013, 1, 1), datetime(2013, 1, 15)))
     probabilities = np.random.default_rng(0).dirichlet([4, 2, 1], len(columns["carrier"]))
     rows = (columns, probabilities, probabilities.argmax(axis=1))
-    return rows, {name: Bins.of(*one) for name, one in watched(flights, *rows).items()}
+    return rows, {name: Bins.of(*one) for name, one in monitored_columns(flights, *rows).items()}
 
 
 def test_text_with_missing_values(january):
@@ -132,7 +138,7 @@ def test_text_with_missing_values(january):
     few["carrier"], few["dest"] = few["carrier"].copy(), few["dest"].copy()
     few["carrier"][:7] = None
     few["dest"][0] = "x" * 5_000
-    view = profiles.profile(flights, bins, few, probabilities, classes)
+    view = profiles.profile_rows(flights, bins, few, probabilities, classes)
     assert counts(view, "carrier") == (500, 7)
     assert sum(named(view, "carrier").values()) == 493
     assert named(view, "carrier")["UA"] == (few["carrier"] == "UA").sum() == by_label(view, bins, "carrier")["UA"]
@@ -140,27 +146,27 @@ def test_text_with_missing_values(january):
     assert "departs" not in view.get_columns()
 
 
-def tallied(view, read=lambda view: profiles.tally(profiles.to_bytes(view)).counts) -> dict[str, list[int]]:
+def tallied(view, read=lambda view: profiles.read_counts(profiles.to_bytes(view)).counts) -> dict[str, list[int]]:
     return {name: found.tolist() for name, found in read(view).items()}
 
 
 def by_label(view, bins, name) -> dict[str, int]:
-    return dict(zip(bins[name].labels, profiles.tally(profiles.to_bytes(view)).counts[name].tolist(), strict=True))
+    return dict(zip(bins[name].labels, profiles.read_counts(profiles.to_bytes(view)).counts[name].tolist(), strict=True))
 
 
 def test_merged_replicas_equal_one_profile_of_all(january):
     """In any order, through bytes, windows of windows: the counts are exact."""
     rows, bins = january
     n = len(rows[2])
-    whole = profiles.profile(flights, bins, *rows)
-    pieces = [profiles.to_bytes(profiles.profile(flights, bins, *take(rows, np.arange(n) % 3 == part))) for part in range(3)]
+    whole = profiles.profile_rows(flights, bins, *rows)
+    pieces = [profiles.to_bytes(profiles.profile_rows(flights, bins, *take(rows, np.arange(n) % 3 == part))) for part in range(3)]
     parts = merge([profiles.to_bytes(merge(pieces[1:])), pieces[0]])
     assert profiles.rows(parts) == profiles.rows(whole) == n
-    exact = {name: bins[name].count(one.values).tolist() for name, one in watched(flights, *rows).items()}
+    exact = {name: bins[name].count(one.values).tolist() for name, one in monitored_columns(flights, *rows).items()}
     for view in (whole, parts, merge(pieces[::-1])):
         assert tallied(view) == exact and tallied(view, lambda view: {
             name: column.get_metric("bins").counts.value for name, column in view.get_columns().items()}) == exact
-    assert {name: found.tolist() for name, found in sum(map(profiles.tally, pieces), profiles.NOTHING).counts.items()} == exact
+    assert {name: found.tolist() for name, found in sum(map(profiles.read_counts, pieces), profiles.NO_TRAFFIC).counts.items()} == exact
     for name in whole.get_columns():
         assert counts(parts, name) == counts(whole, name)
     for name in ("carrier", "dest", "prediction"):
@@ -173,9 +179,9 @@ def test_merged_replicas_equal_one_profile_of_all(january):
 
 
 def test_counts_under_the_bins_of_two_versions_are_not_added():
-    other = {name: Bins.of(*one) for name, one in watched(doors, *traffic(5_000, shift=9.0)).items()} | {"force": Bins("number", (1.0,))}
-    parts = [profiles.to_bytes(profiles.profile(doors, bins, *traffic(50))) for bins in (BINS, other)]
-    for add in (merge, lambda parts: sum(map(profiles.tally, parts), profiles.NOTHING)):
+    other = {name: Bins.of(*one) for name, one in monitored_columns(doors, *traffic(5_000, shift=9.0)).items()} | {"force": Bins("number", (1.0,))}
+    parts = [profiles.to_bytes(profiles.profile_rows(doors, bins, *traffic(50))) for bins in (BINS, other)]
+    for add in (merge, lambda parts: sum(map(profiles.read_counts, parts), profiles.NO_TRAFFIC)):
         with pytest.raises(ValueError, match="they are of two versions"):
             add(parts)
 
@@ -185,7 +191,7 @@ def test_a_profile_of_free_text_stays_small(january):
     rows, bins = january
     columns, probabilities, classes = take(rows, slice(0, 5_000))
     texts = {seed: columns | {"dest": np.array([f"{seed}-{index}" * 9 for index in range(5_000)], object)} for seed in range(20)}
-    views = [profiles.to_bytes(profiles.profile(flights, bins, text, probabilities, classes)) for text in texts.values()]
+    views = [profiles.to_bytes(profiles.profile_rows(flights, bins, text, probabilities, classes)) for text in texts.values()]
     assert len(profiles.to_bytes(merge(views))) < 100_000
 
 
@@ -262,8 +268,8 @@ def test_a_window_of_refused_records_alone_is_a_broken_contract(tmp_path):
     profiler.bad(times(*["2024-05-06T12:00:00"] * 60))
     profiler.close()
     seen = collect(tmp_path, "doors", "v1", DAY)
-    reference = learn(watched(doors, *traffic()), traffic()[0]["seen"], doors.drift.window, 0.005)
-    verdict = drift(doors, reference, profiles.tally(profiles.to_bytes(seen)).counts, rows=profiles.rows(seen), bad=profiles.bad_inputs(seen))
+    reference = learn_reference(monitored_columns(doors, *traffic()), traffic()[0]["seen"], doors.drift.window, 0.005)
+    verdict = drift(doors, reference, profiles.read_counts(profiles.to_bytes(seen)).counts, rows=profiles.rows(seen), bad=profiles.bad_inputs(seen))
     assert verdict.kind == "broken contract" and "60 of 60 records were refused" in verdict.reasons[0]
 
 
@@ -321,12 +327,12 @@ def test_a_wrong_clock_does_not_fill_the_disk_and_its_rows_are_counted(tmp_path,
 def test_both_sides_of_the_reach(tmp_path):
     profiler = Profiler(doors, BINS, "v1", tmp_path)
     noon = DAY + timedelta(hours=12)
-    near, far = (np.datetime64(noon, "s") + np.timedelta64(profiles.REACH * 86_400 + more, "s") for more in (0, 1))
+    near, far = (np.datetime64(noon, "s") + np.timedelta64(REACH * 86_400 + more, "s") for more in (0, 1))
     for day in (np.datetime64(noon, "s"), near, far, np.datetime64(noon, "s"), np.datetime64(noon, "s")):
         columns, probabilities, classes = traffic(1)
         profiler.add(columns | {"seen": np.array([day])}, probabilities, classes)
     profiler.close()
-    assert windows(tmp_path, "doors", "v1") == [DAY, DAY + profiles.REACH * timedelta(days=1)]
+    assert windows(tmp_path, "doors", "v1") == [DAY, DAY + REACH * timedelta(days=1)]
     assert sum(profiles.elsewhere(collect(tmp_path, "doors", "v1", day)) for day in windows(tmp_path, "doors", "v1")) == 1
 
 

@@ -7,10 +7,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from contracts.contract import Gate, canonical
+from contracts.core.classification import calibration_error, class_distance, classification_metrics
+from contracts.core.digests import canonical_json
+from contracts.core.evaluation import gate, paired
+from contracts.core.policies import Gate
+from contracts.core.validation import check_batch
 from contracts.flights import contract as flights
-from contracts.quality import apart, calibration_error, check, gate, paired, scores
-from tests.pumps import contract as pumps
+from contracts.pumps import contract as pumps
 
 
 @pytest.fixture(scope="module")
@@ -27,13 +30,13 @@ def spoiled(rows, **values):
 
 
 def test_real_flights_pass(week):
-    checked = check(flights, week)
+    checked = check_batch(flights, week)
     assert checked.verdict.passed and len(checked.good) == len(week) and checked.bad.empty
     assert list(checked.good) == list(flights.columns)
 
 
 def test_bad_rows_are_set_aside_with_their_reasons(week):
-    checked = check(flights, spoiled(week, temp=500.0, dep_time=np.nan, distance=20.0, carrier="lower"))
+    checked = check_batch(flights, spoiled(week, temp=500.0, dep_time=np.nan, distance=20.0, carrier="lower"))
     assert checked.verdict.passed
     assert len(checked.good) + len(checked.bad) == len(week) and len(checked.bad) == 4
     text = "\n".join(checked.bad["reasons"])
@@ -47,9 +50,9 @@ def test_bad_rows_are_set_aside_with_their_reasons(week):
 def test_both_sides_of_the_limit_of_bad_rows(week):
     rows = week.head(200).copy()
     rows.loc[:1, "temp"] = 500.0
-    assert check(flights, rows).verdict.passed  # 2 of 200: the limit of 1 % itself
+    assert check_batch(flights, rows).verdict.passed  # 2 of 200: the limit of 1 % itself
     rows.loc[:2, "temp"] = 500.0
-    verdict = check(flights, rows).verdict
+    verdict = check_batch(flights, rows).verdict
     assert verdict.outcome == "failed" and verdict.kind == "broken contract"
     assert any("temp" in reason and "3 rows" in reason and "500.0" in reason for reason in verdict.reasons)
 
@@ -63,7 +66,7 @@ def test_both_sides_of_the_limit_of_bad_rows(week):
     (lambda rows: rows.assign(flight=rows["flight"] + 0.5), "flight: type int, found float64"),
 ])
 def test_a_batch_of_another_shape_is_refused_whole(week, spoil, said):
-    checked = check(flights, spoil(week))
+    checked = check_batch(flights, spoil(week))
     assert checked.verdict.outcome == "failed" and checked.good.empty
     assert any(reason.startswith(said) for reason in checked.verdict.reasons)
 
@@ -71,32 +74,32 @@ def test_a_batch_of_another_shape_is_refused_whole(week, spoil, said):
 def test_a_changed_unit_is_refused_whole(week):
     celsius = week.assign(temp=(week["temp"] - 32) / 1.8)
     celsius.attrs["units"] = {"temp": "°C"}
-    verdict = check(flights, celsius).verdict
+    verdict = check_batch(flights, celsius).verdict
     assert verdict.outcome == "failed" and verdict.reasons == ("temp: unit '°C', rule: '°F'",)
 
 
 def test_text_that_reads_as_its_type_is_read(week):
-    checked, plain = check(flights, week.astype(str).where(week.notna())), check(flights, week)
+    checked, plain = check_batch(flights, week.astype(str).where(week.notna())), check_batch(flights, week)
     assert checked.verdict.passed and checked.good.equals(plain.good)
 
 
 def test_both_sides_of_a_changed_type(week):
     rows = week.head(100).astype({"distance": object})
     rows.loc[:49, "distance"] = "far"
-    verdict = check(replace(flights, bad_rows=0.5), rows).verdict
+    verdict = check_batch(replace(flights, bad_rows=0.5), rows).verdict
     assert verdict.passed and verdict.figures["by_rule"][0]["examples"][0] == {"row": 0, "value": "far"}
     rows.loc[:50, "distance"] = "far"
-    verdict = check(replace(flights, bad_rows=1), rows).verdict
+    verdict = check_batch(replace(flights, bad_rows=1), rows).verdict
     assert verdict.outcome == "failed" and verdict.reasons == ("distance: type float, found object, 51 rows, such as far, far, far",)
 
 
 def test_an_empty_batch_is_insufficient(week):
-    assert check(flights, week.head(0)).verdict.outcome == "insufficient"
+    assert check_batch(flights, week.head(0)).verdict.outcome == "insufficient"
 
 
 def test_whole_numbers_pass_for_floats_and_an_all_empty_column_where_it_may_be_empty(week):
     rows = week.head(50).assign(distance=lambda r: r["distance"].astype(int), wind_gust=None)
-    assert check(flights, rows).verdict.passed
+    assert check_batch(flights, rows).verdict.passed
 
 
 LIMITS = Gate(window=flights.gate.window, log_loss=0.65, auc=0.7, calibration_error=0.2, recall={"stops": 0.3},
@@ -198,10 +201,10 @@ def test_what_are_no_probabilities_is_a_verdict(broken):
     bad[5, 0] = broken if not np.isfinite(broken) else bad[5, 0] + broken
     verdict = judged(labels, bad, good, shops, refit_shift=float("nan"))
     assert verdict.outcome == "failed" and "the challenger answers 1 of 2000 rows with" in verdict.reasons[0]
-    assert verdict.figures["challenger"]["log_loss"] is None and canonical(verdict.as_json())
+    assert verdict.figures["challenger"]["log_loss"] is None and canonical_json(verdict.as_json())
     verdict = judged(labels, good, bad, shops)
     assert verdict.outcome == "insufficient" and "the champion answers 1 of 2000" in verdict.reasons[0]
-    assert canonical(verdict.as_json())
+    assert canonical_json(verdict.as_json())
 
 
 def test_a_model_of_other_classes_is_a_verdict():
@@ -245,7 +248,7 @@ def test_undefined_figures_are_insufficient_and_never_a_pass():
 def test_scores_of_known_predictions():
     labels = np.array([0, 1, 1, 0])
     certain = np.array([[0.9, 0.1], [0.1, 0.9], [0.1, 0.9], [0.9, 0.1]])
-    found = scores(CONTRACT, labels, certain)
+    found = classification_metrics(CONTRACT, labels, certain)
     assert found["auc"] == 1 and found["recall"] == {"runs": 1.0, "stops": 1.0}
     assert found["log_loss"] == pytest.approx(-np.log(0.9))
     assert calibration_error(labels, certain) == pytest.approx(0.1)
@@ -253,5 +256,5 @@ def test_scores_of_known_predictions():
 
 def test_how_far_apart_two_models_name_the_classes():
     sure = np.eye(2)[np.array([0] * 8 + [1] * 2)]
-    assert apart(pumps, sure, sure) == 0
-    assert apart(pumps, sure, np.eye(2)[np.array([0] * 5 + [1] * 5)]) == pytest.approx(0.3)
+    assert class_distance(pumps, sure, sure) == 0
+    assert class_distance(pumps, sure, np.eye(2)[np.array([0] * 5 + [1] * 5)]) == pytest.approx(0.3)

@@ -6,11 +6,11 @@ from datetime import timedelta
 import numpy as np
 import pytest
 
-from contracts.bins import Bins, Watched
-from contracts.contract import Drift
-from contracts.drift import drift
+from contracts.core.binning import Bins, MonitoredColumn
+from contracts.core.drift import drift
+from contracts.core.policies import Drift
+from contracts.core.reference import decode_references, effects, encode_references, learn_reference
 from contracts.flights import contract as flights
-from contracts.reference import effects, from_bytes, learn, to_bytes
 
 DAY, WEEK = timedelta(days=1), timedelta(days=7)
 START = np.datetime64("2024-01-01", "s")  # a Monday
@@ -24,9 +24,9 @@ def shops(days: int, a_day: int = 300, seed: int = 0, sunday: float = 30.0) -> n
 
 def learnt(days: int, window: timedelta, **columns: np.ndarray):
     """The references of columns of which equally many rows happened on each day."""
-    seen = {name: Watched("category" if values.dtype == object else "number", values) for name, values in columns.items()}
+    seen = {name: MonitoredColumn("category" if values.dtype == object else "number", values) for name, values in columns.items()}
     n = len(next(iter(columns.values())))
-    return learn(seen, START + (np.arange(n) * (days * 86_400 / n)).astype("timedelta64[s]"), window, 0.005)
+    return learn_reference(seen, START + (np.arange(n) * (days * 86_400 / n)).astype("timedelta64[s]"), window, 0.005)
 
 
 def alarms(reference, values: np.ndarray) -> bool:
@@ -94,9 +94,9 @@ def test_two_rows_are_enough_to_learn_from():
 
 def test_the_same_data_gives_the_same_bytes_and_they_are_read_back():
     seen = {"x": shops(30), "c": np.array(["a", "b", None], object)[np.arange(9_000) % 3]}
-    one, two = (to_bytes(learnt(30, WEEK, **seen)) for _ in range(2))
-    assert one == two and to_bytes(from_bytes(one)) == one
-    assert from_bytes(one)["x"].deciles[4] == pytest.approx(np.median(seen["x"]))
+    one, two = (encode_references(learnt(30, WEEK, **seen)) for _ in range(2))
+    assert one == two and encode_references(decode_references(one)) == one
+    assert decode_references(one)["x"].deciles[4] == pytest.approx(np.median(seen["x"]))
 
 
 def test_effects_of_known_shares():

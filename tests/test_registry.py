@@ -15,18 +15,33 @@ import boto3
 import httpx
 import pytest
 
-from contracts.contract import PerennialError, Verdict
-from contracts.quality import check
-from flows.ingest import take_in
-from flows.memory import remember
-from flows.monitor import act, watch
-from flows.train import fit_version, judge
+from contracts.core import errors
+from contracts.core.errors import (
+    BrokenChain,
+    Conflict,
+    NotAllowed,
+    NotFound,
+    NothingToRollBackTo,
+    PerennialError,
+    PromotionLost,
+    StoreAway,
+    StoreIgnoresConditions,
+)
+from contracts.core.validation import check_batch
+from contracts.core.verdict import Verdict
+from contracts.pumps import contract as pumps
+from contracts.pumps import readings
+from flows.ingest import ingest_batch
+from flows.monitoring.decision import record_and_decide
+from flows.monitoring.evaluation import evaluate_window
+from flows.training.judging import judge
+from flows.training.version import fit_version
 from registry import data, models
-from registry.ledger import BROKEN, BrokenChain, Ledger, NotAllowed, NothingToRollBackTo, PromotionLost
-from registry.store import FolderStore, NotThere, StoreAway, StoreIgnoresConditions, Taken, open_store
+from registry.context import open_model
+from registry.folder_store import FolderStore
+from registry.ledger import BROKEN, Ledger
+from registry.store import open_store
 from tests.conftest import PUMPS
-from tests.pumps import contract as pumps
-from tests.pumps import readings
 
 PASSED, FAILED = Verdict("gate", "passed"), Verdict("gate", "failed", ("no",))
 A, B, C = "a" * 64, "b" * 64, "c" * 64
@@ -84,15 +99,15 @@ def ledger(store):
 
 def test_a_key_is_created_once_and_swapped_only_by_who_read_it(store):
     store.create("x/1", b"one")
-    with pytest.raises(Taken):
+    with pytest.raises(Conflict):
         store.create("x/1", b"two")
     content, tag = store.read("x/1")
     assert content == store.get("x/1") == b"one"
     store.swap("x/1", b"three", tag)
-    with pytest.raises(Taken):
+    with pytest.raises(Conflict):
         store.swap("x/1", b"four", tag)
     assert store.get("x/1") == b"three"
-    with pytest.raises(NotThere, match="x/2"):
+    with pytest.raises(NotFound, match="x/2"):
         store.get("x/2")
 
 
@@ -106,7 +121,7 @@ def test_of_many_racing_creators_exactly_one_wins(store):
     def won(n):
         try:
             store.create("race", b"%d" % n)
-        except Taken:
+        except Conflict:
             return 0
         return 1
     with ThreadPoolExecutor(16) as pool:
@@ -344,15 +359,15 @@ def test_aliases_tags_and_notes(ledger):
         with pytest.raises(PerennialError, match=r"is registered; see: perennial history pumps"):
             mark()
     for ref in ("aaaaa", "9", "green"):
-        with pytest.raises(models.NoSuchVersion, match="there are: champion"):
+        with pytest.raises(errors.NoSuchVersion, match="there are: champion"):
             models.resolve(ledger, ref)
-    with pytest.raises(models.NoChampion, match="perennial train pumps"):
+    with pytest.raises(errors.NoChampion, match="perennial train pumps"):
         models.resolve(ledger, "champion")
 
 
 def take(store, first, last, month=1):
     start, end = datetime(2024, month, first), datetime(2024, month, last)
-    return data.append(store, pumps, check(pumps, readings(start, end)).good, start, end)
+    return data.append(store, pumps, check_batch(pumps, readings(start, end)).good, start, end)
 
 
 def test_a_batch_is_appended_once_and_old_versions_read_back_equal(store):
@@ -394,7 +409,7 @@ def test_bad_rows_are_kept_once_with_their_reasons(tmp_path):
     store = open_store(str(tmp_path))
     rows = readings(datetime(2024, 1, 1), datetime(2024, 1, 2))
     rows.loc[5, "vibration"] = 500.0
-    bad = check(pumps, rows).bad
+    bad = check_batch(pumps, rows).bad
     for _ in range(2):
         data.set_aside(store, pumps, bad, datetime(2024, 1, 1), datetime(2024, 1, 2))
     kept = data.bad_rows(store, "pumps")
@@ -403,9 +418,9 @@ def test_bad_rows_are_kept_once_with_their_reasons(tmp_path):
 
 def test_nothing_to_ingest_and_nothing_ingested_say_what_to_do(tmp_path):
     store = open_store(str(tmp_path))
-    with pytest.raises(data.NoData, match="perennial ingest pumps"):
+    with pytest.raises(errors.NoData, match="perennial ingest pumps"):
         data.newest(store, "pumps")
-    with pytest.raises(data.NoData, match="no row"):
+    with pytest.raises(errors.NoData, match="no row"):
         data.append(store, pumps, readings(datetime(2024, 1, 1), datetime(2024, 1, 2)).head(0), datetime(2024, 1, 1), datetime(2024, 1, 2))
 
 
@@ -417,9 +432,9 @@ def test_a_version_is_its_content_and_is_checked_when_fetched(store, tmp_path):
     assert (place / "model.ubj").read_bytes() == b"bytes" and models.fetch(store, "pumps", version, tmp_path / "here") == place
     _, tag = store.read(f"models/pumps/{version}/model.ubj")
     store.swap(f"models/pumps/{version}/model.ubj", b"evil", tag)
-    with pytest.raises(models.Corrupt, match=r"model\.ubj"):
+    with pytest.raises(errors.Corrupt, match=r"model\.ubj"):
         models.fetch(store, "pumps", version, tmp_path / "there")
-    with pytest.raises(models.NoSuchVersion):
+    with pytest.raises(errors.NoSuchVersion):
         models.manifest(store, "pumps", A)
 
 
@@ -427,15 +442,15 @@ def test_a_model_lives_on_s3_alone(s3, tmp_path, monkeypatch):
     """Ingest, train, judge, promote and a window's verdict with no folder but the run's own."""
     monkeypatch.setenv("PERENNIAL_STORE", f"{s3}/team")
     monkeypatch.setenv("PERENNIAL_RUN", str(tmp_path / "run"))
-    memory = remember(PUMPS)
-    version = take_in(memory, datetime(2024, 1, 1), datetime(2024, 1, 22))[0]
-    assert take_in(memory, datetime(2024, 1, 1), datetime(2024, 1, 22))[0] == version
+    memory = open_model(PUMPS)
+    version = ingest_batch(memory, datetime(2024, 1, 1), datetime(2024, 1, 22))[0]
+    assert ingest_batch(memory, datetime(2024, 1, 1), datetime(2024, 1, 22))[0] == version
     trained = fit_version(memory)
     assert fit_version(memory) == trained and judge(memory, trained).passed
     memory.ledger.promote(trained, expect=None)
-    verdict = watch(remember(PUMPS), datetime(2024, 1, 15))
+    verdict = evaluate_window(open_model(PUMPS), datetime(2024, 1, 15))
     assert verdict.kind == "insufficient" and verdict.figures["scores"]["rows"] == 7 * 400
-    assert act(memory, datetime(2024, 1, 15), verdict) == "insufficient"
+    assert record_and_decide(memory, datetime(2024, 1, 15), verdict) == "insufficient"
     assert models.lineage(memory.store, memory.ledger, trained)["manifest"]["data"]["digest"] == version.digest
     assert {path.name for path in tmp_path.iterdir()} == {"run"}
 

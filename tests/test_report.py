@@ -10,7 +10,8 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from flows import report as page
+from flows.demo import plots, report
+from flows.demo.report import render
 
 INPUTS = ("arrives", "built", "carrier", "departs", "dest", "dewp", "distance", "flight", "humid", "origin", "precip",
           "pressure", "seats", "temp", "visib", "wind_dir", "wind_gust", "wind_speed")
@@ -123,11 +124,11 @@ def year():
 
 @pytest.fixture(scope="module")
 def html(year):
-    return page.render(year)
+    return report.render(year)
 
 
 def with_losses(live: float | None, frozen: float | None, calendar: float | None) -> str:
-    return page.headline({"total": {"logloss_live": live, "logloss_frozen": frozen, "logloss_calendar": calendar}})
+    return report.headline({"total": {"logloss_live": live, "logloss_frozen": frozen, "logloss_calendar": calendar}})
 
 
 def test_headline_says_it_when_live_is_better():
@@ -163,7 +164,7 @@ def test_page_asks_nothing_of_the_network_and_runs_no_script(html):
 
 def test_every_part_of_a_year_is_there(html, year):
     text = Tags(html).text
-    assert page.headline(year) in text
+    assert report.headline(year) in text
     assert html.count("<svg") == 7
     for version in year["versions"]:
         assert f"v{version['number']} · {version['version'][:6]} · {version['rows']:,} rows" in text
@@ -184,7 +185,7 @@ def test_no_two_plots_share_an_id(html):
 
 
 def test_same_report_gives_the_same_page(html, year):
-    assert page.render(year) == html
+    assert report.render(year) == html
 
 
 def test_text_is_escaped_in_tables_and_in_plots(year):
@@ -195,7 +196,7 @@ def test_text_is_escaped_in_tables_and_in_plots(year):
     report["weeks"][0]["action"] = '"><script>'
     report["weeks"][0]["distances"][evil] = 9.0
     report["calibration"][evil] = report["calibration"].pop("late")
-    html = page.render(report)
+    html = render(report)
     assert "<script" not in html
     assert Tags(html).text.count(evil) >= 6
 
@@ -204,15 +205,15 @@ def test_text_is_escaped_in_tables_and_in_plots(year):
 def test_failed_requests_stand_out(year, failed, mark):
     report = copy.deepcopy(year) | {"requests_failed": failed}
     report["days"][40]["failed"] = failed
-    assert page.render(report).count('<div class="bad"') == mark
+    assert render(report).count('<div class="bad"') == mark
 
 
 def test_limit_of_the_report_goes_before_the_usual_one(year):
-    assert ">limit 0.1</text>" in page.drawing(page.drift_by_week, year | {"distance_limit": 0.1})
+    assert ">limit 0.1</text>" in plots.drawing(plots.drift_by_week, year | {"distance_limit": 0.1})
 
 
 def test_short_replay_renders():
-    text = Tags(page.render(short())).text
+    text = Tags(report.render(short())).text
     assert "v1" in text and "v2" not in text and "none refused" in text and "Refusals2" not in text
     assert "insufficient" in text and "–" in text
 
@@ -221,19 +222,19 @@ def test_replay_without_a_closed_week_renders():
     nothing = dict.fromkeys(short()["total"])
     report = short() | {"weeks": [], "months": [], "days": [], "total": nothing | {"n": 0}, "until": "2013-03-03"}
     report["calibration"] = {"on_time": {"expected": [None] * 10, "observed": [None] * 10, "n": [0] * 10}}
-    html = page.render(report)
+    html = render(report)
     assert "No verdict" in html and "furthest: none" in html
 
 
 def test_write_replaces_both_files_whole(year, tmp_path):
-    page.write(year, tmp_path / "replay")
-    page.write(short(), tmp_path / "replay")
+    report.write(year, tmp_path / "replay")
+    report.write(short(), tmp_path / "replay")
     assert json.loads((tmp_path / "replay" / "report.json").read_text()) == short()
-    assert (tmp_path / "replay" / "report.html").read_text() == page.render(short())
+    assert (tmp_path / "replay" / "report.html").read_text() == report.render(short())
     assert len(list((tmp_path / "replay").iterdir())) == 2
 
 
 def test_faults_that_were_put_in_are_told_only_where_there_were_some():
-    told = page.render(example())
+    told = report.render(example())
     assert "temperature in &lt;Celsius&gt;" in told and "<td>NO<td" in told
-    assert "Faults that were put in" not in page.render(short())
+    assert "Faults that were put in" not in report.render(short())

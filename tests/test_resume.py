@@ -9,18 +9,23 @@ import numpy as np
 import pytest
 
 import flows.train
-from deployments import balancer, fleet, replicas
-from flows import release, rollout
-from flows.ingest import take_in
-from flows.memory import Memory, remember
-from flows.monitor import act, ship, watch
+from contracts.core import windows
+from contracts.pumps import contract, readings
+from deployments import fleet, load_balancer, processes, replicas, routes
+from flows.ingest import ingest_batch
+from flows.monitoring.decision import record_and_decide
+from flows.monitoring.evaluation import evaluate_window
+from flows.releasing import bento, rollout, rollout_lock
+from flows.releasing.bento import build_bento
 from registry import data
+from registry.context import ModelContext, open_model
+from registry.folder_store import FolderStore
 from registry.ledger import Ledger
-from registry.store import FolderStore
+from registry.traffic import ship
 from service import profiles
-from service.model import restore
+from service.files import write_atomically
+from service.model import load_model
 from tests.conftest import PUMPS
-from tests.pumps import contract, readings
 from tests.test_cli import ROOT, perennial
 
 START, END, WEEK = datetime(2024, 1, 1), datetime(2024, 1, 22), timedelta(days=7)
@@ -50,40 +55,40 @@ class Fuse:
 @pytest.fixture
 def fuse(monkeypatch) -> Fuse:
     # A new process that answers the samples costs two seconds and writes nothing: left out here alone.
-    monkeypatch.setattr(flows.train, "disagreement", lambda *_: 0.0)
+    monkeypatch.setattr(flows.training.judging, "disagreement", lambda *_: 0.0)
     return Fuse(monkeypatch)
 
 
 @pytest.fixture
 def base(addresses, fuse):
     """Three weeks ingested."""
-    memory = remember(PUMPS)
-    take_in(memory, START, END)
+    memory = open_model(PUMPS)
+    ingest_batch(memory, START, END)
     return memory
 
 
-def in_every_way_it_may_fail(memory: Memory, fuse: Fuse, run, end_state) -> int:
+def in_every_way_it_may_fail(memory: ModelContext, fuse: Fuse, run, end_state) -> int:
     """Run from the same store with 0, 1, 2, … writes before the power fails, then again; how many writes there are."""
     store, kept = memory.store.folder, memory.run.parent / "kept"
     shutil.copytree(store, kept)
-    run(remember(PUMPS))
-    expected = end_state(remember(PUMPS))
+    run(open_model(PUMPS))
+    expected = end_state(open_model(PUMPS))
     for writes in count():
         shutil.rmtree(store)
         shutil.copytree(kept, store)
-        again, fuse.left = remember(PUMPS), writes
+        again, fuse.left = open_model(PUMPS), writes
         try:
             run(again)
             return writes
         except PowerFails:
             fuse.left = float("inf")
-            run(remember(PUMPS))
-            assert end_state(remember(PUMPS)) == expected, f"after {writes} writes"
+            run(open_model(PUMPS))
+            assert end_state(open_model(PUMPS)) == expected, f"after {writes} writes"
         finally:
             fuse.left = float("inf")
 
 
-def kinds(memory: Memory) -> list[str]:
+def kinds(memory: ModelContext) -> list[str]:
     return [event.kind for event in memory.ledger.events()]
 
 
@@ -96,10 +101,10 @@ def test_an_ingest(base, fuse, monkeypatch):
         newest = data.newest(memory.store, "pumps")
         return newest.digest, newest.rows, len(data.read(memory.store, newest)), len(data.bad_rows(memory.store, "pumps")), kinds(memory)
 
-    assert in_every_way_it_may_fail(base, fuse, lambda memory: take_in(memory, END, END + WEEK), end_state) == 3
+    assert in_every_way_it_may_fail(base, fuse, lambda memory: ingest_batch(memory, END, END + WEEK), end_state) == 3
 
 
-def train_and_promote(memory: Memory) -> None:
+def train_and_promote(memory: ModelContext) -> None:
     version = flows.train.fit_version(memory)
     before = memory.ledger.state().champion
     verdict = flows.train.judge(memory, version)
@@ -118,23 +123,23 @@ def test_a_training_and_its_promotion(base, fuse):
 
 def test_a_windows_verdict(base, fuse):
     train_and_promote(base)
-    take_in(base, END, END + WEEK)
+    ingest_batch(base, END, END + WEEK)
     champion = base.ledger.state().champion
     traffic, late = readings(END, END + WEEK), datetime(2024, 3, 4)
     traffic["heat"] += 40
     columns = contract.columns_of(traffic)
-    model = restore(contract, flows.train.fetched(base, champion))
+    model = load_model(contract, flows.train.fetched(base, champion))
     probabilities = model.probabilities(columns)
-    bins = profiles.bins_of(flows.train.fetched(base, champion))
-    seen = profiles.profile(contract, bins, columns, probabilities, model.classes(probabilities))
-    profiles.write_whole(base.spool / "pumps" / champion / END.strftime(profiles.START_FORMAT) / "one-0.bin", profiles.to_bytes(seen))
+    bins = profiles.bins_in(flows.train.fetched(base, champion))
+    seen = profiles.profile_rows(contract, bins, columns, probabilities, model.classes(probabilities))
+    write_atomically(base.spool / "pumps" / champion / END.strftime(windows.WINDOW_FORMAT) / "one-0.bin", profiles.to_bytes(seen))
     assert late > END
 
     def run(memory):
         ship(memory)
-        verdict = watch(memory, END)
+        verdict = evaluate_window(memory, END)
         assert verdict.kind == "input drift"
-        assert act(memory, END, verdict) == "retrain"
+        assert record_and_decide(memory, END, verdict) == "retrain"
 
     def end_state(memory):
         return kinds(memory), memory.ledger.state().windows.keys(), memory.store.list("profiles/")
@@ -142,7 +147,7 @@ def test_a_windows_verdict(base, fuse):
     assert in_every_way_it_may_fail(base, fuse, run, end_state) == 3
 
 
-STEPS = [(replicas, "start"), (Ledger, "promote"), (balancer, "route")]
+STEPS = [(replicas, "start"), (Ledger, "promote"), (load_balancer, "route")]
 
 
 @pytest.fixture(scope="module")
@@ -152,17 +157,17 @@ def two_versions(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PERENNIAL_STORE", str(home / "store"))
         patch.setenv("PERENNIAL_RUN", str(home / "run"))
-        memory = remember(PUMPS)
-    take_in(memory, START, datetime(2024, 2, 12))
+        memory = open_model(PUMPS)
+    ingest_batch(memory, START, datetime(2024, 2, 12))
     train_and_promote(memory)
     first = memory.ledger.state().champion
-    take_in(memory, datetime(2024, 2, 12), datetime(2024, 3, 18))
+    ingest_batch(memory, datetime(2024, 2, 12), datetime(2024, 3, 18))
     second = flows.train.fit_version(memory)
     assert flows.train.judge(memory, second).passed
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rollout, "REPLICAS", 1)
         yield memory, first, second
-    balancer.stop_all(memory.run)
+    load_balancer.stop_all(memory.run)
 
 
 @pytest.mark.parametrize(("room", "step"), STEPS, ids=[step for _, step in STEPS])
@@ -171,9 +176,9 @@ def test_a_release(two_versions, tmp_path, monkeypatch, room, step):
     memory, first, second = two_versions
     store = tmp_path / "store"
     shutil.copytree(memory.store.folder, store)
-    memory = Memory(contract, FolderStore(store), Ledger(FolderStore(store), "pumps"), memory.run)
-    rollout.put_in_front(memory, first, release.build_bento(memory, first))
-    bento = release.build_bento(memory, second)
+    memory = ModelContext(contract, FolderStore(store), Ledger(FolderStore(store), "pumps"), memory.run)
+    rollout.roll_out_version(memory, first, build_bento(memory, first))
+    bento = build_bento(memory, second)
 
     whole = getattr(room, step)
 
@@ -184,24 +189,24 @@ def test_a_release(two_versions, tmp_path, monkeypatch, room, step):
     with monkeypatch.context() as patch:
         patch.setattr(room, step, killed)
         with pytest.raises(PowerFails):
-            rollout.put_in_front(memory, second, bento)
-    assert balancer.routed(memory.run, "pumps")
-    assert all(replicas.answers(f"{url}/readyz") for url in balancer.routed(memory.run, "pumps"))
+            rollout.roll_out_version(memory, second, bento)
+    assert routes.routed(memory.run, "pumps")
+    assert all(processes.answers(f"{url}/readyz") for url in routes.routed(memory.run, "pumps"))
 
-    rollout.put_in_front(memory, second, bento)
+    rollout.roll_out_version(memory, second, bento)
     running = replicas.running(memory.run, "pumps")
     assert [one.version for one in running] == [second] * rollout.REPLICAS
-    assert sorted(one.url for one in running) == balancer.routed(memory.run, "pumps") and rollout.served(memory)
+    assert sorted(one.url for one in running) == routes.routed(memory.run, "pumps") and rollout.served(memory)
     assert memory.ledger.state().champion == second
     assert [kinds(memory).count(kind) for kind in ("promoted", "released", "release_failed")] == [2, 2, 0]
 
 
-@pytest.mark.parametrize("model", [(), ("tests.pumps",)])
+@pytest.mark.parametrize("model", [(), ("pumps",)])
 def test_down_ends_what_a_release_started(two_versions, tmp_path, model):
     memory, first, _ = two_versions
     shutil.copytree(memory.store.folder, tmp_path / "store")
-    memory = Memory(contract, FolderStore(tmp_path / "store"), Ledger(FolderStore(tmp_path / "store"), "pumps"), memory.run)
-    rollout.put_in_front(memory, first, release.build_bento(memory, first))
+    memory = ModelContext(contract, FolderStore(tmp_path / "store"), Ledger(FolderStore(tmp_path / "store"), "pumps"), memory.run)
+    rollout.roll_out_version(memory, first, bento.build_bento(memory, first))
     environ = {"PERENNIAL_RUN": str(memory.run), "PERENNIAL_STORE": memory.store.address, "PERENNIAL_DEMO": str(tmp_path / "demo"),
                "PYTHONPATH": str(ROOT)}
     said = perennial("down", *model, **environ)
@@ -213,8 +218,8 @@ def test_down_ends_what_a_release_started(two_versions, tmp_path, model):
 def test_killed_before_the_old_replicas_are_retired_the_reconciler_notices(two_versions, tmp_path, monkeypatch):
     memory, first, second = two_versions
     shutil.copytree(memory.store.folder, tmp_path / "store")
-    memory = Memory(contract, FolderStore(tmp_path / "store"), Ledger(FolderStore(tmp_path / "store"), "pumps"), memory.run)
-    rollout.put_in_front(memory, first, release.build_bento(memory, first))
+    memory = ModelContext(contract, FolderStore(tmp_path / "store"), Ledger(FolderStore(tmp_path / "store"), "pumps"), memory.run)
+    rollout.roll_out_version(memory, first, bento.build_bento(memory, first))
 
     def killed(*_, **__):
         raise PowerFails
@@ -222,18 +227,18 @@ def test_killed_before_the_old_replicas_are_retired_the_reconciler_notices(two_v
     with monkeypatch.context() as patch:
         patch.setattr(rollout, "_retire", killed)
         with pytest.raises(PowerFails):
-            rollout.put_in_front(memory, second, release.build_bento(memory, second))
+            rollout.roll_out_version(memory, second, bento.build_bento(memory, second))
     assert len(replicas.running(memory.run, "pumps")) == 2 and not rollout.served(memory)
-    rollout.put_in_front(memory, second, release.build_bento(memory, second))
+    rollout.roll_out_version(memory, second, bento.build_bento(memory, second))
     assert len(replicas.running(memory.run, "pumps")) == 1 and rollout.served(memory)
 
 
 def test_a_champion_with_other_features_is_asked_over_http(two_versions):
     """A data scientist adds or drops a feature: the challenger is still judged against what serves."""
     memory, first, _ = two_versions
-    rollout.put_in_front(memory, first, release.build_bento(memory, first))
+    rollout.roll_out_version(memory, first, bento.build_bento(memory, first))
     rows = readings(datetime(2024, 2, 12), datetime(2024, 2, 14))
-    fewer = Memory(replace(contract, features=contract.features[:2]), memory.store, memory.ledger, memory.run)
+    fewer = ModelContext(replace(contract, features=contract.features[:2]), memory.store, memory.ledger, memory.run)
     same = flows.train.champion_probabilities(memory, first, rows)
     asked = flows.train.champion_probabilities(fewer, first, rows)
     assert np.array_equal(same, asked) and len(asked) == len(rows)

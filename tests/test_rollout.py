@@ -10,13 +10,16 @@ from datetime import datetime
 import numpy as np
 import pytest
 
-from contracts.bins import Bins, watched
-from deployments import balancer, fleet, kustomize, replicas
-from flows import release, rollout
-from flows.train import fit_version, judge
+from contracts.core.binning import Bins, monitored_columns
+from contracts.core.errors import PerennialError
+from contracts.pumps import readings
+from deployments import fleet, kustomize, load_balancer, processes, routes
+from flows.releasing import kubernetes, rollout_lock, serving
+from flows.training.judging import judge
+from flows.training.version import fit_version
 from service import profiles
+from service.files import write_atomically
 from tests.conftest import PUMPS
-from tests.pumps import readings
 
 IMAGE = f"registry.example.org/pumps@sha256:{'a' * 64}"
 
@@ -24,17 +27,17 @@ IMAGE = f"registry.example.org/pumps@sha256:{'a' * 64}"
 def test_a_version_is_handed_to_a_cluster_by_its_digest(pumps, tmp_path):
     version = fit_version(pumps)
     assert judge(pumps, version).passed
-    done = rollout.hand_over(pumps, version, IMAGE, tmp_path / "image")
+    done = kubernetes.release_to_kubernetes(pumps, version, IMAGE, tmp_path / "image")
     assert kustomize.pointed_to(tmp_path / "image") == IMAGE
     assert (done["before"], pumps.ledger.state().champion) == (None, version)
-    rollout.hand_over(pumps, version, IMAGE, tmp_path / "image")
+    kubernetes.release_to_kubernetes(pumps, version, IMAGE, tmp_path / "image")
     kinds = [event.kind for event in pumps.ledger.events()]
     assert kinds.count("promoted") == kinds.count("released") == 1
 
 
 def test_a_version_that_did_not_pass_is_handed_to_nobody(pumps, tmp_path):
-    with pytest.raises(rollout.PerennialError, match="verdict"):
-        rollout.hand_over(pumps, fit_version(pumps), IMAGE, tmp_path / "image")
+    with pytest.raises(PerennialError, match="verdict"):
+        kubernetes.release_to_kubernetes(pumps, fit_version(pumps), IMAGE, tmp_path / "image")
     assert not (tmp_path / "image").exists() and pumps.ledger.state().champion is None
 
 
@@ -43,7 +46,7 @@ def test_shipping_goes_on_until_it_is_told_to_end_and_then_ships_a_last_time(pum
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as shipping:
         try:
             leave(pumps, "one-0.bin")
-            assert replicas.until(lambda: stored(pumps) == {"one-0.bin"}, 30)
+            assert processes.until(lambda: stored(pumps) == {"one-0.bin"}, 30)
             os.kill(shipping.pid, signal.SIGSTOP)  # else the next round, not the last one, might ship it
             leave(pumps, "two-0.bin")
             os.kill(shipping.pid, signal.SIGTERM)
@@ -59,8 +62,8 @@ def leave(memory, name: str) -> None:
     columns = memory.contract.columns_of(readings(datetime(2024, 2, 19), datetime(2024, 2, 20)))
     even = np.full((len(columns["heat"]), 2), 0.5)
     rows = (columns, even, even.argmax(axis=1))
-    view = profiles.profile(memory.contract, {key: Bins.of(*one) for key, one in watched(memory.contract, *rows).items()}, *rows)
-    profiles.write_whole(memory.spool / "pumps" / ("f" * 64) / "20240219T000000" / name, profiles.to_bytes(view))
+    view = profiles.profile_rows(memory.contract, {key: Bins.of(*one) for key, one in monitored_columns(memory.contract, *rows).items()}, *rows)
+    write_atomically(memory.spool / "pumps" / ("f" * 64) / "20240219T000000" / name, profiles.to_bytes(view))
 
 
 def stored(memory) -> set[str]:
@@ -68,34 +71,34 @@ def stored(memory) -> set[str]:
 
 
 def test_one_rollout_at_a_time_and_a_rollback_is_heard_by_the_one_under_way(pumps):
-    assert not rollout.under_way(pumps)
+    assert not rollout_lock.is_under_way(pumps)
     went = threading.Event()
 
     def back() -> None:
-        with rollout._alone(pumps, hurry=True):
+        with rollout_lock.exclusive_rollout(pumps, hurry=True):
             went.set()
 
-    with rollout._alone(pumps, hurry=False):
-        assert rollout.under_way(pumps) and not rollout._hurried(pumps)
+    with rollout_lock.exclusive_rollout(pumps, hurry=False):
+        assert rollout_lock.is_under_way(pumps) and not rollout_lock.rollback_waits(pumps)
         waiting = threading.Thread(target=back)
         waiting.start()
-        assert replicas.until(lambda: rollout._hurried(pumps), 5) and not went.is_set()
+        assert processes.until(lambda: rollout_lock.rollback_waits(pumps), 5) and not went.is_set()
     waiting.join()
-    assert went.is_set() and not rollout._hurried(pumps) and not rollout.under_way(pumps)
+    assert went.is_set() and not rollout_lock.rollback_waits(pumps) and not rollout_lock.is_under_way(pumps)
 
 
 def test_a_second_serve_of_a_model_is_refused(pumps):
-    with release.serving(pumps), pytest.raises(release.PerennialError, match=r"is served .* already"), release.serving(pumps):
+    with serving.serving(pumps), pytest.raises(PerennialError, match=r"is served .* already"), serving.serving(pumps):
         pass
 
 
 def test_the_end_of_one_model_leaves_the_other_and_the_last_one_takes_the_balancer(addresses):
     run = addresses / "run"
     for model in ("one", "other"):
-        balancer.start(run)
-        balancer.route(run, model, ["http://127.0.0.1:9"], "v")
+        load_balancer.start(run)
+        routes.route(run, model, ["http://127.0.0.1:9"], "v")
     fleet.end(run, "one")
-    assert balancer.routed(run, "other") and not balancer.routed(run, "one") and balancer._recorded(run).alive
+    assert routes.routed(run, "other") and not routes.routed(run, "one") and load_balancer._recorded(run).alive
     fleet.end(run, "other")
     assert not (run / "balancer.json").exists()
 
@@ -104,5 +107,5 @@ def test_the_flag_of_a_rollback_that_was_killed_holds_nobody_up(pumps):
     with subprocess.Popen([sys.executable, "-c", ""]) as ended:
         pass
     pumps.run.mkdir(parents=True, exist_ok=True)
-    rollout._flag(pumps).write_text(str(ended.pid))
-    assert not rollout._hurried(pumps)
+    rollout_lock._flag(pumps).write_text(str(ended.pid))
+    assert not rollout_lock.rollback_waits(pumps)

@@ -12,12 +12,14 @@ from pathlib import Path
 import httpx
 import pytest
 
-from contracts.canary import canary, percentile
-from contracts.contract import Rollout
-from deployments import balancer, replicas
-from deployments.balancer import Beside, RouteNotTaken
-from deployments.figures import reading, sides
-from deployments.replicas import NotReady, Replica
+from contracts.core.canary import canary_verdict, percentile
+from contracts.core.errors import NotReady, RouteNotTaken
+from contracts.core.policies import Rollout
+from deployments import load_balancer, processes, replicas, routes
+from deployments.canary_metrics import canary_sides, read_counters
+from deployments.replicas import Replica
+from deployments.routes import TrafficSplit
+from service import limits
 
 # Its version is how it behaves; a body of "?" is a caller's mistake, one of "!" lets "buggy" fail. An answer leaves in
 # one write: Traefik can't try again what a killed replica had begun to answer.
@@ -67,12 +69,12 @@ def run(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(replicas, "_command", lambda bento, port: [sys.executable, "-c", STANDIN, str(port)])
         yield folder
-    balancer.stop_all(folder)
+    load_balancer.stop_all(folder)
 
 
 @pytest.fixture(scope="module")
-def front(run) -> balancer.Balancer:
-    return balancer.start(run, None)
+def front(run) -> load_balancer.Balancer:
+    return load_balancer.start(run, None)
 
 
 @pytest.fixture(scope="module")
@@ -92,11 +94,11 @@ def urls(some: list[Replica]) -> list[str]:
 
 def beside(run: Path, champion: list[Replica], how: str, share: float = 0.1, mode: str = "canary", count: int = 1) -> list[Replica]:
     challenger = fresh(run, how, count)
-    balancer.route(run, "m", urls(champion), "good", Beside(tuple(urls(challenger)), share, mode))
+    routes.route(run, "m", urls(champion), "good", TrafficSplit(tuple(urls(challenger)), share, mode))
     return challenger
 
 
-def ask(front: balancer.Balancer, times: int, body: bytes = b"x" * 2000) -> Counter:
+def ask(front: load_balancer.Balancer, times: int, body: bytes = b"x" * 2000) -> Counter:
     """The statuses, and the urls that answered, of as many requests one after the other."""
     seen: Counter = Counter()
     with httpx.Client(base_url=front.url, timeout=20, trust_env=False) as caller:
@@ -107,42 +109,42 @@ def ask(front: balancer.Balancer, times: int, body: bytes = b"x" * 2000) -> Coun
 
 
 def judged(before, after, deaths: int = 0):
-    return canary(*sides(before, after, deaths=deaths, grown_mb=0.0), Rollout(requests=20), latency_ms=50)
+    return canary_verdict(*canary_sides(before, after, deaths=deaths, grown_mb=0.0), Rollout(requests=20), latency_ms=50)
 
 
 def test_a_canary_gets_its_exact_share_and_then_none(run, front, champion):
     challenger = beside(run, champion, "good", 0.125)
-    assert balancer.routed(run, "m") == urls(champion) and balancer.routed_beside(run, "m") == urls(challenger)
-    before = reading(run, "m")
+    assert routes.routed(run, "m") == urls(champion) and routes.routed_challenger(run, "m") == urls(challenger)
+    before = read_counters(run, "m")
     seen = ask(front, 400)
     assert seen[200] == 400 and seen[challenger[0].url] == 50
-    stable, mine = sides(before, reading(run, "m"), deaths=0, grown_mb=0.0)
+    stable, mine = canary_sides(before, read_counters(run, "m"), deaths=0, grown_mb=0.0)
     assert (stable.requests, mine.requests) == (350, 50)
     assert sum(mine.classes.values()) == mine.latencies[float("inf")] == 50 and percentile(mine.latencies) < 0.1
-    verdict = judged(before, reading(run, "m"))
+    verdict = judged(before, read_counters(run, "m"))
     assert verdict.passed, verdict.reasons
 
-    balancer.route(run, "m", urls(champion), "good")
-    assert balancer.routed_beside(run, "m") == [] and challenger[0].url not in ask(front, 20)
+    routes.route(run, "m", urls(champion), "good")
+    assert routes.routed_challenger(run, "m") == [] and challenger[0].url not in ask(front, 20)
 
 
 @pytest.mark.parametrize("how, kind", [
     ("broken", "errors"), ("picky", "errors"), ("dies", "errors"), ("slow", "slow"), ("constant", "different answers")])
 def test_a_bad_canary_is_found_out_and_no_caller_sees_it(run, front, champion, how, kind):
     beside(run, champion, how, 0.25)
-    before = reading(run, "m")
+    before = read_counters(run, "m")
     seen = ask(front, 160)
     assert seen[200] == 160
-    verdict = judged(before, reading(run, "m"))
+    verdict = judged(before, read_counters(run, "m"))
     assert (verdict.outcome, verdict.kind) == ("failed", kind), verdict
     assert verdict.figures["challenger"]["requests"] == 40
 
 
 def test_callers_mistakes_are_not_the_challengers(run, front, champion):
     beside(run, champion, "good", 0.25)
-    before = reading(run, "m")
+    before = read_counters(run, "m")
     assert ask(front, 40, b"?")[400] == 40
-    stable, challenger = sides(before, reading(run, "m"), deaths=0, grown_mb=0.0)
+    stable, challenger = canary_sides(before, read_counters(run, "m"), deaths=0, grown_mb=0.0)
     assert (stable.refused, challenger.refused) == (30, 10) and stable.failed == challenger.failed == 0
 
 
@@ -150,43 +152,43 @@ def test_what_both_fail_is_tried_once_more_and_the_callers_to_see(run, front):
     """Both sides' failures count twice then, as Traefik counts them."""
     champion = fresh(run, "buggy")
     beside(run, champion, "buggy", 0.25)
-    before = reading(run, "m")
+    before = read_counters(run, "m")
     assert ask(front, 40, b"!")[500] == 40
-    stable, challenger = sides(before, reading(run, "m"), deaths=0, grown_mb=0.0)
+    stable, challenger = canary_sides(before, read_counters(run, "m"), deaths=0, grown_mb=0.0)
     assert (stable.failed, challenger.failed) == (60, 20)
 
 
 def test_a_shadow_sees_its_share_and_answers_nobody(run, front, champion):
     [shadow] = beside(run, champion, "constant", 0.25, "shadow")
-    before = reading(run, "m")
+    before = read_counters(run, "m")
     seen = ask(front, 200)
     assert seen[200] == 200 and shadow.url not in seen
-    assert replicas.until(lambda: sides(before, reading(run, "m"), deaths=0, grown_mb=0.0)[1].requests == 50, 5)
-    verdict = judged(before, reading(run, "m"))
+    assert processes.until(lambda: canary_sides(before, read_counters(run, "m"), deaths=0, grown_mb=0.0)[1].requests == 50, 5)
+    verdict = judged(before, read_counters(run, "m"))
     assert (verdict.kind, verdict.figures["stable"]["requests"]) == ("different answers", 200)
 
 
 @pytest.mark.parametrize("how, failed, refused", [("broken", 20, 0), ("picky", 0, 20), ("dies", 20, 0)])
 def test_a_bad_shadow_is_counted_and_not_seen(run, front, champion, how, failed, refused):
     beside(run, champion, how, 0.5, "shadow")
-    before = reading(run, "m")
+    before = read_counters(run, "m")
     assert ask(front, 40)[200] == 40
 
     def counted() -> bool:
-        shadow = sides(before, reading(run, "m"), deaths=0, grown_mb=0.0)[1]
+        shadow = canary_sides(before, read_counters(run, "m"), deaths=0, grown_mb=0.0)[1]
         return (shadow.failed, shadow.refused) == (failed, refused)
 
-    assert replicas.until(counted, 5)
+    assert processes.until(counted, 5)
 
 
 def test_a_second_canary_starts_from_nought(run, front, champion):
     for _ in range(2):
         beside(run, champion, "broken", 0.5)
-        before = reading(run, "m")
+        before = read_counters(run, "m")
         ask(front, 10)
-        _, challenger = sides(before, reading(run, "m"), deaths=0, grown_mb=0.0)
+        _, challenger = canary_sides(before, read_counters(run, "m"), deaths=0, grown_mb=0.0)
         assert (challenger.requests, challenger.failed) == (5, 5)
-        balancer.route(run, "m", urls(champion), "good")
+        routes.route(run, "m", urls(champion), "good")
 
 
 def test_no_request_is_lost_while_canaries_come_go_and_die(run, front, champion):
@@ -204,7 +206,7 @@ def test_no_request_is_lost_while_canaries_come_go_and_die(run, front, champion)
             time.sleep(0.4)
             os.kill(challenger[0].pid, signal.SIGKILL)
             time.sleep(0.4)
-            balancer.route(run, "m", urls(champion), "good")
+            routes.route(run, "m", urls(champion), "good")
         replicas.drain(challenger, 5)
         replicas.stop(challenger, run, "m")
         ended.set()
@@ -213,16 +215,16 @@ def test_no_request_is_lost_while_canaries_come_go_and_die(run, front, champion)
 
 
 def test_a_balancer_that_starts_anew_counts_from_nought(run, front, champion):
-    balancer.route(run, "m", urls(champion), "good")
+    routes.route(run, "m", urls(champion), "good")
     ask(front, 30)
-    before = reading(run, "m")
-    balancer.stop(run)
+    before = read_counters(run, "m")
+    load_balancer.stop(run)
     with pytest.raises(NotReady, match=r"no balancer was started in .*; run: perennial serve"):
-        reading(run, "m")
-    again = balancer.start(run, None)
-    assert replicas.until(lambda: ask(again, 1)[200] == 1, 5)
+        read_counters(run, "m")
+    again = load_balancer.start(run, None)
+    assert processes.until(lambda: ask(again, 1)[200] == 1, 5)
     ask(again, 39)
-    assert 39 < sides(before, reading(run, "m"), deaths=0, grown_mb=0.0)[0].answered <= 41
+    assert 39 < canary_sides(before, read_counters(run, "m"), deaths=0, grown_mb=0.0)[0].answered <= 41
 
 
 @pytest.mark.parametrize("mode, share, fits", [
@@ -230,21 +232,21 @@ def test_a_balancer_that_starts_anew_counts_from_nought(run, front, champion):
     ("shadow", 0.01, True), ("shadow", 0.004, False), ("shadow", 1.0, True), ("shadow", 1.01, False)])
 def test_shares_are_whole_parts(mode, share, fits):
     if fits:
-        assert Beside(("http://127.0.0.1:9",), share, mode).parts >= 1
+        assert TrafficSplit(("http://127.0.0.1:9",), share, mode).parts >= 1
     else:
         with pytest.raises(RouteNotTaken, match=f"a {mode} of .*: name one or more, and a share in steps of"):
-            Beside(("http://127.0.0.1:9",), share, mode)
+            TrafficSplit(("http://127.0.0.1:9",), share, mode)
 
 
 def test_a_canary_without_replicas_is_an_error():
     with pytest.raises(RouteNotTaken, match="at 0 replicas: name one or more"):
-        Beside((), 0.1)
+        TrafficSplit((), 0.1)
 
 
 def test_more_than_the_service_takes_is_refused(run, champion):
-    front = balancer.start(run, None)
-    balancer.route(run, "m", urls(champion), "good")
-    size = balancer.LARGEST_BODY
+    front = load_balancer.start(run, None)
+    routes.route(run, "m", urls(champion), "good")
+    size = limits.LARGEST_BODY
 
     def chunks(count):
         yield from (b"x" * 2**20 for _ in range(count))

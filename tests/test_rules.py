@@ -8,10 +8,10 @@ import pandera.errors
 import pandera.pandas as pa
 import pytest
 
-from contracts import rules
+from contracts.core import rules
+from contracts.core.rules import find_violations
 from contracts.flights import contract as flights
-from contracts.rules import faults
-from tests.pumps import contract as pumps
+from contracts.pumps import contract as pumps
 
 
 class Shop(pa.DataFrameModel):
@@ -93,7 +93,7 @@ def by_pandera(schema, rows):
 
 
 def by_us(schema, rows):
-    return {(fault.column, fault.rule, row): found for fault in faults(schema, rows)
+    return {(fault.column, fault.rule, row): found for fault in find_violations(schema, rows)
             for row, found in zip([None] if fault.index is None else fault.index.tolist(), fault.found)}
 
 
@@ -165,4 +165,4 @@ def test_what_pandera_must_judge_itself_is_enforced_too(schema):
 def test_a_contracts_ordinary_rules_never_wait_for_pandera(contract, monkeypatch):
     monkeypatch.setattr(rules, "_told_by_pandera", None)
     rows = contract.source(pd.Timestamp("2013-01-01"), pd.Timestamp("2013-01-03"))
-    assert faults(contract.schema.to_schema(), rows) == []
+    assert find_violations(contract.schema.to_schema(), rows) == []

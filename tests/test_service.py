@@ -18,18 +18,19 @@ import numpy as np
 import psutil
 import pytest
 
-from contracts.contract import FIELD_RULES, category, column, number
+from contracts.core.features import category, number
+from contracts.core.schema import FIELD_RULES, column
 from contracts.flights import contract as flights
-from deployments import replicas
-from flows.rollout import answers_like_trainer
-from flows.train import fetched
+from contracts.pumps import Pumps
+from contracts.pumps import contract as pumps
+from deployments import processes, replicas
+from flows.releasing.replica_check import answers_like_trainer
+from registry.context import fetch_version
 from service import profiles
-from service.app import Api
-from service.model import restore
-from service.request import BAD_BODY, BOUNDS, HOLDS, Requests
-from service.together import MOST_WAITING
-from tests.pumps import Pumps
-from tests.pumps import contract as pumps
+from service.app import PredictionApi
+from service.limits import MOST_WAITING
+from service.model import load_model
+from service.schema import BAD_BODY, BOUNDS, HOLDS, RequestSchema
 from tests.spool import collect, windows
 
 GOOD = {"departs": "2013-01-15T17:30:00", "arrives": 1200, "carrier": "UA", "origin": "EWR", "dest": "ORD", "distance": 719}
@@ -37,7 +38,7 @@ GOOD = {"departs": "2013-01-15T17:30:00", "arrives": 1200, "carrier": "UA", "ori
 
 @pytest.fixture(scope="module")
 def samples(flights_version):
-    return json.loads((fetched(*flights_version) / "samples.json").read_bytes())
+    return json.loads((fetch_version(*flights_version) / "samples.json").read_bytes())
 
 
 def ask(replica, body, path="/predict"):
@@ -133,7 +134,7 @@ parcels = replace(
     ("door", 2, 3), ("code", "AqqZ", "BqZ"), ("code", "AqZ", "AqY"), ("code", "AaqZ", "AaZ"), ("code", "AqZ", "A1qZ"),
     ("exact", "bcd", "abcd"), ("exact", "axx", "cab"), ("door", None, 0)])
 def test_callers_are_held_to_every_rule_of_one_value(field, inside, outside):
-    requests = Requests(parcels)
+    requests = RequestSchema(parcels)
     requests.columns(requests.parse(json.dumps({"records": [PARCEL, PARCEL | {field: inside}]}).encode()))
     body = json.dumps({"records": [PARCEL, PARCEL | {field: outside}]}).encode()
     with pytest.raises(BAD_BODY) as refusal:
@@ -160,7 +161,7 @@ def test_a_key_that_is_there_twice_is_a_fault_that_is_named(replica, body, recor
 
 
 def test_a_refused_record_says_when_it_was_where_that_can_be_read():
-    requests = Requests(flights)
+    requests = RequestSchema(flights)
     records = [GOOD | {"departs": departs} for departs in ("2013-01-15T17:30:00Z", "1066-10-14T09:00:00", "soon", 7)]
     found = requests.event_times(json.dumps({"records": [*records, 7, {}]}).encode(), range(6))
     assert [str(time) for time in found] == ["2013-01-15T17:30:00", "1066-10-14T09:00:00"] + ["NaT"] * 4
@@ -170,8 +171,8 @@ def test_a_refused_record_says_when_it_was_where_that_can_be_read():
 def test_one_request_that_cannot_be_scored_fails_alone(flights_version):
     """Whatever its fault is: the requests that came in the same turn of the event loop are answered."""
     memory, version = flights_version
-    api = Api(flights, fetched(memory, version), {"version": version})
-    api.replica, api.answered, api.model = "x", 0, Fussy(restore(flights, fetched(memory, version)))
+    api = PredictionApi(flights, fetch_version(memory, version), {"version": version})
+    api.replica, api.answered, api.model = "x", 0, Fussy(load_model(flights, fetch_version(memory, version)))
     api.predicted = MagicMock()
 
     async def turn():
@@ -256,7 +257,7 @@ def test_who_gave_up_is_not_scored(replica):
     before = counted(replica, "perennial_predictions_total")
     with callers(replica, 100, hang_up=True):
         pass
-    assert replicas.until(lambda: replicas.idle(replica), 5)
+    assert processes.until(lambda: replicas.idle(replica), 5)
     assert counted(replica, "perennial_predictions_total") - before == 100  # those answered while connecting
 
 
@@ -335,7 +336,7 @@ def test_a_bento_holds_the_service_the_contracts_and_the_model_and_nothing_else(
 def test_the_bento_serves_in_a_clean_environment(flights_bento, samples, tmp_path):
     """Installed from the bento's own hash-locked requirements and nothing else, far from this project's folder."""
     venv.create(tmp_path / "clean")
-    python, port = str(tmp_path / "clean" / "bin" / "python"), replicas.free_ports(1)[0]
+    python, port = str(tmp_path / "clean" / "bin" / "python"), processes.free_ports(1)[0]
     requirements = flights_bento / "env" / "python" / "requirements.txt"
     install = [sys.executable, "-m", "pip", "--python", python, "install", "-q", "--no-compile", "--no-deps", "--require-hashes"]
     subprocess.run([*install, "-r", requirements], check=True)
@@ -344,7 +345,7 @@ def test_the_bento_serves_in_a_clean_environment(flights_bento, samples, tmp_pat
         serving = subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log, env={
             "PATH": os.environ["PATH"], "HOME": str(tmp_path), "BENTOML_HOME": str(tmp_path / "bentoml")})
     try:
-        assert replicas.until(lambda: replicas.answers(f"http://127.0.0.1:{port}/readyz"), 60), (tmp_path / "log").read_text()
+        assert processes.until(lambda: processes.answers(f"http://127.0.0.1:{port}/readyz"), 60), (tmp_path / "log").read_text()
         reply = httpx.post(f"http://127.0.0.1:{port}/predict", json={"records": samples["records"]}).json()
     finally:
         serving.terminate()

@@ -5,7 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from service.together import MOST_BYTES, MOST_TOGETHER, MOST_WAITING, Gone, Overloaded, Together
+from contracts.core.errors import ClientDisconnected, Overloaded
+from service.batching import Batcher
+from service.limits import MOST_BYTES, MOST_TOGETHER, MOST_WAITING
 
 
 class Doubler:
@@ -23,7 +25,7 @@ def test_what_arrives_in_one_turn_is_scored_in_one():
     score = Doubler()
 
     async def calls():
-        queue = Together(score)
+        queue = Batcher(score)
         return await asyncio.gather(*(queue.answers([number, -number], 1) for number in range(100)))
 
     assert asyncio.run(calls()) == [[2 * number, -2 * number] for number in range(100)]
@@ -34,7 +36,7 @@ def test_a_large_request_is_scored_in_parts_and_answered_whole():
     score = Doubler()
 
     async def calls():
-        queue = Together(score)
+        queue = Batcher(score)
         return await asyncio.gather(queue.answers([1], 1), queue.answers(list(range(2500)), 1), queue.answers([7], 1))
 
     assert asyncio.run(calls()) == [[2], [2 * number for number in range(2500)], [14]]
@@ -47,7 +49,7 @@ def test_both_sides_of_what_may_wait(waiting, size, more):
     fits = waiting < MOST_WAITING and (not waiting or size + (more or 0) <= MOST_BYTES)
 
     async def calls():
-        queue = Together(Doubler())
+        queue = Batcher(Doubler())
         asked = [queue.answers([1], size) for _ in range(waiting)]
         if fits:
             queue.admit(more)
@@ -65,20 +67,20 @@ def test_who_hung_up_is_not_scored():
     here, gone = SimpleNamespace(disconnected=False), SimpleNamespace(disconnected=True)
 
     async def calls():
-        queue = Together(score)
+        queue = Batcher(score)
         return await asyncio.gather(*(queue.answers([1], 1, caller) for caller in (here, gone, None)), return_exceptions=True)
 
     first, second, third = asyncio.run(calls())
-    assert first == third == [2] and isinstance(second, Gone) and score.turns == [2]
+    assert first == third == [2] and isinstance(second, ClientDisconnected) and score.turns == [2]
 
 
 def test_who_hangs_up_in_the_middle_is_scored_no_further():
     score, caller = Doubler(), SimpleNamespace(disconnected=False)
 
     async def calls():
-        queue = Together(lambda records: (setattr(caller, "disconnected", True), score(records))[1])
+        queue = Batcher(lambda records: (setattr(caller, "disconnected", True), score(records))[1])
         large = queue.answers(list(range(10 * MOST_TOGETHER)), 1, caller)
-        with pytest.raises(Gone):
+        with pytest.raises(ClientDisconnected):
             await large
         assert await queue.answers([1], 1) == [2]
 
@@ -93,7 +95,7 @@ def test_a_record_that_cannot_be_scored_fails_its_request_alone():
         return records
 
     async def calls():
-        queue = Together(score)
+        queue = Batcher(score)
         large = [1] * (2 * MOST_TOGETHER) + [13] + [1] * MOST_TOGETHER
         return await asyncio.gather(queue.answers([5], 1), queue.answers(large, 1), queue.answers([6], 1), return_exceptions=True)
 

@@ -6,13 +6,14 @@ from datetime import timedelta
 import numpy as np
 import pytest
 
-from contracts.bins import Watched
-from contracts.contract import Contract
-from contracts.drift import drift, estimated, scored
-from contracts.reference import learn
-from contracts.skew import skewed, when, where
-from contracts.trace import Rows, trace
-from tests.pumps import contract
+from contracts.core.binning import MonitoredColumn
+from contracts.core.contract import Contract
+from contracts.core.drift import drift
+from contracts.core.localization import LoggedRows, locate_drift
+from contracts.core.performance import estimate_performance, measure_performance
+from contracts.core.reference import learn_reference
+from contracts.core.skew import find_skew, when, where
+from contracts.pumps import contract
 
 RNG = np.random.default_rng(0)
 WEEK = 7 * 400
@@ -25,11 +26,11 @@ def reference():
     times = np.datetime64("2023-11-01", "s") + (np.arange(8 * WEEK) * 216).astype("timedelta64[s]")
     values = RNG.normal(60, 8, 8 * WEEK)
     values[::50] = np.nan
-    return learn({"heat": Watched("number", values)}, times, timedelta(days=7), 0.005)["heat"]
+    return learn_reference({"heat": MonitoredColumn("number", values)}, times, timedelta(days=7), 0.005)["heat"]
 
 
 def rows(values, slices=None):
-    return Rows(TIMES, {"heat": values}, slices if slices is not None else {"place": PLACE})
+    return LoggedRows(TIMES, {"heat": values}, slices if slices is not None else {"place": PLACE})
 
 
 def ordinary():
@@ -38,27 +39,27 @@ def ordinary():
 
 def test_drift_that_began_in_the_window_is_dated_and_goes_on(reference):
     values = ordinary() + 12 * (np.datetime64("2024-01-04") <= TIMES)
-    found = trace(rows(values), "heat", reference, "values", 0.1)
+    found = locate_drift(rows(values), "heat", reference, "values", 0.1)
     assert (found.first, found.last, found.ongoing, found.slice) == ("2024-01-04", "2024-01-07", True, "")
     assert found.said() == "since 2024-01-04"
 
 
 def test_drift_of_one_day_is_over(reference):
     values = np.where((np.datetime64("2024-01-03") <= TIMES) & (np.datetime64("2024-01-04") > TIMES), np.nan, ordinary())
-    found = trace(rows(values), "heat", reference, "missing", 0.05)
+    found = locate_drift(rows(values), "heat", reference, "missing", 0.05)
     assert found.said() == "on 2024-01-03"
 
 
 def test_the_slice_that_carries_it_is_named_and_no_other(reference):
-    found = trace(rows(ordinary() + 15 * (PLACE == "south")), "heat", reference, "values", 0.02)
+    found = locate_drift(rows(ordinary() + 15 * (PLACE == "south")), "heat", reference, "values", 0.02)
     assert found.slice == "place south"
-    everywhere = trace(rows(ordinary() + 15), "heat", reference, "values", 0.02)
+    everywhere = locate_drift(rows(ordinary() + 15), "heat", reference, "values", 0.02)
     assert everywhere.slice == ""
 
 
 def test_a_column_that_was_not_logged_has_no_trace(reference):
-    assert trace(rows(ordinary()), "cold", reference, "values", 0.1) is None
-    assert trace(Rows(TIMES[:0], {"heat": np.array([])}, {}), "heat", reference, "values", 0.1) is None
+    assert locate_drift(rows(ordinary()), "cold", reference, "values", 0.1) is None
+    assert locate_drift(LoggedRows(TIMES[:0], {"heat": np.array([])}, {}), "heat", reference, "values", 0.1) is None
 
 
 def test_a_verdict_says_since_when_and_takes_it_over_from_the_window_before(reference):
@@ -80,7 +81,7 @@ def placed(drift_policy=contract.drift) -> Contract:
 ])
 def test_another_unit_is_told_from_other_values(spoil, unit):
     heat, columns = ordinary(), {"measured_at": TIMES}
-    [found] = skewed(contract, columns | {"heat": spoil(heat)}, {"heat": heat})
+    [found] = find_skew(contract, columns | {"heat": spoil(heat)}, {"heat": heat})
     assert found.broken == unit and found.column == "heat" and ("another unit" in found.said) == unit
 
 
@@ -88,15 +89,15 @@ def test_another_unit_is_told_from_other_values(spoil, unit):
 def test_values_that_few_rows_disagree_on_are_let_be(many, told):
     heat = ordinary()
     sent = np.where(np.arange(WEEK) < many, heat + 1, heat)
-    assert len(skewed(contract, {"measured_at": TIMES, "heat": sent}, {"heat": heat})) == told
+    assert len(find_skew(contract, {"measured_at": TIMES, "heat": sent}, {"heat": heat})) == told
 
 
 def test_missing_on_both_sides_agrees_and_a_rounded_value_does_too():
     heat = np.where(np.arange(WEEK) % 3, ordinary(), np.nan)
-    assert skewed(contract, {"measured_at": TIMES, "heat": np.round(heat, 2)}, {"heat": heat}) == []
+    assert find_skew(contract, {"measured_at": TIMES, "heat": np.round(heat, 2)}, {"heat": heat}) == []
     texts = np.where(np.arange(WEEK) % 3, PLACE, None)
-    assert skewed(contract, {"measured_at": TIMES, "place": texts}, {"place": texts.copy()}) == []
-    assert len(skewed(contract, {"measured_at": TIMES, "place": texts}, {"place": PLACE})) == 1
+    assert find_skew(contract, {"measured_at": TIMES, "place": texts}, {"place": texts.copy()}) == []
+    assert len(find_skew(contract, {"measured_at": TIMES, "place": texts}, {"place": PLACE})) == 1
 
 
 def test_when_and_where():
@@ -108,6 +109,6 @@ def test_when_and_where():
 def test_an_estimate_is_right_where_probabilities_are():
     probabilities = RNG.dirichlet([2, 2], 20_000)
     labels = (RNG.random(20_000) < probabilities[:, 1]).astype(int)
-    estimate, score = estimated(probabilities), scored(contract, labels, probabilities)
+    estimate, score = estimate_performance(probabilities), measure_performance(contract, labels, probabilities)
     assert score.low < estimate["log_loss"] < score.high and score.log_loss == pytest.approx(estimate["log_loss"], abs=0.02)
     assert estimate["accuracy"] == pytest.approx((probabilities.argmax(axis=1) == labels).mean(), abs=0.02)

@@ -11,31 +11,35 @@ import pytest
 from prefect.states import Completed, Failed
 from typer.testing import CliRunner
 
-from contracts.bins import MOST_BINS, Bins
-from contracts.contract import PerennialError, Verdict
-from contracts.drift import drift
-from contracts.reference import Compared, Reference
-from flows import artifacts, window_page, window_report
-from flows import monitor as monitoring
+from contracts.core.binning import MOST_BINS, Bins
+from contracts.core.drift import drift
+from contracts.core.errors import PerennialError
+from contracts.core.reference import BinnedComparison, Reference
+from contracts.core.verdict import Verdict
+from contracts.pumps import contract
+from flows import monitor
 from flows.cli import app
-from flows.memory import Memory, remember
-from flows.monitor import act, draw_window, report, ship, watch
-from flows.train import fetched
-from flows.window_report import BARS, bars
+from flows.monitor import draw_window
+from flows.monitoring.decision import record_and_decide
+from flows.monitoring.evaluation import evaluate_window
+from flows.reporting import artifacts, pages, window_report
+from flows.reporting.charts import BARS, bars
+from flows.reporting.pages import report
+from registry.context import ModelContext, fetch_version, open_model
 from registry.ledger import BROKEN
 from registry.store import put
+from registry.traffic import ship
 from service import profiles
 from tests.conftest import PUMPS
-from tests.pumps import contract
-from tests.test_monitor import LAST, WEEK, leave, profile, trained  # noqa: F401, a fixture
+from tests.test_monitor import LAST, WEEK, leave, profile, trained
 
 EVIL = "<script>alert(1)</script>\"' & ‮{{ 7 * 7 }}"
 
 
 @pytest.fixture
-def memory(trained, tmp_path, addresses) -> Memory:  # noqa: F811
+def memory(trained, tmp_path, addresses) -> ModelContext:  # noqa: F811
     shutil.copytree(trained[0].store.folder, tmp_path / "store")
-    return remember(PUMPS)
+    return open_model(PUMPS)
 
 
 @pytest.fixture
@@ -65,14 +69,14 @@ class Page(HTMLParser):
         self.text += f" {data} " if self.inside != "style" else ""
 
 
-def judge(memory: Memory, version: str, start: datetime = LAST, **traffic) -> str:
+def judge(memory: ModelContext, version: str, start: datetime = LAST, **traffic) -> str:
     """Judge a window of a replica's traffic; what was decided."""
     leave(memory, version, profile(memory, version, start, **traffic), start)
     ship(memory)
-    return act(memory, start, watch(memory, start))
+    return record_and_decide(memory, start, evaluate_window(memory, start))
 
 
-def shown(memory: Memory, start: datetime = LAST) -> Page:
+def shown(memory: ModelContext, start: datetime = LAST) -> Page:
     return Page(report(memory, start.isoformat()))
 
 
@@ -83,7 +87,7 @@ def test_a_drifted_window_says_what_moved_how_far_and_what_is_done(memory, first
     assert "v1 · " + first[:12] in page.text and "heat: distance" in page.text and "2,800" in page.text
     assert page.text.index("heat") < page.text.index("vibration") and "distance of values" in page.text
     assert page.text.index("Columns, the furthest first") < page.text.index("The windows before") < page.text.index("Scores")
-    labels = profiles.bins_of(fetched(memory, first))["heat"].labels
+    labels = profiles.bins_in(fetch_version(memory, first))["heat"].labels
     assert all(label in page.text for label in labels if len(label) <= 20)
     assert "retrain claimed" in page.text and "log loss" in page.text and "limit" in page.text
 
@@ -158,7 +162,7 @@ def test_a_window_of_too_few_records_is_shown_as_such(memory, first):
 
 
 def test_a_window_without_traffic_has_no_pictures(memory):
-    assert act(memory, LAST, watch(memory, LAST)) == "insufficient"
+    assert record_and_decide(memory, LAST, evaluate_window(memory, LAST)) == "insufficient"
     page = shown(memory)
     assert "No column was judged" in page.text and "Scores" in page.text
 
@@ -187,11 +191,11 @@ def test_intervals_and_coverage_are_shown_where_there_are_some(memory, first):
     assert told.text.index("runs: 80.0%") < told.text.index("stops: 20.0%")
 
 
-def judged_by_hand(memory: Memory, version: str, **figures) -> Page:
+def judged_by_hand(memory: ModelContext, version: str, **figures) -> Page:
     leave(memory, version, profile(memory, version))
     ship(memory)
-    verdict = watch(memory, LAST)
-    act(memory, LAST, replace(verdict, figures={**verdict.figures, **figures}))
+    verdict = evaluate_window(memory, LAST)
+    record_and_decide(memory, LAST, replace(verdict, figures={**verdict.figures, **figures}))
     return shown(memory)
 
 
@@ -201,10 +205,10 @@ def test_text_from_the_data_stays_text(memory):
     reference = {EVIL: Reference(bins, np.array([0, 0, 0, 900, 100]), {"values": 0.0, "missing": 0.0, "new": 0.0})}
     verdict = drift(contract, reference, {EVIL: np.array([0, 0, 0, 100, 900])}, rows=1_000)
     verdict = replace(verdict, figures={**verdict.figures, "version": "v", "since": LAST.isoformat()})
-    compared = Compared(reference, {EVIL: np.array([0, 0, 0, 100, 900])}, 1_000, LAST)
+    compared = BinnedComparison(reference, {EVIL: np.array([0, 0, 0, 100, 900])}, 1_000, LAST)
     memory.ledger.window_judged(LAST.isoformat(), verdict, {}, again=lambda _: False)
     memory.ledger.record("registered", {"version": "v"})
-    content = window_page.render(window_report.gather(memory, LAST.isoformat(), "noted", compared))
+    content = pages.render_window(window_report.window_report(memory, LAST.isoformat(), "noted", compared))
     page = Page(content)
     assert b"<script" not in content and EVIL.replace("‮", "") in page.text.replace("‮", "") and "49" not in page.text
     assert "90.0% → 10.0%" in page.text
@@ -300,14 +304,14 @@ def test_a_report_that_can_not_be_drawn_loses_neither_the_event_nor_the_verdict(
     """It fails the run all the same, and the artifact says that there is none."""
     done = []
     for name in ("tag_run", "announce", "show_window"):
-        monkeypatch.setattr(monitoring, name, lambda *arguments, name=name: done.append((name, *arguments[2:])))
-    monkeypatch.setattr(monitoring, "judge_window", lambda *_: ({"kind": "fine"}, "fine"))
-    monkeypatch.setattr(monitoring, "draw_window", lambda *_, return_state: Failed(data=ZeroDivisionError("no ink")))
+        monkeypatch.setattr(monitor, name, lambda *arguments, name=name: done.append((name, *arguments[2:])))
+    monkeypatch.setattr(monitor, "judge_window", lambda *_: ({"kind": "fine"}, "fine"))
+    monkeypatch.setattr(monitor, "draw_window", lambda *_, return_state: Failed(data=ZeroDivisionError("no ink")))
     with pytest.raises(ZeroDivisionError, match="no ink"):
-        monitoring.monitor.fn(PUMPS, LAST.isoformat())
+        monitor.monitor.fn(PUMPS, LAST.isoformat())
     assert done == [("tag_run",), ("announce", {"kind": "fine"}, "fine"), ("show_window", {"kind": "fine"}, "fine", None)]
-    monkeypatch.setattr(monitoring, "draw_window", lambda *_, return_state: Completed(data="somewhere"))
-    assert monitoring.monitor.fn(PUMPS, LAST.isoformat())["action"] == "fine" and done[-1][-1] == "somewhere"
+    monkeypatch.setattr(monitor, "draw_window", lambda *_, return_state: Completed(data="somewhere"))
+    assert monitor.monitor.fn(PUMPS, LAST.isoformat())["action"] == "fine" and done[-1][-1] == "somewhere"
 
 
 @pytest.mark.parametrize(("address", "said"), [("s3://bucket/x.html", "Report: `s3://bucket/x.html`"), (None, "none could be drawn")])

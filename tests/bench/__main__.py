@@ -12,8 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from deployments import replicas
-from deployments.replicas import write_whole
+from deployments import processes
+from service.files import write_text
 from tests.bench import ROOT, peers
 from tests.bench.page import BENCH, BENCHMARKS
 from tests.bench.page import main as draw
@@ -42,7 +42,7 @@ def main() -> None:
     except KeyboardInterrupt:
         print("\nended by Ctrl-C; what was measured before is kept")
     finally:
-        write_whole(BENCH / "run.json", json.dumps({"benchmarks": done, "seconds": time.monotonic() - begun}, indent=1))
+        write_text(BENCH / "run.json", json.dumps({"benchmarks": done, "seconds": time.monotonic() - begun}, indent=1))
         draw()
     told = [f"{name}: {how['outcome']}" for name, how in done.items() if how["outcome"] != "done"]
     print(f"{time.monotonic() - begun:.0f} s", *told, sep="\n")
@@ -91,7 +91,7 @@ def end(program: subprocess.Popen, folder: str) -> None:
     with suppress(ProcessLookupError):
         os.killpg(program.pid, signal.SIGKILL)
     program.wait()
-    replicas.end(lambda log: log.startswith(f"{folder}/"), 10)
+    processes.end(lambda log: log.startswith(f"{folder}/"), 10)
 
 
 if __name__ == "__main__":

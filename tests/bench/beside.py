@@ -12,10 +12,10 @@ import httpx
 import numpy as np
 
 from deployments import replicas
-from deployments.replicas import ENVIRONMENT, free_ports, spawn, wait_for
-from flows.memory import Memory
-from flows.release import build_bento
-from flows.train import fetched
+from deployments.processes import free_ports, spawn, wait_for
+from deployments.replicas import ENVIRONMENT
+from flows.releasing.bento import build_bento
+from registry.context import ModelContext, fetch_version
 from tests.bench import PEERS, peers
 from tests.bench.load import CORES, Server, on_core
 
@@ -69,10 +69,10 @@ def beside(model: Path) -> dict[str, Peer]:
     }
 
 
-def started(memory: Memory, version: str, record: dict[str, Any]) -> dict[str, Server]:
+def started(memory: ModelContext, version: str, record: dict[str, Any]) -> dict[str, Server]:
     """All of them, by name, once all have answered the record with the same probabilities; they end with the run folder."""
     model = memory.run / "peers"
-    said = _saved_for_peers(fetched(memory, version), model, record)
+    said = _saved_for_peers(fetch_version(memory, version), model, record)
     with on_core(CORES[0]):
         ours = _ours(memory, version, json.dumps({"records": [record]}))
         theirs = {name: _start(name, peer, model, memory.run, json.dumps(peer.body(record, said["matrix"][0])))
@@ -96,7 +96,7 @@ def _saved_for_peers(files: Path, model: Path, record: dict[str, Any]) -> dict[s
     return json.loads(subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True).stdout)
 
 
-def _ours(memory: Memory, version: str, body: str) -> dict[str, Server]:
+def _ours(memory: ModelContext, version: str, body: str) -> dict[str, Server]:
     bento, spool = build_bento(memory, version), {"PERENNIAL_PROFILES": str(memory.spool)}
     [on] = replicas.start(bento, version, 1, memory.run, memory.name, spool)
     [off] = replicas.start(bento, version, 1, memory.run, f"{memory.name}-off")

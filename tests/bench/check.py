@@ -11,9 +11,9 @@ from typing import Any
 import pandas as pd
 from pandera.errors import SchemaErrors
 
+from contracts.core.validation import check_batch
 from contracts.flights import contract
-from contracts.quality import check
-from flows.fit import prepared
+from flows.training.dataset import read_training_set
 from tests.bench import figure, write
 from tests.bench.flights_like import flights_like
 
@@ -22,12 +22,12 @@ ROWS, ROUNDS = 1_000_000, 7
 
 def main() -> None:
     rows = pd.concat(flights_like(ROWS), ignore_index=True)
-    sides = {"check": lambda: check(contract, rows), "pandera": lambda: _validated(rows), "features": lambda: _prepared(rows)}
-    assert check(contract, rows).verdict.figures["bad"] == 0
+    sides = {"check": lambda: check_batch(contract, rows), "pandera": lambda: _validated(rows), "features": lambda: _prepared(rows)}
+    assert check_batch(contract, rows).verdict.figures["bad"] == 0
     rounds = [{name: seconds(run) for name, run in sides.items()} for _ in range(ROUNDS)]
     speeds = {name: [ROWS / one[name] for one in rounds] for name in sides}
     some = rows.assign(temp=rows["temp"].mask(rows.index % 100 == 0, 500.0))
-    faulty = [seconds(lambda: _validated(some)) / seconds(lambda: check(contract, some)) for _ in range(3)]
+    faulty = [seconds(lambda: _validated(some)) / seconds(lambda: check_batch(contract, some)) for _ in range(3)]
     worse = rows.assign(temp=500.0, carrier="x", dest=pd.Series(None, rows.index, "str"), distance=3.0)
     write("check", {
         "figures": [
@@ -35,13 +35,13 @@ def main() -> None:
             figure("the same, times Pandera's lazy validation", 1, "at least", "times", [one["pandera"] / one["check"] for one in rounds]),
             figure("the same where 1 % of the rows are bad", 1, "at least", "times", faulty)],
         "rows": ROWS, "rounds": ROUNDS, "rows_per_s": {name: statistics.median(found) for name, found in speeds.items()},
-        "all_rows_bad_s": [seconds(lambda: check(contract, worse)) for _ in range(3)]})
+        "all_rows_bad_s": [seconds(lambda: check_batch(contract, worse)) for _ in range(3)]})
 
 
 def _prepared(rows: pd.DataFrame) -> None:
     """All features of all rows, as a training has them."""
     with tempfile.TemporaryDirectory(prefix="perennial-bench-") as folder:
-        prepared(contract, [rows], len(rows), datetime(2001, 1, 1), Path(folder)).close()
+        read_training_set(contract, [rows], len(rows), datetime(2001, 1, 1), Path(folder)).close()
 
 
 def _validated(rows: pd.DataFrame) -> bool:

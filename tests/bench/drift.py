@@ -24,10 +24,16 @@ import numpy as np
 import pandas as pd
 import pandera.pandas as pa
 
-from contracts.bins import Watched
-from contracts.contract import Contract, Drift, Gate, Label, Verdict, category, column, load, number
-from contracts.drift import drift
-from contracts.reference import Reference, learn
+from contracts.core.binning import MonitoredColumn
+from contracts.core.classification import Label
+from contracts.core.contract import Contract
+from contracts.core.drift import drift
+from contracts.core.features import category, number
+from contracts.core.loading import load_contract
+from contracts.core.policies import Drift, Gate
+from contracts.core.reference import Reference, learn_reference
+from contracts.core.schema import column
+from contracts.core.verdict import Verdict
 from service import profiles
 from tests.bench import PEERS, ROOT, peers, write
 
@@ -67,13 +73,13 @@ def _vocabulary(name: str) -> tuple[np.ndarray, np.ndarray]:
     return np.array([f"{name}-{index:04d}" for index in range(size)], object), np.cumsum(shares / shares.sum())
 
 
-def made_up(rng: Rng, n: int) -> dict[str, Watched]:
+def made_up(rng: Rng, n: int) -> dict[str, MonitoredColumn]:
     """One window of traffic in which nothing ever changes."""
-    seen = {name: Watched("number", draw(rng, n)) for name, draw in NUMBERS.items()}
+    seen = {name: MonitoredColumn("number", draw(rng, n)) for name, draw in NUMBERS.items()}
     for name, (_, _, missing) in CATEGORIES.items():
         names, upto = _vocabulary(name)
         values = names[np.minimum(np.searchsorted(upto, rng.random(n)), len(names) - 1)]
-        seen[name] = Watched("category", np.where(rng.random(n) < missing, None, values) if missing else values)
+        seen[name] = MonitoredColumn("category", np.where(rng.random(n) < missing, None, values) if missing else values)
     return seen
 
 
@@ -93,11 +99,11 @@ def contract() -> Contract:
 @cache
 def trained() -> dict[str, Reference]:
     seconds = np.linspace(0, DAYS * 86_400 - 1, TRAINED).astype("timedelta64[s]")
-    return learn(made_up(np.random.default_rng(0), TRAINED), np.datetime64("2024-01-01", "s") + seconds,
+    return learn_reference(made_up(np.random.default_rng(0), TRAINED), np.datetime64("2024-01-01", "s") + seconds,
                  contract().drift.window, contract().drift.false_alarms)
 
 
-def judged(seen: dict[str, Watched], policy: Drift | None = None) -> Verdict:
+def judged(seen: dict[str, MonitoredColumn], policy: Drift | None = None) -> Verdict:
     """The verdict on a window; a column that it lacks is a column that the traffic lacks."""
     counts = {name: trained()[name].bins.count(one.values) for name, one in seen.items()}
     asked = replace(contract(), drift=policy or replace(contract().drift, min_rows=1))
@@ -115,41 +121,41 @@ def judged_from() -> int:
     return judged(made_up(np.random.default_rng(0), 100), contract().drift).figures["needed"]
 
 
-def _moved(seen: dict[str, Watched], name: str, change: Callable[[np.ndarray], np.ndarray]) -> None:
-    seen[name] = Watched(seen[name].kind, change(seen[name].values))
+def _moved(seen: dict[str, MonitoredColumn], name: str, change: Callable[[np.ndarray], np.ndarray]) -> None:
+    seen[name] = MonitoredColumn(seen[name].kind, change(seen[name].values))
 
 
-def quarter(seen: dict[str, Watched], rng: Rng) -> None:
+def quarter(seen: dict[str, MonitoredColumn], rng: Rng) -> None:
     for name, deviation in (("normal", 18), ("normal_small", 1e-6), ("normal_missing", 2)):
         _moved(seen, name, lambda values, by=deviation / 4: values + by)
 
 
-def half_more(seen: dict[str, Watched], rng: Rng) -> None:
+def half_more(seen: dict[str, MonitoredColumn], rng: Rng) -> None:
     """A category of 10 % has 15 %: the others give way."""
     _moved(seen, "tenth", lambda values: np.where(rng.random(len(values)) < 0.05 / 0.9, "tenth-0000", values))
 
 
-def missing_column(seen: dict[str, Watched], rng: Rng) -> None:
+def missing_column(seen: dict[str, MonitoredColumn], rng: Rng) -> None:
     del seen["five"]
 
 
-def new_unit(seen: dict[str, Watched], rng: Rng) -> None:
+def new_unit(seen: dict[str, MonitoredColumn], rng: Rng) -> None:
     _moved(seen, "normal", lambda values: (values - 32) / 1.8)
 
 
-def new_category(seen: dict[str, Watched], rng: Rng) -> None:
+def new_category(seen: dict[str, MonitoredColumn], rng: Rng) -> None:
     _moved(seen, "twenty", lambda values: np.where(rng.random(len(values)) < 0.02, "another", values))
 
 
-def nulls(seen: dict[str, Watched], rng: Rng) -> None:
+def nulls(seen: dict[str, MonitoredColumn], rng: Rng) -> None:
     _moved(seen, "normal", lambda values: _without(rng, values, 0.05))
 
 
-def behind_an_outlier(seen: dict[str, Watched], rng: Rng) -> None:
+def behind_an_outlier(seen: dict[str, MonitoredColumn], rng: Rng) -> None:
     _moved(seen, "normal", lambda values: np.append(values[1:] + 18, 1e300))
 
 
-def one_row_of_a_new_category(seen: dict[str, Watched], rng: Rng) -> None:
+def one_row_of_a_new_category(seen: dict[str, MonitoredColumn], rng: Rng) -> None:
     _moved(seen, "thousand", lambda values: np.append(values[1:], "another"))
 
 
@@ -200,19 +206,19 @@ def power(pool: ProcessPoolExecutor, times: int) -> dict[str, Any]:
 
 def shuffled(seed: int) -> list[bool]:
     """Flights whose days are put into another order: whether each week after the first 59 days gives an alarm."""
-    flights = load("flights")
+    flights = load_contract("flights")
     rows = flights.source(datetime(2013, 1, 1), datetime(2014, 1, 1))
     day = rows["departs"].dt.day_of_year.to_numpy() - 1
     moved_to = np.random.default_rng([3, seed]).permutation(365)[day]
     columns = flights.columns_of(rows)
-    seen = {feature.name: Watched(feature.kind, feature.values(columns)) for feature in flights.features}
+    seen = {feature.name: MonitoredColumn(feature.kind, feature.values(columns)) for feature in flights.features}
 
-    def only(first: int, last: int) -> tuple[dict[str, Watched], np.ndarray]:
+    def only(first: int, last: int) -> tuple[dict[str, MonitoredColumn], np.ndarray]:
         here = (first <= moved_to) & (moved_to < last)
-        return {name: Watched(kind, values[here]) for name, (kind, values) in seen.items()}, moved_to[here]
+        return {name: MonitoredColumn(kind, values[here]) for name, (kind, values) in seen.items()}, moved_to[here]
 
     past, days = only(0, LEARNT)
-    reference = learn(past, np.datetime64("2013-01-01", "s") + days.astype("timedelta64[D]"), flights.drift.window,
+    reference = learn_reference(past, np.datetime64("2013-01-01", "s") + days.astype("timedelta64[D]"), flights.drift.window,
                       flights.drift.false_alarms)
     alarms = []
     for week in range(LEARNT, 365 - 6, 7):
@@ -224,10 +230,10 @@ def shuffled(seed: int) -> list[bool]:
 
 def weeks(until: int = 365) -> Iterator[tuple[str, Verdict]]:
     """Flights as they were: each week against January and February."""
-    flights = load("flights")
+    flights = load_contract("flights")
     past = flights.source(datetime(2013, 1, 1), datetime(2013, 3, 1))
     columns = flights.columns_of(past)
-    reference = learn({feature.name: Watched(feature.kind, feature.values(columns)) for feature in flights.features},
+    reference = learn_reference({feature.name: MonitoredColumn(feature.kind, feature.values(columns)) for feature in flights.features},
                       columns["departs"], flights.drift.window, flights.drift.false_alarms)
     for start in pd.date_range("2013-03-04", "2013-12-30", freq="7D"):
         columns = flights.columns_of(flights.source(start, start + pd.Timedelta(days=7)))
@@ -239,20 +245,20 @@ def cost(features: int = 50, replicas: int = 8, rows: int = 5_000) -> dict[str, 
     """Milliseconds to judge a window of many features from the profiles of many replicas, and the bytes of a profile."""
     rng = np.random.default_rng(4)
 
-    def wide(n: int) -> dict[str, Watched]:
+    def wide(n: int) -> dict[str, MonitoredColumn]:
         return dict(islice(((f"{name}_{copy}", one) for copy in count() for name, one in made_up(rng, n).items()), features))
 
     times = np.datetime64("2024-01-01", "s") + np.linspace(0, DAYS * 86_400, 20_000).astype("timedelta64[s]")
-    reference = learn(wide(20_000), times, contract().drift.window, contract().drift.false_alarms)
+    reference = learn_reference(wide(20_000), times, contract().drift.window, contract().drift.false_alarms)
     bins = {name: one.bins for name, one in reference.items()}
-    contents = [profiles.to_bytes(profiles.of_columns(wide(rows), bins)) for _ in range(replicas)]
+    contents = [profiles.to_bytes(profiles.profile_columns(wide(rows), bins)) for _ in range(replicas)]
     took = []
     for _ in range(20):
         begun = time.perf_counter()
-        seen = sum(map(profiles.tally, contents), profiles.NOTHING)
+        seen = sum(map(profiles.read_counts, contents), profiles.NO_TRAFFIC)
         drift(contract(), reference, seen.counts, rows=seen.rows)
         took.append((time.perf_counter() - begun) * 1000)
-    small = profiles.of_columns(made_up(rng, 1_000_000), {name: one.bins for name, one in trained().items()})
+    small = profiles.profile_columns(made_up(rng, 1_000_000), {name: one.bins for name, one in trained().items()})
     return {"features": features, "replicas": replicas, "judged_ms": {"median": float(np.median(took)), "max": max(took)},
             "bytes_of_20_features": len(profiles.to_bytes(small))}
 
@@ -285,7 +291,7 @@ def side_by_side(windows: int) -> dict[str, Any]:
     return {name: one | json.loads(asked.stdout)[name] for name, one in found.items()}
 
 
-def _frame(seen: dict[str, Watched]) -> pd.DataFrame:
+def _frame(seen: dict[str, MonitoredColumn]) -> pd.DataFrame:
     return pd.DataFrame({name: one.values for name, one in seen.items()})
 
 

@@ -48,14 +48,15 @@ def as_flows(start: datetime, end: datetime) -> tuple[float, str]:
 
 
 def as_functions(start: datetime, end: datetime) -> tuple[float, str]:
-    from flows.ingest import take_in
-    from flows.memory import remember
-    from flows.train import fit_version, judge
+    from flows.ingest import ingest_batch
+    from flows.training.judging import judge
+    from flows.training.version import fit_version
+    from registry.context import open_model
 
     with emptied():
         begun = time.perf_counter()
-        take_in(remember("flights"), start, end)
-        verdict = judge(remember("flights"), fit_version(remember("flights")))
+        ingest_batch(open_model("flights"), start, end)
+        verdict = judge(open_model("flights"), fit_version(open_model("flights")))
         return time.perf_counter() - begun, verdict.outcome
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from deployments.replicas import Process
+from deployments.processes import Process
 
 CORES = sorted(os.sched_getaffinity(0))
 SCRIPT = """

@@ -17,7 +17,7 @@ from typing import Any
 
 import httpx
 
-from deployments import balancer, replicas, stack
+from deployments import processes, replicas, routes, stack
 from tests.bench import figure, fresh_addresses, write
 
 START, CHAMPION, END = datetime(2013, 1, 1), datetime(2013, 2, 1), datetime(2013, 3, 1)  # the champion knows January alone
@@ -42,16 +42,16 @@ def main() -> None:
 
 def measured(times: int) -> list[dict[str, Any]]:
     from flows.cli import directly
-    from flows.ingest import take_in
-    from flows.memory import remember
+    from flows.ingest import ingest_batch
     from flows.train import train
+    from registry.context import open_model
 
-    memory = remember("flights")
-    take_in(memory, START, CHAMPION)
+    memory = open_model("flights")
+    ingest_batch(memory, START, CHAMPION)
     first = directly(train, "flights")
     if first["outcome"] != "released":
         raise RuntimeError(f"the first champion was not released: {first}")
-    take_in(memory, CHAMPION, END)
+    ingest_batch(memory, CHAMPION, END)
     rounds = []
     with calling(memory) as answered:
         for number in range(times):
@@ -66,16 +66,16 @@ def measured(times: int) -> list[dict[str, Any]]:
 @contextmanager
 def calling(memory: Any) -> Iterator[list[int]]:
     """One-record requests through the load balancer, RATE a second at most; the status of each answer."""
-    from flows.train import fetched
+    from registry.context import fetch_version
 
-    samples = json.loads((fetched(memory, memory.ledger.state().champion) / "samples.json").read_bytes())["records"]
+    samples = json.loads((fetch_version(memory, memory.ledger.state().champion) / "samples.json").read_bytes())["records"]
     answered, over = [], threading.Event()
 
     def call() -> None:
         with httpx.Client(timeout=30, trust_env=False) as client:
             while not over.wait(1 / RATE):
                 record = samples[len(answered) % len(samples)]
-                answered.append(client.post(f"{balancer.address(memory.run, memory.name)}/predict", json={"records": [record]}).status_code)
+                answered.append(client.post(f"{routes.address(memory.run, memory.name)}/predict", json={"records": [record]}).status_code)
 
     caller = threading.Thread(target=call)
     caller.start()
@@ -88,7 +88,7 @@ def calling(memory: Any) -> Iterator[list[int]]:
 
 def go_back(memory: Any, version: str) -> None:
     """The first champion serves again, and the next round has to make the bento anew."""
-    from flows.release import roll_back
+    from flows.releasing.serving import roll_back
 
     made = memory.ledger.state().champion
     roll_back(memory.name, version, "the next round")
@@ -97,8 +97,9 @@ def go_back(memory: Any, version: str) -> None:
 
 def one_round(memory: Any, number: int) -> dict[str, Any]:
     """Grant a retraining, emit its event, and wait until every replica answers with what came of it."""
-    from contracts.contract import Verdict
-    from flows.monitor import announce, fresh_rows
+    from contracts.core.verdict import Verdict
+    from flows.monitor import announce
+    from flows.monitoring.decision import fresh_rows
 
     before, policy = memory.ledger.state().champion, memory.contract.drift
     window = (END - policy.window).isoformat() if not number else (END + number * policy.cooldown).isoformat()
@@ -109,27 +110,27 @@ def one_round(memory: Any, number: int) -> dict[str, Any]:
     verdict = Verdict("drift", "failed", ("the benchmark says so",), kind="input drift", figures={"checks": {}})
     begun = time.time()
     announce(memory.name, window, verdict.as_json(), "retrain")
-    canary, there = seen(lambda: balancer.routed_beside(memory.run, memory.name)), seen(lambda: new_everywhere(memory, before))
-    replicas.until(lambda: memory.ledger.state().claims[window]["state"] == "finished", BOUND)
+    canary, there = seen(lambda: routes.routed_challenger(memory.run, memory.name)), seen(lambda: new_everywhere(memory, before))
+    processes.until(lambda: memory.ledger.state().claims[window]["state"] == "finished", BOUND)
     return {"seconds": there - begun, "parts": parts(memory, window, begun, canary, there), "flow_ended_after": time.time() - there}
 
 
 def seen(what: Callable[[], Any]) -> float:
     """When it was first so; looked for ten times a second."""
-    if not replicas.until(lambda: bool(what()), BOUND):
+    if not processes.until(lambda: bool(what()), BOUND):
         raise RuntimeError(f"not within {BOUND} s; the worker's log says why: {os.environ['PERENNIAL_RUN']}/logs/prefect-worker.log")
     return time.time()
 
 
 def new_everywhere(memory: Any, before: str) -> bool:
     """Whether another champion has all its replicas, callers are sent to these alone, and that is who answers them."""
-    from flows.rollout import REPLICAS
+    from flows.releasing.rollout import REPLICAS
 
     champion, run = memory.ledger.state().champion, memory.run
     urls = sorted(one.url for one in replicas.running(run, memory.name) if one.version == champion)
-    if champion == before or len(urls) < REPLICAS or balancer.routed(run, memory.name) != urls or balancer.routed_beside(run, memory.name):
+    if champion == before or len(urls) < REPLICAS or routes.routed(run, memory.name) != urls or routes.routed_challenger(run, memory.name):
         return False
-    answers = [replicas.get(f"{balancer.address(run, memory.name)}/model").json()["version"] for _ in range(2 * REPLICAS)]
+    answers = [processes.get(f"{routes.address(run, memory.name)}/model").json()["version"] for _ in range(2 * REPLICAS)]
     return set(answers) == {champion}
 
 

@@ -11,8 +11,9 @@ from jinja2 import Environment, StrictUndefined
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from deployments.replicas import write_whole
-from flows.report import BLUE, GREY, INK, LEGEND, LOOK, PALE, RED, SOFT, STYLE, inline
+from flows.demo.plots import BLUE, GREY, INK, LEGEND, PALE, RED, SOFT, STYLE, inline
+from flows.demo.report import LOOK
+from service.files import write_text
 from tests.bench import ROOT
 
 BENCH = ROOT / "build" / "bench"
@@ -44,7 +45,7 @@ Found = dict[str, dict[str, Any]]
 
 def main() -> None:
     place = BENCH / "index.html"
-    write_whole(place, render(found(BENCH)))
+    write_text(place, render(found(BENCH)))
     print("drawn:", place.relative_to(ROOT))
 
 

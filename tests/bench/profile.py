@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from contracts.bins import Bins, watched
-from contracts.contract import Columns, load
+from contracts.core.binning import Bins, monitored_columns
+from contracts.core.features import Columns
+from contracts.core.loading import load_contract
 from service import profiles
 from tests.bench import PEERS, figure, peers, write
 
@@ -23,15 +24,15 @@ REPLICA = 20_000  # rows that a replica writes at a time
 
 
 def main() -> None:
-    contract, columns, probabilities = load("flights"), *flights(ROWS)
+    contract, columns, probabilities = load_contract("flights"), *flights(ROWS)
     classes = probabilities.argmax(axis=1)
-    seen = watched(contract, columns, probabilities, classes)
+    seen = monitored_columns(contract, columns, probabilities, classes)
     bins = {name: Bins.of(*one) for name, one in seen.items()}
 
     def ours(rows: int = ROWS) -> float:
         some = {name: values[:rows] for name, values in columns.items()}
         begun = time.perf_counter()
-        profiles.profile(contract, bins, some, probabilities[:rows], classes[:rows])
+        profiles.profile_rows(contract, bins, some, probabilities[:rows], classes[:rows])
         return time.perf_counter() - begun
 
     with tempfile.TemporaryDirectory(prefix="perennial-bench-") as folder:
@@ -57,7 +58,7 @@ def main() -> None:
 
 def flights(rows: int) -> tuple[Columns, np.ndarray]:
     """Columns of so many flights, those of 2013 over and over, and probabilities as a model answers them: made up, all different."""
-    contract = load("flights")
+    contract = load_contract("flights")
     year = contract.columns_of(contract.source(datetime(2013, 1, 1), datetime(2014, 1, 1)), contract.request_columns)
     repeated = np.arange(rows) % len(year[contract.event_time])
     probabilities = np.random.default_rng(0).dirichlet((4, 1, 1), rows).astype(np.float32)

@@ -24,13 +24,17 @@ from typing import Any
 
 import numpy as np
 
-from contracts.contract import Rollout, Verdict
-from deployments import balancer, fleet, replicas
-from flows import rollout, train
-from flows.ingest import take_in
-from flows.memory import Memory, remember
-from flows.release import build_bento, roll_back, ship_image
+from contracts.core.policies import Rollout
+from contracts.core.verdict import Verdict
+from deployments import fleet, load_balancer, processes, routes
+from flows.ingest import ingest_batch
+from flows.releasing import rollout
+from flows.releasing.bento import build_bento
+from flows.releasing.image import ship_image
+from flows.releasing.serving import roll_back
+from flows.training import version
 from registry import data, images
+from registry.context import ModelContext, open_model
 from service.model import records_of_columns
 from tests.bench import fresh_addresses, write
 
@@ -176,7 +180,7 @@ def main() -> None:
     os.environ.setdefault("PERENNIAL_IMAGES", "127.0.0.1:5000/bench")
     os.environ.setdefault("PERENNIAL_BUILD_NETWORK", "host")
     with fresh_addresses():
-        memory = remember("flights")
+        memory = open_model("flights")
         memory = replace(memory, contract=replace(memory.contract, rollout=Rollout()))
         try:
             write("rollout", measure(memory, asked))
@@ -184,17 +188,17 @@ def main() -> None:
             fleet.stop_all(memory.run)
 
 
-def measure(memory: Memory, asked: argparse.Namespace) -> dict[str, Any]:
-    take_in(memory, datetime(2013, 1, 1), datetime(2013, 2, 1))
+def measure(memory: ModelContext, asked: argparse.Namespace) -> dict[str, Any]:
+    ingest_batch(memory, datetime(2013, 1, 1), datetime(2013, 2, 1))
     first, second = version_of(memory, 0), version_of(memory, 1)
     judged(memory, first, None)
     image = ship(memory, first)
-    rollout.put_in_front(memory, first, image["reference"])
+    rollout.roll_out_version(memory, first, image["reference"])
     found: dict[str, Any] = {"image": image, "second_image": ship(memory, second), "start": start_up(memory, first, image["reference"])}
     rows = memory.contract.source(datetime(2013, 2, 1), datetime(2013, 2, 8))
     records = records_of_columns(memory.contract, memory.contract.columns_of(rows))
     bodies = [json.dumps({"records": [record]}, separators=(",", ":")).encode() for record in records]
-    callers = Callers(f"{balancer.start(memory.run).url}/flights/predict", bodies)
+    callers = Callers(f"{load_balancer.start(memory.run).url}/flights/predict", bodies)
     with callers.calling():
         found["quiet"] = during(callers, lambda: time.sleep(QUIET))
         print("quiet", json.dumps(found["quiet"]), flush=True)
@@ -215,7 +219,7 @@ def during(callers: Callers, what: Callable[[], Any]) -> dict[str, Any]:
     return callers.between(begun, time.monotonic())
 
 
-def version_of(memory: Memory, seed: int) -> str:
+def version_of(memory: ModelContext, seed: int) -> str:
     """A model on rows drawn anew, with replacement, from the same month; seed 0 takes each row once."""
     read = data.read
 
@@ -228,16 +232,16 @@ def version_of(memory: Memory, seed: int) -> str:
 
     data.read = drawn
     try:
-        return train.fit_version(memory)
+        return version.fit_version(memory)
     finally:
         data.read = read
 
 
-def judged(memory: Memory, version: str, against: str | None) -> None:
+def judged(memory: ModelContext, version: str, against: str | None) -> None:
     memory.ledger.judged(version, Verdict("gate", "passed", ("by hand: the benchmark judges rollouts, not models",)), against, {})
 
 
-def ship(memory: Memory, version: str) -> dict[str, Any]:
+def ship(memory: ModelContext, version: str) -> dict[str, Any]:
     """Build and push a version's image: how long, how large, and how much of it is its own."""
     bento = build_bento(memory, version)
     begun = time.monotonic()
@@ -248,20 +252,20 @@ def ship(memory: Memory, version: str) -> dict[str, Any]:
             "own_layer_mb": (image.attrs["Size"] - under.attrs["Size"]) / 1e6}
 
 
-def start_up(memory: Memory, version: str, image: str, times: int = 5) -> dict[str, Any]:
+def start_up(memory: ModelContext, version: str, image: str, times: int = 5) -> dict[str, Any]:
     """Seconds from `docker run` to the first 200 on /readyz, one container at a time, nothing else going on."""
     took = []
     for _ in range(times):
         begun = time.monotonic()
         started = fleet.start(image, version, 1, memory.run, "startup")
-        while not replicas.answers(f"{started[0].url}/readyz"):
+        while not processes.answers(f"{started[0].url}/readyz"):
             time.sleep(0.02)
         took.append(time.monotonic() - begun)
         fleet.stop(started, memory.run, "startup")
     return {"ready_s": took, "median_s": statistics.median(took)}
 
 
-def releases(memory: Memory, callers: Callers, second: str, times: int) -> dict[str, Any]:
+def releases(memory: ModelContext, callers: Callers, second: str, times: int) -> dict[str, Any]:
     """A release and a rollback, in turn."""
     judged(memory, second, memory.ledger.state().champion)
     image = ship_image(memory, second, build_bento(memory, second))
@@ -270,7 +274,7 @@ def releases(memory: Memory, callers: Callers, second: str, times: int) -> dict[
     for turn in range(times):
         kind, start = ("rollback", "release")[turn % 2 == 0], time.monotonic()
         if kind == "release":
-            refused += rollout.put_in_front(memory, second, image)["outcome"] != "released"
+            refused += rollout.roll_out_version(memory, second, image)["outcome"] != "released"
         elif memory.ledger.state().champion == second:
             roll_back("flights", "previous", "the benchmark")
         took[kind].append(time.monotonic() - start)
@@ -279,19 +283,19 @@ def releases(memory: Memory, callers: Callers, second: str, times: int) -> dict[
             **{f"{kind}_s": {"median": statistics.median(all_), "max": max(all_)} for kind, all_ in took.items() if all_}}
 
 
-def kill(memory: Memory, callers: Callers) -> dict[str, Any]:
+def kill(memory: ModelContext, callers: Callers) -> dict[str, Any]:
     """SIGKILL to one replica's first process under load, and how long until both answer again."""
     [one, *_] = fleet.running(memory.run, memory.name)
     begun, pid = time.monotonic(), one.pid
     os.kill(pid, signal.SIGKILL)
-    replicas.until(lambda: one.pid not in (0, pid), 30)
-    back = replicas.until(lambda: replicas.answers(f"{one.url}/readyz"), 30)
+    processes.until(lambda: one.pid not in (0, pid), 30)
+    back = processes.until(lambda: processes.answers(f"{one.url}/readyz"), 30)
     seconds = time.monotonic() - begun
     time.sleep(5)
     return {"back": back, "full_strength_s": seconds, "load": callers.between(begun, time.monotonic())}
 
 
-def bad(memory: Memory, callers: Callers, name: str) -> dict[str, Any]:
+def bad(memory: ModelContext, callers: Callers, name: str) -> dict[str, Any]:
     """A challenger with something wrong in it: refused, by what, and what callers saw of it."""
     version = version_of(memory, 100 + list(BAD).index(name))
     bento = build_bento(memory, version)
@@ -303,28 +307,28 @@ def bad(memory: Memory, callers: Callers, name: str) -> dict[str, Any]:
     return tried(memory, callers, name, version, images.push(images.configured(), image, "flights", "bad"))
 
 
-def wrong_digest(memory: Memory, callers: Callers) -> dict[str, Any]:
+def wrong_digest(memory: ModelContext, callers: Callers) -> dict[str, Any]:
     version = version_of(memory, 99)
     return tried(memory, callers, "wrong digest", version, f"{images.configured().repository('flights')}@sha256:{'0' * 64}")
 
 
-def good(memory: Memory, callers: Callers, seed: int) -> dict[str, Any]:
+def good(memory: ModelContext, callers: Callers, seed: int) -> dict[str, Any]:
     version = version_of(memory, seed)
     return tried(memory, callers, f"resampled {seed}", version, ship_image(memory, version, build_bento(memory, version)))
 
 
-def tried(memory: Memory, callers: Callers, name: str, version: str, image: str) -> dict[str, Any]:
+def tried(memory: ModelContext, callers: Callers, name: str, version: str, image: str) -> dict[str, Any]:
     """Put a challenger in front as a release would; a good one is then rolled back, so that all meet the same champion."""
     champion = memory.ledger.state().champion
     judged(memory, version, champion)
     begun = time.monotonic()
     try:
-        done = rollout.put_in_front(memory, version, image)
+        done = rollout.roll_out_version(memory, version, image)
         outcome, why = done["outcome"], "; ".join((done["canary"] or {}).get("reasons", ()))
     except Exception as error:
         outcome, why = "refused", f"{type(error).__name__}: {error}"
     seconds, champion_now = time.monotonic() - begun, memory.ledger.state().champion
-    served = balancer.routed(memory.run, memory.name)
+    served = routes.routed(memory.run, memory.name)
     alone = {each.version for each in fleet.running(memory.run, memory.name) if each.url in served}
     if champion_now != champion:
         roll_back("flights", champion, "the benchmark")

@@ -18,10 +18,10 @@ import httpx
 import msgspec
 import numpy as np
 
-from flows.ingest import take_in
-from flows.memory import Memory, remember
-from flows.train import fetched, fit_version
-from service.model import Model, columns_of_records, records_of_columns, restore
+from flows.ingest import ingest_batch
+from flows.training.version import fit_version
+from registry.context import ModelContext, fetch_version, open_model
+from service.model import Model, columns_of_records, load_model, records_of_columns
 from tests.bench import figure, fresh_addresses, write
 from tests.bench.beside import FASTAPI, FLOOR, MLSERVER, OFF, OURS, started
 from tests.bench.load import CORES, Load, Server, load, need_wrk, on_core
@@ -44,15 +44,15 @@ def main() -> None:
     asked = parser.parse_args()
     need_wrk()
     with fresh_addresses():
-        memory = remember("flights")
-        take_in(memory, START, END)
+        memory = open_model("flights")
+        ingest_batch(memory, START, END)
         write("serve", measured(memory, fit_version(memory), windows=30 if asked.long else 3))
 
 
-def measured(memory: Memory, version: str, windows: int) -> dict[str, Any]:
+def measured(memory: ModelContext, version: str, windows: int) -> dict[str, Any]:
     """All figures; those of the tail and the soak over so many windows of ten seconds."""
-    folder, begun = fetched(memory, version), time.monotonic()
-    model = restore(memory.contract, folder)
+    folder, begun = fetch_version(memory, version), time.monotonic()
+    model = load_model(memory.contract, folder)
     samples = json.loads((folder / "samples.json").read_bytes())["records"]
     # A raw tensor as JSON can't say that a value is missing.
     servers = started(memory, version, next(each for each in samples if None not in each.values()))
@@ -176,7 +176,7 @@ def spread(values: list[float]) -> dict[str, float]:
     return {"requests": len(values), "p50": float(np.median(values)), "p99": float(np.quantile(values, 0.99)), "max": max(values)}
 
 
-def equal(ours: Server, model: Model, memory: Memory) -> dict[str, Any]:
+def equal(ours: Server, model: Model, memory: ModelContext) -> dict[str, Any]:
     """Answers through HTTP beside the model's own, to the last bit, on a million rows that never were of values that were."""
     known, rng = memory.contract.columns_of(memory.contract.source(START, END)), np.random.default_rng(0)
     columns = {name: rng.choice(values, ROWS) for name, values in known.items()}

@@ -7,9 +7,10 @@ import time
 from datetime import datetime
 from pathlib import Path
 
-from flows.ingest import take_in
-from flows.memory import remember
-from flows.train import fit_version, judge
+from flows.ingest import ingest_batch
+from flows.training.judging import judge
+from flows.training.version import fit_version
+from registry.context import open_model
 from tests.bench import figure, fresh_addresses, write
 
 ROUNDS = 3
@@ -30,8 +31,8 @@ COMMANDS = {
 def main() -> None:
     with fresh_addresses() as home:
         os.environ["PERENNIAL_DEMO"] = str(home / "demo")
-        memory = remember("flights")
-        take_in(memory, datetime(2013, 1, 1), datetime(2013, 1, 22))
+        memory = open_model("flights")
+        ingest_batch(memory, datetime(2013, 1, 1), datetime(2013, 1, 22))
         judge(memory, fit_version(memory))
         for command in COMMANDS.values():
             seconds(command)  # the first reads what the others find in memory

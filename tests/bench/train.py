@@ -20,11 +20,12 @@ import numpy as np
 import xgboost
 
 from contracts.flights import contract as flights
-from flows import train
-from flows.fit import kinds_of, params_of
-from flows.ingest import take_in
-from flows.memory import Memory, remember
+from flows.ingest import ingest_batch
+from flows.training import judging, version
+from flows.training.booster import booster_params, feature_types
+from flows.training.version import judged_from
 from registry import data, models
+from registry.context import ModelContext, open_model
 from tests.bench import ROOT, figure, fresh_addresses, write
 from tests.bench.flights_like import flights_like
 
@@ -59,26 +60,26 @@ def main() -> None:
 
 def beside_bare(turns: int) -> dict[str, list[float]]:
     with fresh_addresses():
-        take_in(remember("flights"), START, END)
-        memory = remember("flights")
-        rounds = trained_rounds(memory, train.fit_version(memory))  # and imports, caches
+        ingest_batch(open_model("flights"), START, END)
+        memory = open_model("flights")
+        rounds = trained_rounds(memory, version.fit_version(memory))  # and imports, caches
         bare(memory, rounds)
         pairs = [(ours(memory), bare(memory, rounds)) for _ in range(turns)]
     return {"ratios": [one / other for one, other in pairs], "functions_s": [one for one, _ in pairs], "bare_s": [other for _, other in pairs]}
 
 
-def ours(memory: Memory) -> float:
+def ours(memory: ModelContext) -> float:
     """Seconds of the plain functions that the train flow calls, up to the gate's verdict."""
     begun = time.perf_counter()
-    assert train.judge(memory, train.fit_version(memory)).passed
+    assert judging.judge(memory, version.fit_version(memory)).passed
     return time.perf_counter() - begun
 
 
-def trained_rounds(memory: Memory, version: str) -> int:
+def trained_rounds(memory: ModelContext, version: str) -> int:
     return models.manifest(memory.store, memory.name, version)["metrics"]["rounds"]
 
 
-def bare(memory: Memory, rounds: int) -> float:
+def bare(memory: ModelContext, rounds: int) -> float:
     """Seconds of the same three trainings without Perennial, each in as many rounds as Perennial's."""
     begun = time.perf_counter()
     version = data.newest(memory.store, memory.name)
@@ -91,12 +92,12 @@ def bare(memory: Memory, rounds: int) -> float:
                 *(rows[name] for name in weather), at.year - rows["built"], rows["seats"]]
     matrix = np.column_stack([np.asarray(values, np.float32) for values in features])
     labels = np.where(~(rows["arr_delay"] <= 60), 2, np.where(rows["arr_delay"] > 15, 1, 0))
-    older = int((rows["departs"] < train.judged_from(memory, version)).sum())
+    older = int((rows["departs"] < judged_from(memory, version)).sum())
     cut = older - int(older * flights.stop_share)
 
     def of(part: slice) -> xgboost.DMatrix:
-        return xgboost.DMatrix(matrix[part], labels[part], feature_types=kinds_of(flights), enable_categorical=True)
-    params = params_of(flights, 0)
+        return xgboost.DMatrix(matrix[part], labels[part], feature_types=feature_types(flights), enable_categorical=True)
+    params = booster_params(flights, 0)
     xgboost.train(params, of(slice(cut)), min(rounds + flights.patience, flights.rounds), evals=[(of(slice(cut, older)), "newest")],
                   verbose_eval=False)
     for part in (slice(older), slice(None)):
@@ -119,11 +120,11 @@ def alone(rows: int, rounds: int) -> dict[str, float]:
 
 def grown(rows: int, rounds: int) -> dict[str, float]:
     """Ingest so many rows, a year at a time, where nothing is there yet; else train on them."""
-    memory = remember("flights")
+    memory = open_model("flights")
     memory = replace(memory, contract=replace(memory.contract, rounds=rounds))
     known, begun = data.versions(memory.store, memory.name), time.perf_counter()
     if known:
-        train.judge(memory, train.fit_version(memory))
+        judging.judge(memory, version.fit_version(memory))
     else:
         _ingest(memory, rows)
     stage = "train" if known else "ingest"
@@ -131,12 +132,12 @@ def grown(rows: int, rounds: int) -> dict[str, float]:
     return {"rows": rows, f"{stage}_s": time.perf_counter() - begun, f"{stage}_peak_mb": int(peak) / 1024}
 
 
-def _ingest(memory: Memory, rows: int) -> None:
+def _ingest(memory: ModelContext, rows: int) -> None:
     start, file = datetime(2000, 1, 1), Path(tempfile.mkdtemp()) / "year.parquet"
     for frame in flights_like(rows):
         end = max(frame["departs"].max().to_pydatetime() + timedelta(minutes=1), start + timedelta(minutes=1))
         frame.to_parquet(file)
-        take_in(memory, start, end, str(file))
+        ingest_batch(memory, start, end, str(file))
         start = end
 
 

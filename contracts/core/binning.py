@@ -1,0 +1,188 @@
+"""TODO"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from contracts.core.classification import PREDICTION, PROBABILITY
+from contracts.core.contract import Contract
+from contracts.core.features import Columns
+
+REFERENCE_FILE = "reference.json"  # the file of a version that holds the bins of its columns, and what is ordinary in them
+DECILES = np.arange(1, 10) / 10
+COMMON = 0.01  # the least share in the training data for a category to have a bin of its own
+MOST_KNOWN = 2_000  # categories beyond which a column counts as free text, where a new value is nothing new
+MOST_BINS = 120  # edges and names of a column, beyond which a new version starts anew
+GROUPS = 10  # bins for the values of a category that are not common
+MAX_TEXT_LENGTH = 128  # characters of a text that are looked at
+MISSING, NEW = "(missing)", "(never seen)"
+
+
+class MonitoredColumn(NamedTuple):
+    """One column of what is watched: floats with NaN for a number, text with None for a category."""
+
+    kind: Literal["number", "category"]
+    values: np.ndarray
+
+
+def monitored_columns(contract: Contract, columns: Columns, probabilities: np.ndarray, classes: np.ndarray) -> dict[str, MonitoredColumn]:
+    """The features, the named class and every class's probability of n records."""
+    seen = {feature.name: MonitoredColumn(feature.kind, feature.values(columns)) for feature in contract.features}
+    seen[PREDICTION] = MonitoredColumn("category", np.asarray(contract.label.classes, object)[classes])
+    return seen | {PROBABILITY + name: MonitoredColumn("number", values) for name, values in zip(contract.label.classes, probabilities.T)}
+
+
+@dataclass(frozen=True)
+class Bins:
+    """The bins of one column: missing values first, then those of a number between its `edges`; or those of a category:
+    values never seen, the uncommon ones in alphabetical groups that start at `edges`, and each of the common `names`.
+
+    `known` are the uncommon ones; None in free text, where whatever is no common name falls into a group.
+    """
+
+    kind: Literal["number", "category"]
+    edges: tuple[Any, ...]
+    names: tuple[str, ...] = ()
+    known: tuple[str, ...] | None = ()
+
+    @classmethod
+    def of(cls, kind: Literal["number", "category"], values: np.ndarray, before: "Bins | None" = None) -> "Bins":
+        """The bins of a column of the training data; they divide those of the champion `before`, so that the traffic of both
+        can be added up, unless they would become too many."""
+        found = cls(kind, _deciles(values)) if kind == "number" else _groups(values)
+        return before._divided(found) if before and before.kind == kind else found
+
+    def _divided(self, by: "Bins") -> "Bins":
+        names = tuple(sorted({*self.names, *by.names}))
+        edges = tuple(sorted({*self.edges, *by.edges}))
+        if len(names) + len(edges) > MOST_BINS:
+            return by
+        return Bins(self.kind, edges, names, None if by.known is None else tuple(sorted({*by.known} - {*names})))
+
+    def onto(self, coarser: "Bins") -> np.ndarray | None:
+        """For each of these bins, the one of `coarser` that holds it, int64 (bins,); None where one doesn't hold it whole."""
+        if self.kind != coarser.kind or not ({*coarser.edges} <= {*self.edges} and {*coarser.names} <= {*self.names}):
+            return None
+        starts = np.asarray(coarser.edges, float if self.kind == "number" else str)
+        parts = np.searchsorted(starts, np.asarray(self.edges, starts.dtype), side="right") if self.edges else np.zeros(0, int)
+        groups = coarser.first + np.append(0, parts)
+        named = coarser._text_codes(np.asarray(self.names, object), new=False) if self.names else np.zeros(0, int)
+        return np.concatenate([np.arange(self.first), groups, named]).astype(np.int64)
+
+    @cached_property
+    def labels(self) -> tuple[str, ...]:
+        """What to call each bin."""
+        if self.kind == "category":
+            starts = ("", *self.edges)
+            return (MISSING, NEW, *(f"(others from {start!r})" if start else "(others)" for start in starts), *self.names)
+        edges = [-np.inf, *map(float, self.edges), np.inf]
+        return (MISSING, *map(_between, [None, *edges], edges, edges[1:]))
+
+    @property
+    def first(self) -> int:
+        """Where the bins of values that training knows begin."""
+        return 2 if self.kind == "category" else 1
+
+    def count(self, values: np.ndarray) -> np.ndarray:
+        """How many of n values fall into each bin, int64 (bins,)."""
+        if self.kind == "category":
+            return self.count_texts(*text_counts(values))
+        return np.bincount(self._number_codes(values), minlength=len(self.labels))
+
+    def count_texts(self, texts: np.ndarray, times: np.ndarray) -> np.ndarray:
+        """The same of what `counted` gave for the values."""
+        return np.bincount(np.append(self._text_codes(texts), 0), times, len(self.labels)).astype(np.int64)
+
+    def codes(self, values: np.ndarray) -> np.ndarray:
+        """Each value's bin, int64 (n,)."""
+        return self._number_codes(values) if self.kind == "number" else self._category_codes(values)
+
+    def _number_codes(self, values: np.ndarray) -> np.ndarray:
+        values = np.asarray(values, np.float64)
+        codes = np.ones(len(values), np.uint8)  # for no more than MOST_BINS
+        for edge in self.edges:
+            codes += values >= edge  # for so few edges many times as fast as a search for each value
+        codes[~np.isfinite(values)] = 0
+        return codes.astype(np.int64)
+
+    def _category_codes(self, values: np.ndarray) -> np.ndarray:
+        codes, texts = distinct_texts(values)
+        return np.append(self._text_codes(texts), 0)[codes]  # -1, the code of None, finds the last
+
+    def _text_codes(self, texts: np.ndarray, new: bool = True) -> np.ndarray:
+        codes = np.array([self._named.get(text, -1) for text in texts.tolist()], np.int64)
+        if (others := codes < 0).any():
+            rest = texts[others]
+            grouped = self.first + np.searchsorted(self._starts, rest.astype(str), side="right")
+            if new and self.known is not None:
+                grouped[[text not in self._known for text in rest.tolist()]] = 1
+            codes[others] = grouped
+        return codes
+
+    @cached_property
+    def _starts(self) -> np.ndarray:
+        return np.asarray(self.edges, str)
+
+    @cached_property
+    def _named(self) -> dict[str, int]:
+        """Each common name's bin."""
+        return {name: code for code, name in enumerate(self.names, start=self.first + len(self.edges) + 1)}
+
+    @cached_property
+    def _known(self) -> frozenset[str]:
+        return frozenset(self.known)
+
+    def as_json(self) -> dict[str, Any]:
+        return {"kind": self.kind, "edges": list(self.edges), "names": list(self.names),
+                "known": None if self.known is None else list(self.known)}
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> "Bins":
+        known = stored["known"]
+        return cls(stored["kind"], tuple(stored["edges"]), tuple(stored["names"]), None if known is None else tuple(known))
+
+
+def _between(before: float | None, low: float, high: float) -> str:
+    """What to call the numbers from `low` to `high`: these are one number, come right after one, or are many."""
+    if high == np.nextafter(low, np.inf):
+        return f"{low:g}"
+    return f"({before:g}, {high:g})" if before is not None and low == np.nextafter(before, np.inf) else f"[{low:g}, {high:g})"
+
+
+def _deciles(values: np.ndarray) -> tuple[float, ...]:
+    """Edges between bins of about equal shares; a value that several deciles fall on is a bin of its own."""
+    values = np.asarray(values, np.float64)
+    present = values[np.isfinite(values)]
+    if not len(present):
+        return ()
+    cuts, times = np.unique(np.quantile(present, DECILES, method="inverted_cdf"), return_counts=True)
+    return tuple(np.union1d(cuts, np.nextafter(cuts[times > 1], np.inf)).tolist())
+
+
+def _groups(values: np.ndarray) -> Bins:
+    """Common values by name. The others by the alphabet, not by how common they are: a group of those that chance made
+    frequent in the training data would be rarer in every window after it."""
+    codes, texts = distinct_texts(values)
+    found, same = np.unique(texts.astype(str), return_inverse=True)  # two long texts may begin alike
+    counts = np.bincount(same[codes[codes >= 0]], minlength=len(found))
+    common = counts >= COMMON * counts.sum()
+    others, upto = found[~common], np.cumsum(counts[~common])
+    cuts = np.unique(np.searchsorted(upto, upto[-1] * np.arange(1, GROUPS) / GROUPS)) if len(others) else []
+    known = tuple(others.tolist()) if len(found) <= MOST_KNOWN else None
+    return Bins("category", tuple(others[cuts[cuts > 0]].tolist()) if len(others) else (), tuple(found[common].tolist()), known)
+
+
+def distinct_texts(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Each value's position among the texts that occur, -1 where it is missing; and the texts, of bounded length."""
+    codes, found = pd.factorize(np.asarray(values, object))
+    return codes, np.array([str(value)[:MAX_TEXT_LENGTH] for value in found], object)
+
+
+def text_counts(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The texts that occur, object (k,), and how often each does; then how many values are missing, int64 (k + 1,)."""
+    codes, texts = distinct_texts(values)
+    return texts, np.roll(np.bincount(codes + 1, minlength=len(texts) + 1), -1)

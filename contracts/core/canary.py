@@ -1,0 +1,151 @@
+"""TODO"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import inf, isfinite, nan
+from typing import Any
+
+import numpy as np
+from scipy.stats import binom, hypergeom
+
+from contracts.core.policies import Rollout
+from contracts.core.verdict import Verdict
+
+CHANCE = 0.01  # a difference that chance gives at least this often is none
+DRAWS = 2_000  # pairs of class counts that are drawn to see what chance gives; the same in every run
+
+
+@dataclass(frozen=True)
+class CanarySide:
+    """What one side did while both served.
+
+    `requests`: all it was sent. It `refused` some for their caller's mistake (4xx) and `failed` others: 5xx, no answer,
+    or a refusal of what the champion answered. `latencies`: seconds → answers within them, cumulative, up to infinity.
+    `classes`: records by named class. `deaths`: replicas that ended by themselves. `grown_mb`: the most that one
+    replica's memory grew.
+    """
+
+    requests: int
+    failed: int
+    refused: int
+    latencies: Mapping[float, int]
+    classes: Mapping[str, int]
+    deaths: int
+    grown_mb: float
+
+    @property
+    def answered(self) -> int:
+        return self.requests - self.failed - self.refused
+
+    @property
+    def records(self) -> int:
+        return sum(self.classes.values())
+
+
+def canary_verdict(stable: CanarySide, challenger: CanarySide, policy: Rollout, *, latency_ms: float, apart: float = 0.0) -> Verdict:
+    """The Verdict on a challenger; its `kind` is the gravest finding, its reasons are all of them.
+
+    `apart`: the total variation distance of the two models' class shares that the gate saw on the newest labelled
+    window: a challenger that learnt from a world that moved must differ by that much.
+    """
+    findings = {  # the gravest first
+        "died": [f"{challenger.deaths} of its replicas died"] if challenger.deaths else [],
+        "errors": _more("failed", stable, challenger, policy) + _more("refused", stable, challenger, policy),
+        "different answers": _different(stable, challenger, policy.shift + apart),
+        "slow": _slow(stable, challenger, policy, latency_ms),
+        "memory": _grown(challenger, policy),
+        "unseen": _unseen("challenger", challenger) if challenger.answered >= policy.requests else [],
+        "insufficient": _unseen("champion", stable) + ([] if challenger.answered >= policy.requests else [
+            f"answered {challenger.answered} requests, {policy.requests} are needed", *_unseen("challenger", challenger)]),
+    }
+    kind = next((kind for kind, reasons in findings.items() if reasons), "fine")
+    return Verdict(
+        question="canary", outcome={"fine": "passed", "insufficient": "insufficient"}.get(kind, "failed"), kind=kind,
+        reasons=tuple(reason for reasons in findings.values() for reason in reasons),
+        figures={"stable": _figures(stable), "challenger": _figures(challenger), "distance": distance(stable, challenger)})
+
+
+def _more(what: str, stable: CanarySide, challenger: CanarySide, policy: Rollout) -> list[str]:
+    """Fisher's exact test, one-sided, on what `policy.errors` leaves; where the champion fails none, one is too many."""
+    bad, usual = getattr(challenger, what), getattr(stable, what)
+    left = np.ceil(bad - policy.errors * challenger.requests - 1e-9)
+    chance = hypergeom.sf(left - 1, stable.requests + challenger.requests, usual + left, challenger.requests)
+    if left <= 0 or (chance >= CHANCE and (usual or what == "refused")):
+        return []
+    return [f"{what} {bad} of {challenger.requests} requests, the champion {usual} of {stable.requests}; "
+            f"limit: {policy.errors:.2%} more, beyond chance"]
+
+
+def _different(stable: CanarySide, challenger: CanarySide, shift: float) -> list[str]:
+    far = distance(stable, challenger)
+    if far is None:
+        return []  # insufficient
+    chance = _by_chance(stable, challenger)
+    if far <= max(shift + chance.mean(), np.quantile(chance, 1 - CHANCE)):
+        return []
+    return [f"of {dict(challenger.classes)} classes, the champion {dict(stable.classes)}; total variation distance "
+            f"{far:.2f}, limit {shift:.3g} and {chance.mean():.2f} by chance"]
+
+
+def distance(one: CanarySide, other: CanarySide) -> float | None:
+    """Total variation distance of the class shares, 0 to 1; None where a side has named nothing."""
+    if not (one.records and other.records):
+        return None
+    mine, its = _counts(one, other)
+    return float(np.abs(mine / one.records - its / other.records).sum() / 2)
+
+
+def _by_chance(one: CanarySide, other: CanarySide) -> np.ndarray:
+    """Simulated distances of two sides that name classes alike; many records of one request tell as much as one."""
+    shares = _counts(one, other).sum(axis=0) / (one.records + other.records)
+    sizes = [max(min(side.records, side.answered), 1) for side in (one, other)]
+    random = np.random.default_rng(0)
+    mine, its = (random.multinomial(size, shares, DRAWS) / size for size in sizes)
+    return np.abs(mine - its).sum(axis=1) / 2
+
+
+def _counts(*sides: CanarySide) -> np.ndarray:
+    names = sorted({name for side in sides for name in side.classes})
+    return np.array([[side.classes.get(name, 0) for name in names] for side in sides])
+
+
+def _slow(stable: CanarySide, challenger: CanarySide, policy: Rollout, latency_ms: float) -> list[str]:
+    """An exact test of "1 % take longer than the limit"; answers in the limit's own bucket count as within it."""
+    usual, total = percentile(stable.latencies), challenger.latencies.get(inf, 0)
+    if usual is None or not total:
+        return []  # insufficient
+    limit = max(policy.slower * usual, latency_ms / 1000)
+    over = total - challenger.latencies[min(bound for bound in challenger.latencies if bound >= limit)]
+    if over == 0 or binom.sf(over - 1, total, 0.01) >= CHANCE:
+        return []
+    return [f"{over} of {total} answers took longer than {limit * 1000:.0f} ms, the larger of {policy.slower:g} times the "
+            f"champion's 99th percentile of {usual * 1000:.1f} ms and {latency_ms:g} ms; limit: 1 %, beyond chance"]
+
+
+def percentile(latencies: Mapping[float, int], share: float = 0.99) -> float | None:
+    """Seconds, linear within a bucket as in Prometheus; the last finite bound where it is above that; None: no answers."""
+    bounds, rank = sorted(latencies), share * latencies.get(inf, 0)
+    if rank == 0:
+        return None
+    at = next(index for index, bound in enumerate(bounds) if latencies[bound] >= rank)
+    low, below = (bounds[at - 1], latencies[bounds[at - 1]]) if at else (0.0, 0)
+    return low if bounds[at] == inf else low + (bounds[at] - low) * (rank - below) / (latencies[bounds[at]] - below)
+
+
+def _grown(challenger: CanarySide, policy: Rollout) -> list[str]:
+    if challenger.grown_mb <= policy.memory_mb:
+        return []  # a growth that is not a number gets no pass here
+    return [f"memory of a replica grew by {challenger.grown_mb:.0f} MB, limit {policy.memory_mb:g}"]
+
+
+def _unseen(name: str, side: CanarySide) -> list[str]:
+    """Figures that are not there: in one that answers enough requests, something that it should count is broken."""
+    seen = {"classes": side.records, "latency": side.latencies.get(inf)}
+    return [f"nothing is known of the {name}'s {what}" for what, count in seen.items() if not count]
+
+
+def _figures(side: CanarySide) -> dict[str, Any]:
+    """As JSON takes them: without numbers that are none."""
+    numbers = {"requests": side.requests, "answered": side.answered, "failed": side.failed, "refused": side.refused,
+               "deaths": side.deaths, "grown_mb": side.grown_mb, "p99_seconds": percentile(side.latencies) or nan}
+    return {name: value if isfinite(value) else None for name, value in numbers.items()} | {"classes": dict(side.classes)}

@@ -1,0 +1,43 @@
+"""TODO"""
+
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+TEXT_DTYPE = pd.StringDtype(na_value=np.nan)  # what `astype("str")` gives
+
+
+def read_cells(values: pd.Series, kind: type) -> pd.Series:
+    """A column's cells as `kind`; missing where they are, and where they can't be read as one. Text is read as a CSV's."""
+    if kind is str and isinstance(values.dtype, pd.StringDtype):
+        return values if values.dtype == TEXT_DTYPE else values.astype(TEXT_DTYPE)
+    if kind is bool and values.dtype == bool:
+        return values.astype("boolean")
+    if kind is int and values.dtype.kind == "i":
+        return values.astype("Int64")
+    if kind is datetime and values.dtype.kind != "O":
+        naive = values.dtype.kind == "M" and values.dt.tz is None
+        return values if naive else pd.Series(pd.NaT, values.index, "datetime64[us]", values.name)
+    return _read(values.astype(object) if values.dtype.kind == "O" else values, kind)
+
+
+def _read(plain: pd.Series, kind: type) -> pd.Series:
+    if kind is str:
+        return plain.where(plain.map(lambda cell: isinstance(cell, str)), None).astype(TEXT_DTYPE)
+    if kind is bool:
+        return plain.astype(str).str.lower().map({"true": True, "false": False}).astype("boolean")
+    if kind is datetime:
+        return pd.to_datetime(plain.map(_time)).astype("datetime64[us]")
+    numbers = pd.to_numeric(plain if plain.dtype.kind in "iufO" else plain.map(lambda _: None), errors="coerce")
+    return numbers.where(numbers % 1 == 0).astype("Int64") if kind is int else numbers.astype(float)
+
+
+def _time(cell: Any) -> datetime | None:
+    """A time without a zone, or its text in ISO 8601."""
+    try:
+        found = datetime.fromisoformat(cell) if isinstance(cell, str) else cell
+    except ValueError:
+        return None
+    return found if isinstance(found, datetime) and found.tzinfo is None else None

@@ -1,0 +1,241 @@
+"""TODO"""
+
+import re
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from datetime import datetime, timedelta
+from functools import cached_property
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import pandera.pandas as pa
+
+from contracts.core.classification import PREDICTION, PROBABILITY, Label, is_output
+from contracts.core.digests import digest_of, plain_json, source_of
+from contracts.core.errors import ContractError
+from contracts.core.features import Columns, Feature
+from contracts.core.policies import Drift, Gate, Rollout
+from contracts.core.schema import FIELD_RULES
+from contracts.core.windows import window_of
+
+if "dask" not in sys.modules:  # Pandera wants its data frames for annotations alone, and they take longer to import than all the rest
+    sys.modules["dask"] = None
+    import pandera.typing.dask  # noqa: F401
+
+    del sys.modules["dask"]
+
+
+@dataclass(frozen=True)
+class Contract:
+    """Everything Perennial knows of one model.
+
+    The schema's rules of one value bind the data and the callers alike, but `isin` of a text binds the data alone: an
+    unknown category is a prediction. Rules across columns or rows bind the data alone.
+
+    `key`: the columns that tell one event from all others. A caller may send those that no feature reads: with them a
+    prediction meets its label. `logged`: the share of the predictions that is kept with ids, to be scored once labels come.
+    """
+
+    name: str
+    schema: type[pa.DataFrameModel]
+    event_time: str
+    label: Label
+    features: tuple[Feature, ...]
+    xgboost: Mapping[str, Any]
+    gate: Gate
+    drift: Drift = Drift()
+    rollout: Rollout = Rollout()
+    source: Callable[[datetime, datetime], Any] | None = None
+    key: tuple[str, ...] = ()
+    rounds: int = 300
+    patience: int = 20
+    stop_share: float = 0.15
+    seed: int = 0
+    bad_rows: float = 0.01
+    logged: float = 1.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "xgboost", MappingProxyType(dict(self.xgboost)))
+        for problem in self._problems():
+            raise ContractError(f"contract {self.name}: {problem}")
+
+    def _problems(self):
+        needs = {name: feature.name for feature in self.features for name in feature.needs}
+        uses = needs | dict.fromkeys(self.label.needs, "the label") | {self.event_time: "the event time"}
+        uses |= dict.fromkeys((*self.gate.slices, *self.key), "a slice or the key")
+        for name, user in uses.items():
+            if name not in self.columns:
+                yield f"{user} needs column {name!r}, which the schema lacks; add it to {self.schema.__name__}"
+        for name, user in needs.items():
+            if self.columns[name].metadata["known"] == "after":
+                yield f"feature {user!r} reads {name!r}, known only after the event; callers can't send it: drop it"
+        if len({feature.name for feature in self.features}) < len(self.features):
+            yield "two features share one name; rename one"
+        for name in [each.name for each in self.features if is_output(each.name)]:
+            yield f"feature {name!r} has the name of a model's answer in profiles; rename it"
+        for name in self.sent_columns:
+            for rule in sorted({check.name for check in self.columns[name].checks} - FIELD_RULES):
+                yield (f"column {name!r} has the rule {rule!r}, which the service can't hold one record to; "
+                       f"use one of {', '.join(sorted(FIELD_RULES))}, or a dataframe_check")
+        for what, value, sound, rule in self._settings():
+            if not sound:
+                yield f"{what} is {value!r}; it must be {rule}: change it"
+        if self.drift.cooldown < self.gate.window:
+            yield (f"a cooldown of {self.drift.cooldown} is shorter than the gate's window of {self.gate.window}: "
+                   "the next challenger would be judged on rows the champion was trained on; lengthen it")
+        columns = {*(feature.name for feature in self.features), PREDICTION, *(PROBABILITY + name for name in self.label.classes)}
+        judged = {f"{name}{check}" for name in columns for check in ("", ".values", ".missing", ".new")}
+        for name in sorted({*self.drift.floors, *self.drift.severity, *self.drift.ignore} - judged):
+            yield f"drift speaks of {name!r}, which is no feature, no answer and no check of one; the columns: {', '.join(sorted(columns))}"
+        unknown = set(self.gate.recall) - set(self.label.classes)
+        if unknown:
+            yield f"the gate limits the recall of {sorted(unknown)}, not among the classes {self.label.classes}"
+
+    def _settings(self):
+        """Each setting that can be nonsense: its name, value, whether it is sound, and the rule."""
+        when, label, drift, gate = self.columns[self.event_time], self.label, self.drift, self.gate
+        none, minute = timedelta(0), timedelta(minutes=1)
+        kind, known = self.python_type(self.event_time).__name__, when.metadata["known"]
+        yield "name", self.name, re.fullmatch(r"\w[\w-]*", self.name, re.ASCII), "letters, digits, _ and -, as in a path"
+        yield "the event time's type", kind, kind == "datetime", "datetime"
+        yield "the event time's nullability", when.nullable, not when.nullable, "False"
+        yield "the event time's known", known, known == "before", "'before', for callers send it"
+        yield "label.classes", label.classes, len({*label.classes}) == len(label.classes) >= 2, "two names or more, all different"
+        yield ("label.weights", label.weights, len(label.weights) in (0, len(label.classes)) and all(w > 0 for w in label.weights),
+               "one positive number for each class")
+        yield "label.matures", label.matures, label.matures >= none, "no less than nothing"
+        yield "gate.window", gate.window, gate.window > none, "more than nothing"
+        yield "drift.window", drift.window, drift.window > none and not drift.window % minute, "one or more whole minutes"
+        yield "drift.false_alarms", drift.false_alarms, 0 < drift.false_alarms < 1, "a share between 0 and 1"
+        yield "drift.detect", drift.detect, 0 < drift.detect < 1, "a distance between 0 and 1"
+        yield "drift.coverage", drift.coverage, 0 <= drift.coverage <= 1, "a share from 0 to 1"
+        yield "drift.skew", drift.skew, 0 <= drift.skew <= 1, "a share from 0 to 1"
+        yield "drift.refusals", drift.refusals, drift.refusals > 0, "one or more"
+        yield "drift.severity", drift.severity, {*drift.severity.values()} <= {"page", "drift", "note"}, "of 'page', 'drift', 'note'"
+        yield ("drift.persist", drift.persist, len(drift.persist) == 2 and 1 <= drift.persist[0] <= drift.persist[1],
+               "(k, m): k of the last m windows")
+        yield "drift.retrain_on", drift.retrain_on, {*drift.retrain_on} <= {*Drift.retrain_on}, f"out of {Drift.retrain_on}"
+        yield "logged", self.logged, 0 <= self.logged <= 1, "a share from 0 to 1"
+        yield "bad_rows", self.bad_rows, 0 <= self.bad_rows <= 1, "a share from 0 to 1"
+        yield "stop_share", self.stop_share, 0 < self.stop_share < 1, "a share between 0 and 1"
+
+    @cached_property
+    def columns(self) -> dict[str, Any]:
+        """The schema's columns by name, each with dtype, nullability, checks and metadata."""
+        columns = self.schema.to_schema().columns
+        bare = [name for name, spec in columns.items() if not spec.metadata]
+        if bare:
+            raise ContractError(f"contract {self.name}: declare {bare} with contracts.core.schema.column(…)")
+        return columns
+
+    @cached_property
+    def request_columns(self) -> tuple[str, ...]:
+        """What a caller sends: the event time and the columns that features read."""
+        wanted = {self.event_time, *(name for feature in self.features for name in feature.needs)}
+        return tuple(name for name in self.columns if name in wanted)
+
+    @cached_property
+    def telling_columns(self) -> tuple[str, ...]:
+        """What a caller may send besides, to say which event it is: columns of the key that no feature reads."""
+        return tuple(name for name in self.key
+                     if name not in self.request_columns and self.columns[name].metadata["known"] == "before")
+
+    @cached_property
+    def sent_columns(self) -> tuple[str, ...]:
+        """All that a caller may send."""
+        return (*self.request_columns, *self.telling_columns)
+
+    @cached_property
+    def training_columns(self) -> tuple[str, ...]:
+        """What a training reads of labelled events."""
+        return tuple(dict.fromkeys((*self.request_columns, *self.label.needs)))
+
+    def may_lack(self, name: str) -> bool:
+        """Whether a request is good without a value for this column."""
+        return self.columns[name].nullable or name in self.telling_columns
+
+    @cached_property
+    def closed(self) -> frozenset[str]:
+        """The features that are a text column whose vocabulary the schema states."""
+        return frozenset(
+            feature.name for feature in self.features if feature.compute is None and feature.kind == "category"
+            and any(check.name == "isin" for check in self.columns[feature.needs[0]].checks))
+
+    @cached_property
+    def source_file(self) -> Path:
+        return Path(sys.modules[self.schema.__module__].__file__)
+
+    @cached_property
+    def weights(self) -> np.ndarray:
+        return np.asarray(self.label.weights or (1.0,) * len(self.label.classes))
+
+    def python_type(self, name: str) -> type:
+        """The plain type of a column: float, int, bool, str or datetime."""
+        return self._types[name]
+
+    @cached_property
+    def _types(self) -> dict[str, type]:
+        kinds = {name: object if str(spec.dtype).startswith("str") else spec.dtype.type for name, spec in self.columns.items()}
+        plain = {"f": float, "i": int, "u": int, "b": bool, "M": datetime}
+        return {name: plain.get(np.dtype(kind).kind, str) for name, kind in kinds.items()}
+
+    def window_of(self, time: datetime) -> tuple[datetime, datetime]:
+        """The half-open window [start, end) of event time that holds `time`."""
+        return window_of(time, self.drift.window)
+
+    def columns_of(self, frame: Any, names: tuple[str, ...] | None = None) -> Columns:
+        """A data frame's columns as the arrays that serving builds from a request."""
+        arrays = {}
+        for name in names or self.request_columns:
+            if self.python_type(name) is str:
+                arrays[name] = frame[name].to_numpy(dtype=object, na_value=None)
+            elif self.python_type(name) is datetime:
+                arrays[name] = frame[name].to_numpy(dtype="datetime64[s]")
+            else:
+                arrays[name] = frame[name].to_numpy(dtype=np.float64, na_value=np.nan)
+        return arrays
+
+    def labels_of(self, frame: Any) -> np.ndarray:
+        """The class index of every row, int64."""
+        return np.asarray(self.label.of(*self.columns_of(frame, self.label.needs).values()), dtype=np.int64)
+
+    def describe(self) -> dict[str, Any]:
+        """The whole contract as JSON, code as its text: what the digest is of and what a diff compares."""
+        label = {
+            "classes": list(self.label.classes), "needs": list(self.label.needs), "of": source_of(self.label.of),
+            "matures": str(self.label.matures), "weights": self.weights.tolist(),
+        }
+        features = {
+            feature.name: {"kind": feature.kind, "needs": list(feature.needs), "compute": source_of(feature.compute)}
+            for feature in self.features
+        }
+        settings = ("event_time", "key", "rounds", "patience", "stop_share", "seed", "bad_rows", "logged")
+        return plain_json({
+            "name": self.name, "columns": {name: self._describe_column(name) for name in self.columns},
+            "request": list(self.request_columns), "label": label, "features": features,
+            "xgboost": dict(self.xgboost), "gate": asdict(self.gate), "drift": asdict(self.drift),
+            "rollout": asdict(self.rollout), "checks": source_of(self.schema), **{name: getattr(self, name) for name in settings},
+        })
+
+    def _describe_column(self, name: str) -> dict[str, Any]:
+        spec = self.columns[name]
+        rules = {check.name: check.statistics for check in spec.checks}
+        return {
+            "type": self.python_type(name).__name__, "nullable": spec.nullable, "rules": rules,
+            "description": spec.description, **spec.metadata,
+        }
+
+    @cached_property
+    def digest(self) -> str:
+        return digest_of(self.describe())
+
+    @cached_property
+    def serving(self) -> str:
+        """The digest of what turns a record into an answer: a model serves on while limits and policies change."""
+        whole = self.describe()
+        parts = {name: whole[name] for name in ("name", "request", "features", "event_time")}
+        columns = {name: whole["columns"][name] for name in self.request_columns}
+        return digest_of(parts | {"columns": columns, "label": {name: whole["label"][name] for name in ("classes", "weights")}})

@@ -1,0 +1,23 @@
+"""TODO"""
+
+import hashlib
+import inspect
+import json
+from typing import Any
+
+
+def digest_of(value: Any) -> str:
+    """sha256 of a value's canonical JSON."""
+    return hashlib.sha256(canonical_json(value)).hexdigest()
+
+
+def canonical_json(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def plain_json(value: Any) -> Any:
+    return json.loads(json.dumps(value, sort_keys=True, default=str))
+
+
+def source_of(thing: Any) -> str | None:
+    return inspect.getsource(thing).strip() if thing is not None else None

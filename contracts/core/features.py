@@ -1,0 +1,35 @@
+"""TODO"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+Columns = Mapping[str, np.ndarray]
+"""Columns of one length: float64 for numbers (missing: NaN), datetime64, object for text (missing: None)."""
+
+
+@dataclass(frozen=True)
+class Feature:
+    """One column of the matrix: a number or a category, read from `needs` through `compute`."""
+
+    name: str
+    kind: Literal["number", "category"]
+    needs: tuple[str, ...]
+    compute: Callable[..., np.ndarray] | None = None
+
+    def values(self, columns: Columns) -> np.ndarray:
+        if self.compute is None:
+            return columns[self.needs[0]]
+        return self.compute(*(columns[name] for name in self.needs))
+
+
+def number(name: str, *needs: str, compute: Callable[..., np.ndarray] | None = None) -> Feature:
+    """A numeric feature: the column itself, or `compute` of the columns it needs."""
+    return Feature(name, "number", needs or (name,), compute)
+
+
+def category(name: str, *needs: str, compute: Callable[..., np.ndarray] | None = None) -> Feature:
+    """A categorical feature; values unseen in training become the explicit category "unknown"."""
+    return Feature(name, "category", needs or (name,), compute)

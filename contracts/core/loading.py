@@ -1,0 +1,44 @@
+"""TODO"""
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+from contracts.core.contract import Contract
+from contracts.core.errors import ContractError, PerennialError
+
+ROOM = {"__init__"}  # what is no contract in contracts/
+
+
+def load_contract(model: str) -> Contract:
+    """The contract of a model: `contracts/<model>.py`, or any dotted module with a `contract` in it."""
+    module = model if "." in model else f"contracts.{model}"
+    if not _is_module(module):
+        raise ContractError(f"no contract {model!r}: {module} does not exist; known: {', '.join(known_models())}")
+    return contract_of_module(module, lambda: importlib.import_module(module))
+
+
+def known_models() -> list[str]:
+    """Every contract in contracts/."""
+    return sorted({path.stem for path in Path(__file__).parent.parent.glob("*.py")} - ROOM)
+
+
+def _is_module(name: str) -> bool:
+    try:
+        return all(part.isidentifier() for part in name.split(".")) and importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:  # of the package around it
+        return False
+
+
+def contract_of_module(name: str, run: Callable[[], ModuleType]) -> Contract:
+    """The `contract` of the module that `run` gives; ContractError, whatever is wrong with it."""
+    try:
+        found = getattr(run(), "contract", None)
+    except PerennialError:
+        raise
+    except Exception as error:  # the file is its author's: it may raise anything
+        raise ContractError(f"{name} can't be read: {type(error).__name__}: {error}; mend it") from error
+    if not isinstance(found, Contract):
+        raise ContractError(f"{name} has no `contract = Contract(…)`; add it")
+    return found

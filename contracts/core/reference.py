@@ -1,0 +1,192 @@
+"""TODO"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.stats import chi2, t
+
+from contracts.core.binning import Bins, MonitoredColumn
+from contracts.core.classification import is_output
+
+STARTS = 400  # at most: where windows of the training data begin
+WINDOWS = 4  # of them, one after the other, in the training data at least, or they are made shorter
+CHI_SQUARE_SCALE = 8 * np.log(2)  # chi-square of two samples is about this times their squared distance and size (the first term of its series)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """One column of the training data: its bins and the rows in each. `ordinary`: by check, the effect that the next window
+    may have though nothing is wrong, even if it were so large that chance had no part in it. `deciles` of a number tell a
+    change of unit."""
+
+    bins: Bins
+    counts: np.ndarray
+    ordinary: Mapping[str, float]
+    deciles: tuple[float, ...] = ()
+
+    def onto(self, coarser: Bins) -> "Reference | None":
+        """The same training data in coarser bins; None where these do not hold its own."""
+        places = self.bins.onto(coarser)
+        return None if places is None else replace(self, bins=coarser, counts=fold_counts(self.counts, places, coarser))
+
+    def as_json(self) -> dict[str, Any]:
+        ordinary = {check: float(f"{value:.4g}") for check, value in self.ordinary.items()}
+        return {"bins": self.bins.as_json(), "counts": self.counts.tolist(), "ordinary": ordinary, "deciles": list(self.deciles)}
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> "Reference":
+        return cls(Bins.from_json(stored["bins"]), np.array(stored["counts"], np.int64), stored["ordinary"], tuple(stored["deciles"]))
+
+
+@dataclass(frozen=True)
+class BinnedComparison:
+    """Training data and a window's traffic in the same bins: `rows` of the window, and of those before it back to `since`."""
+
+    reference: Mapping[str, Reference]
+    counts: Mapping[str, np.ndarray]
+    rows: int
+    since: datetime
+
+
+def fold_counts(counts: np.ndarray, places: np.ndarray, coarser: Bins) -> np.ndarray:
+    """Counts of fine bins in the coarser ones that hold them."""
+    return np.bincount(places, counts, minlength=len(coarser.labels)).astype(np.int64)
+
+
+def merge_versions(mine: Mapping[str, Reference], counts: Mapping[str, np.ndarray], bins: Mapping[str, Bins],
+             others: Mapping[str, np.ndarray]) -> tuple[dict[str, Reference], dict[str, np.ndarray]]:
+    """References and counts of one version, with the inputs that another one counted in its `bins`, each in the coarser of
+    both; a column whose bins neither divides stays without."""
+    references, added = dict(mine), dict(counts)
+    for name in {*mine} & {*bins} & {*others}:
+        one, now = mine[name], counts.get(name, np.zeros(len(mine[name].bins.labels), np.int64))
+        if is_output(name):
+            continue
+        if (coarse := one.onto(bins[name])) is not None:
+            references[name], added[name] = coarse, fold_counts(now, one.bins.onto(bins[name]), bins[name]) + others[name]
+        elif (places := bins[name].onto(one.bins)) is not None:
+            added[name] = now + fold_counts(others[name], places, one.bins)
+    return references, added
+
+
+def encode_references(references: Mapping[str, Reference]) -> bytes:
+    return json.dumps({name: one.as_json() for name, one in references.items()}, sort_keys=True).encode()
+
+
+def decode_references(content: bytes) -> dict[str, Reference]:
+    return {name: Reference.from_json(stored) for name, stored in json.loads(content).items()}
+
+
+def effects(bins: Bins, before: np.ndarray, now: np.ndarray) -> dict[str, np.ndarray]:
+    """How far two lists of shares (..., bins) are apart, by check: "values" is the Jensen-Shannon distance (0 to 1) of those
+    that are neither missing nor new, "missing" and "new" are the rise of that share."""
+    values = jensen_shannon_distance(before[..., bins.first:], now[..., bins.first:])
+    found = {"missing": now[..., 0] - before[..., 0], "values": values}
+    return found | ({"new": now[..., 1] - before[..., 1]} if bins.first > 1 else {})
+
+
+def shares(counts: np.ndarray) -> np.ndarray:
+    """Counts (..., bins) as parts of 1; of none, zeros."""
+    whole = counts.sum(axis=-1, keepdims=True)
+    return np.divide(counts, whole, out=np.zeros(counts.shape), where=whole > 0)
+
+
+def jensen_shannon_distance(before: np.ndarray, now: np.ndarray) -> np.ndarray:
+    """The Jensen-Shannon distance to the base of 2 of counts or shares; 0 where a side has none at all, which "missing" tells."""
+    before, now = shares(before), shares(now)
+    middle = (before + now) / 2
+    both = (before.sum(axis=-1) > 0) & (now.sum(axis=-1) > 0)
+    return np.where(both, np.sqrt(np.maximum((_bits(before, middle) + _bits(now, middle)) / 2, 0)), 0.0)
+
+
+def _bits(part: np.ndarray, of: np.ndarray) -> np.ndarray:
+    ratio = np.divide(part, of, out=np.ones(np.broadcast_shapes(part.shape, of.shape)), where=part > 0)
+    return np.sum(part * np.log2(ratio), axis=-1)
+
+
+def learn_reference(columns: Mapping[str, MonitoredColumn], times: np.ndarray, window: timedelta, false_alarms: float,
+          before: Mapping[str, Bins] = MappingProxyType({})) -> dict[str, Reference]:
+    """The reference of every column of the training data, whose n rows happened at `times`, in bins that divide those `before`.
+
+    What is ordinary comes from windows of the training data itself, each compared with all the rest of it: what a Sunday or
+    a cold week does is in them. What chance does to so many rows is taken off, so that it can be put on again for the rows
+    of the window that is judged. The limit is that of a prediction interval for one more window after the K that fit
+    into the training data, side by side, in which all checks together fail in `false_alarms` of the windows: Student's t
+    with K - 1 degrees of freedom says how little a few weeks can know of the next.
+    """
+    order = np.argsort(times, kind="stable")
+    parts, fit = _windows(times[order], window)
+    bins = {name: Bins.of(*column, None if is_output(name) else before.get(name)) for name, column in columns.items()}
+    counted = {name: (bins[name], *_counted(bins[name], column.values[order], parts)) for name, column in columns.items()}
+    checks = sum(2 + (bins.first > 1) for bins, _, _ in counted.values())
+    far = float(t.isf(false_alarms / checks, fit - 1) * np.sqrt(1 + 1 / fit))
+    return {name: Reference(bins, whole, _ordinary(bins, whole, inside, far, fit), _deciles(columns[name]))
+            for name, (bins, whole, inside) in counted.items()}
+
+
+def _windows(times: np.ndarray, window: timedelta) -> tuple[list[slice], float]:
+    """Windows of the sorted times, a seventh of their length apart, and how many fit side by side; shorter where too few do."""
+    first, last = times[0], times[-1] + np.timedelta64(1, "s")
+    length = min(np.timedelta64(window), (last - first) / WINDOWS)
+    steps = int((last - first - length) / (length / 7)) + 1
+    starts = first + (last - first - length) * np.linspace(0, 1, min(steps, STARTS))
+    found = [slice(*ends) for ends in np.searchsorted(times, np.stack([starts, starts + length], axis=1))]
+    return [part for part in found if part.stop > part.start], (last - first) / length
+
+
+def _counted(bins: Bins, values: np.ndarray, parts: list[slice]) -> tuple[np.ndarray, np.ndarray]:
+    """The rows in each bin (bins,), and in each bin of each window (windows, bins).
+
+    A value of a category is new to a window whose rows are the only ones that have it, and new to the whole where a single
+    row has it: so often does one more row bring a value that was never seen (Good and Turing).
+    """
+    codes, size = bins.codes(values), len(bins.labels)
+    if bins.kind == "number" or bins.known is None:
+        return np.bincount(codes, minlength=size), np.array([np.bincount(codes[part], minlength=size) for part in parts])
+    ids, texts = pd.factorize(values)  # -1: missing
+    times = np.append(np.bincount(ids[ids >= 0], minlength=len(texts)), 0)
+
+    def counts(part: slice, few: np.ndarray) -> np.ndarray:
+        return np.bincount(np.where(few[ids[part]], 1, codes[part]), minlength=size)
+
+    everywhere = slice(None)
+    inside = [np.append(np.bincount(ids[part][ids[part] >= 0], minlength=len(texts)), -1) for part in parts]
+    return counts(everywhere, times == 1), np.array([counts(part, one == times) for part, one in zip(parts, inside)])
+
+
+def _ordinary(bins: Bins, whole: np.ndarray, inside: np.ndarray, far: float, fit: float) -> dict[str, float]:
+    """By check, how far the next window may be: `far` deviations above the mean and no less than the furthest window seen,
+    chance taken off. Squared distances are sums of squares: their cube root is all but normal (Wilson and Hilferty)."""
+    rest = np.maximum(whole - inside, 0)  # a value that is new to a window is not new to the whole
+    found = effects(bins, shares(rest), shares(inside))
+    known, others = inside[:, bins.first:].sum(axis=1), rest[:, bins.first:].sum(axis=1)
+    size = CHI_SQUARE_SCALE * np.maximum(known * others / np.maximum(known + others, 1), 1)
+    free = max(np.count_nonzero(whole[bins.first:]) - 1, 1)
+    squared = found.pop("values") ** 2
+    roots, chance = np.cbrt(squared), free / size.mean()
+    by_chance = chance * (1 - 2 / (9 * free) + far * np.sqrt(2 / (9 * free))) ** 3
+    sure = max(0.0, 1 - 2 * chi2.sf((squared * size).mean() * fit, free * fit))  # that the windows differ by more than chance
+    next_one = sure * ((roots.mean() + far * roots.std() * np.sqrt(fit / (fit - 1))) ** 3 - by_chance)
+    furthest = squared.max() - chance if squared.max() > by_chance else 0.0
+    limits = {"values": np.sqrt(max(next_one, furthest, 0.0))}
+    rows, all_rows = inside.sum(axis=1), rest.sum(axis=1)
+    for index, (check, rise) in enumerate(found.items()):
+        share = whole[index] / whole.sum()
+        by_chance = (share * (1 - share) * (1 / rows + 1 / np.maximum(all_rows, 1))).mean()
+        beyond = np.sqrt(max(0.0, rise.var() * fit / (fit - 1) - by_chance))
+        limits[check] = max(far * beyond, np.abs(rise).max() - far * np.sqrt(by_chance))
+    return {check: float(np.clip(value, 0, 1)) for check, value in limits.items()}
+
+
+def _deciles(column: MonitoredColumn) -> tuple[float, ...]:
+    if column.kind != "number":
+        return ()
+    values = np.asarray(column.values, np.float64)
+    present = values[np.isfinite(values)]
+    return tuple(np.quantile(present, np.arange(1, 10) / 10).tolist()) if len(present) else ()

@@ -1,0 +1,84 @@
+"""TODO"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+Corruption = Callable[[pd.DataFrame], pd.DataFrame]
+
+
+def celsius(rows: pd.DataFrame) -> pd.DataFrame:
+    return rows.assign(temp=(rows["temp"] - 32) / 1.8)
+
+
+def without_carrier(rows: pd.DataFrame) -> pd.DataFrame:
+    return rows.assign(carrier=None)
+
+
+def a_day_ahead_in_every_third(rows: pd.DataFrame) -> pd.DataFrame:
+    return rows.assign(departs=rows["departs"] + pd.to_timedelta(np.where(np.arange(len(rows)) % 3, 0, 24), unit="h"))
+
+
+@dataclass(frozen=True)
+class Fault:
+    """From `first` to before `last` callers send spoiled rows, or labels come `labels`; a window in it must be called `kind`,
+    with a reason that `said` finds. `refused`: the service says 400 to such requests."""
+
+    name: str
+    first: datetime
+    last: datetime
+    kind: str = ""
+    said: str = ""
+    spoil: Corruption | None = None
+    refused: bool = False
+    labels: str = "once"
+
+    def covers(self, start: datetime) -> bool:
+        return self.first <= start < self.last
+
+    def touches(self, week: Mapping[str, Any]) -> bool:
+        return datetime.fromisoformat(week["window"]) < self.last and self.first < week["end"]
+
+    def named(self, weeks: Sequence[Mapping[str, Any]]) -> bool:
+        """Whether the windows that it touches say so; of a fault that is none, that none of them pages."""
+        mine = [week for week in weeks if self.touches(week)]
+        told = [week["kind"] == self.kind and any(re.search(self.said, reason) for reason in week["reasons"]) for week in mine]
+        return bool(mine) and (all(told) if self.kind else not any(week["action"] == "page" for week in mine))
+
+
+FAULTS = (
+    Fault("temperature in Celsius", datetime(2013, 5, 10), datetime(2013, 5, 20), "broken contract", "temp: .*another unit", celsius),
+    Fault("carrier missing for a day", datetime(2013, 6, 12), datetime(2013, 6, 13), "broken contract", "refused.*carrier in", without_carrier,
+          refused=True),
+    Fault("a caller's clock a day ahead", datetime(2013, 7, 9), datetime(2013, 7, 12), "broken contract", "clock is wrong",
+          a_day_ahead_in_every_third),
+    Fault("labels twice", datetime(2013, 7, 29), datetime(2013, 8, 5), labels="twice"),
+    Fault("a week without labels", datetime(2013, 9, 2), datetime(2013, 9, 9), "stale", "no labels", labels="never"),
+)
+
+
+def corrupted(rows: pd.DataFrame, event_time: str, faults: Sequence[Fault]) -> pd.DataFrame:
+    """The rows as callers send them."""
+    times, parts = rows[event_time], [rows]
+    for fault in faults:
+        here = (times >= fault.first) & (times < fault.last)
+        if fault.spoil and here.any():
+            parts = [*parts, fault.spoil(rows[here])]
+    return pd.concat(parts).loc[lambda all_rows: ~all_rows.index.duplicated(keep="last")].sort_index() if len(parts) > 1 else rows
+
+
+def refused(rows: pd.DataFrame, event_time: str, faults: Sequence[Fault]) -> np.ndarray:
+    """A mask of the rows that the service must refuse."""
+    times = rows[event_time]
+    found = [((times >= fault.first) & (times < fault.last)).to_numpy() for fault in faults if fault.refused]
+    return np.any(found, axis=0) if found else np.zeros(len(rows), bool)
+
+
+def labels_of(start: datetime, faults: Sequence[Fault]) -> str:
+    """How often the labels of the window that starts then come: once, twice or never."""
+    return next((fault.labels for fault in faults if fault.covers(start) and fault.labels != "once"), "once")

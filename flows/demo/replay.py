@@ -1,0 +1,153 @@
+"""TODO"""
+
+import asyncio
+import os
+import time
+from concurrent.futures import Future, ProcessPoolExecutor
+from datetime import datetime
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from contracts.core.drift import drift_scores
+from contracts.core.errors import PerennialError
+from contracts.core.loading import load_contract
+from flows.demo.faults import Fault, labels_of
+from flows.demo.figures import _report
+from flows.demo.rivals import rival_probabilities
+from flows.demo.traffic import MODEL, TRAFFIC, TRAINING, YEAR, ReplayTraffic
+from registry.context import demo_home
+
+
+def replay(until: datetime, keep: bool, folder: Path, console: Console, faults: tuple[Fault, ...] = ()) -> dict[str, Any]:
+    """Run the year up to `until`, write report.json and report.html to `folder`, and leave nothing running; with `faults` in
+    what callers send and in the labels."""
+    from deployments import stack
+
+    begun = time.monotonic()
+    home = stack.fresh(demo_home())
+    up = None
+    try:
+        with console.status("starting the Prefect server, its worker and the load balancer …"):
+            os.environ |= stack.environment(home, profile_seconds=0.5)
+            up = stack.up(home)
+            from flows.monitoring.notifications import (
+                WEBHOOK,
+                to_webhook,  # now that Prefect can be told where its server is
+            )
+            to_webhook(os.environ.get(WEBHOOK))
+        _say_where(console, up)
+        report = _run(until, up, begun, console, faults)
+        from flows.demo.report import write
+        write(report, folder)
+        console.print(_summary(report), f"report: {folder / 'report.html'}", sep="\n")
+        if keep:
+            _say_where(console, up)
+            console.print("left running; `perennial down` ends it")
+        return report
+    finally:
+        if up is not None and not keep:
+            with console.status("stopping everything …"):
+                stack.down(home)
+
+
+def _say_where(console: Console, up: Any) -> None:
+    console.print(f"Prefect UI {up.ui}   API {up.url}/{MODEL}/predict   Traefik {up.api}/dashboard/")
+
+
+def _run(until: datetime, up: Any, begun: float, console: Console, faults: tuple[Fault, ...]) -> dict[str, Any]:
+    from flows.ingest import ingest
+    from flows.train import train
+    from registry.context import fetch_version, open_model
+
+    memory, contract = open_model(MODEL), load_contract(MODEL)
+    with console.status("January and February: ingest, train, gate, release …"):
+        ingest(MODEL, YEAR, TRAFFIC)
+        trained = train(MODEL)
+    if trained["outcome"] != "released":
+        raise PerennialError(f"the first model did not pass the gate; run: perennial history {MODEL}")
+    first = trained["version"]
+    rows = contract.source(TRAFFIC, until)
+    traffic = ReplayTraffic(contract, rows, f"{up.url}/{MODEL}/predict", faults)
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        peers = pool.submit(rival_probabilities, str(fetch_version(memory, first)), until)
+        weeks = asyncio.run(_year(traffic, memory, console))
+        with console.status("scoring the frozen and the calendar models …"):
+            frozen, calendar = _result(peers)
+    return _report(traffic, memory, weeks, frozen, calendar, until) | {"seconds": round(time.monotonic() - begun, 1)}
+
+
+def _result(peers: Future) -> tuple[np.ndarray, np.ndarray]:
+    return peers.result(timeout=TRAINING * 2)
+
+
+async def _year(traffic: ReplayTraffic, memory: Any, console: Console) -> list[dict[str, Any]]:
+    """Day after day; a day after a window's end its labels come in and its profiles are judged."""
+    contract, weeks = traffic.contract, []
+    days = {day: np.flatnonzero(traffic.day == day) for day in dict.fromkeys(traffic.day)}
+    ingested = TRAFFIC
+    columns = (TextColumn("{task.description:<34}"), BarColumn(), TextColumn("{task.completed}/{task.total} days"), TimeElapsedColumn())
+    with Progress(*columns, console=console) as progress:
+        bar = progress.add_task("traffic", total=len(days))
+        for day, indices in days.items():
+            window_end = contract.window_of(datetime.fromisoformat(day) - contract.label.matures)[0]
+            if window_end > ingested:
+                progress.update(bar, description=f"{day}: labels and profiles are judged")
+                closed = await asyncio.to_thread(_close_window, memory, ingested, window_end, labels_of(ingested, traffic.faults))
+                ingested, weeks = window_end, [week for week in weeks if week["window"] not in closed] + [*closed.values()]
+                for week in closed.values():
+                    if week["action"] == "retrain":
+                        progress.update(bar, description=f"{day}: {week['kind']}: retraining")
+                        indices = await traffic.trickle(
+                            indices, lambda window=week["window"]: _finished(memory, window), lambda: _canary(memory))
+            progress.update(bar, description=f"{day}: traffic")
+            await traffic.send_day(indices)
+            progress.advance(bar)
+    return weeks
+
+
+def _close_window(memory: Any, start: datetime, end: datetime, labels: str) -> dict[str, dict[str, Any]]:
+    """Take in the labels of a window, and judge all that are due; by the windows' starts."""
+    from flows.ingest import ingest
+    from flows.monitor import monitor
+    from flows.monitoring.windows import due
+    from registry.traffic import ship
+
+    for _ in range({"never": 0, "once": 1, "twice": 2}[labels]):
+        ingest(memory.name, start, end)
+    time.sleep(1.0)  # two rounds of the replicas' profiler
+    ship(memory)
+    judged = {window.isoformat(): monitor(memory.name, window.isoformat()) for window in due(memory)}
+    return {window: _week(memory, window, one["verdict"], one["action"]) for window, one in judged.items()}
+
+
+def _week(memory: Any, window: str, verdict: dict[str, Any], action: str) -> dict[str, Any]:
+    start = datetime.fromisoformat(window)
+    return {"window": window, "start": start.date().isoformat(), "end": start + memory.contract.drift.window, "kind": verdict["kind"],
+            "action": action, "reasons": list(verdict["reasons"]), "distances": drift_scores(verdict["figures"])}
+
+
+def _finished(memory: Any, window: str) -> bool:
+    return memory.ledger.state().claims[window]["state"] != "claimed"
+
+
+def _canary(memory: Any) -> bool:
+    from deployments.routes import routed_challenger
+
+    return bool(routed_challenger(memory.run, memory.name))
+
+
+def _summary(report: dict[str, Any]) -> Table:
+    shown = Table("month", "flights", "live", "frozen", "calendar", title="log loss on the same records (lower is better)")
+    for row in [*report["months"], {"month": "all", **report["total"]}]:
+        shown.add_row(row["month"], f"{row['n']:,}", *(f"{row[f'logloss_{name}']:.4f}" for name in ("live", "frozen", "calendar")))
+    shown.caption = (f"{report['requests_sent']:,} requests, {report['requests_failed']} failed; {report['retrains_triggered']} retrainings, "
+                     f"{report['promotions']} promotions, {report['refusals']} refusals; {report['drift_events']} windows drifted")
+    for fault in report["faults"]:
+        shown.caption += f"\n{fault['from']} {fault['name']}: {'named' if fault['named'] else 'NOT NAMED'}"
+    return shown

@@ -1,0 +1,40 @@
+"""TODO"""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from contracts.core.errors import PerennialError
+from deployments import kustomize
+from flows.releasing.rollout_lock import record_release
+from registry import images
+from registry.context import ModelContext
+
+
+def _kustomization() -> Path | None:
+    """The folder that releases write into, if the environment names one."""
+    folder = os.environ.get("PERENNIAL_KUSTOMIZATION")
+    if folder and not images.configured():
+        raise PerennialError(f"PERENNIAL_KUSTOMIZATION is {folder} and PERENNIAL_IMAGES is not set: a cluster runs images; set both")
+    return Path(folder) if folder else None
+
+
+def release_to_kubernetes(memory: ModelContext, version: str, image: str, folder: Path, decide: Callable[[str | None], Any] | None = None) -> dict[str, Any]:
+    """Name a version champion and write its image into a kustomization: the cluster does the rest, by its own probes.
+
+    What can be wrong with the file is found before the ledger learns anything; a run that was killed between the two is
+    made up for by running it again, or by the reconciler's release of the champion.
+    """
+    before = memory.ledger.state().champion
+    kustomize.pointed_to(folder)
+    decide(before) if decide else memory.ledger.promote(version, expect=before)
+    try:
+        kustomize.point_to(folder, image)
+    except Exception as error:
+        memory.ledger.record("release_failed", {"version": version, "why": f"{type(error).__name__}: {error}"})
+        if before and before != version:
+            memory.ledger.roll_back(f"the image was not written: {error}", to=before)
+        raise
+    record_release(memory, {"version": version, "image": image})
+    return {"outcome": "released", "version": version, "before": before, "replicas": [image], "canary": None, "checked": []}

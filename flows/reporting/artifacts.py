@@ -1,0 +1,96 @@
+"""TODO"""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from prefect.artifacts import create_markdown_artifact
+from prefect.client.orchestration import get_client
+from prefect.runtime import flow_run
+
+from contracts.core.drift import drift_scores
+
+MARKS = {"passed": "✅ passed", "failed": "❌ failed", "insufficient": "❔ insufficient"}
+
+
+def show_data_check(model: str, version: Mapping[str, Any], verdict: Mapping[str, Any]) -> None:
+    figures = verdict["figures"]
+    rules = [(rule["column"], rule["rule"], rule["count"], ", ".join(e["value"] for e in rule["examples"]))
+             for rule in figures["by_rule"]]
+    _show(model, "data-check", _heading(f"Data check of {model}", verdict), (
+        f"{figures['rows']:,} rows of [{version['start']}, {version['end']}); {figures['bad']:,} set aside. "
+        f"Data version `{version['digest'][:12]}` now holds {version['rows']:,} rows."
+    ), table(("column", "rule", "rows", "examples"), rules) if rules else "No rule was broken.")
+
+
+def show_gate(model: str, version: str, verdict: Mapping[str, Any]) -> None:
+    figures = verdict["figures"]
+    challenger, champion = figures["challenger"], figures.get("champion", {})
+    rows = [(name.replace("_", " "), _short(challenger[name]), _short(champion.get(name)))
+            for name in ("rows", "log_loss", "auc", "calibration_error")]
+    rows += [(f"recall of {name}", _short(value), _short(champion.get("recall", {}).get(name)))
+             for name, value in challenger["recall"].items()]
+    rows += [(name, _short(figures[name]), "") for name in ("latency_ms", "size_mb", "disagreement")]
+    slices = [(one["column"], one["value"], one["rows"], f"{one['behind']:+.4f}") for one in figures.get("slices", ())]
+    paired = figures.get("paired")
+    compared = paired and (f"Log loss, challenger minus champion, same rows: **{paired['difference']:+.4f}** "
+                           f"[{paired['low']:+.4f}, {paired['high']:+.4f}]")
+    _show(model, "gate", _heading(f"Gate of {model} `{version[:12]}`", verdict),
+          table(("figure", "challenger", "champion"), rows), compared or "No champion yet: absolute limits only.",
+          table(("slice", "value", "rows", "behind the champion"), slices) if slices else "")
+
+
+def show_window(model: str, window: str, verdict: Mapping[str, Any], action: str, report: str | None) -> None:
+    """`report`: where its page is kept; None where it could not be drawn."""
+    figures = verdict["figures"]
+    far, checks = drift_scores(figures), figures["checks"]
+    ranked = [(name, f"{far[name]:.2f}", *(_short(checks[name].get(check, {}).get("effect")) for check in ("values", "missing", "new")))
+              for name in sorted(far, key=far.get, reverse=True)]
+    _show(model, "window", _heading(f"Window {window} of {model}: {verdict['kind']}", verdict),
+          f"{figures['rows']:,} records answered, {figures['bad']:,} refused. What is done: **{action}**.",
+          f"Report: {f'`{report}`' if report else 'none could be drawn, the log says why'}; with what has happened since: "
+          f"`perennial report {model} --window {window}`.",
+          table(("column", "times its floor", "distance of values", "missing, apart", "never seen, more"), ranked))
+
+
+def show_release(model: str, version: str, released: Mapping[str, Any]) -> None:
+    rows = [(one["url"], one["records"], f"{one['latency_ms']:.1f} ms") for one in released["checked"]]
+    canary = released["canary"]
+    _show(model, "release", f"# Release of {model} `{version[:12]}`: {released['outcome']}",
+          f"Champion before: `{(released['before'] or 'none')[:12]}`.",
+          table(("replica", "sample records answered as by the trainer", "one record in"), rows),
+          *((_heading("Canary", canary), _sides(canary["figures"])) if canary else ("No canary: nothing served before.",)))
+
+
+def _sides(figures: Mapping[str, Any]) -> str:
+    names = [name for name, value in figures["stable"].items() if not isinstance(value, Mapping)]
+    return table(("figure", "champion", "challenger"), [
+        (name.replace("_", " "), _short(figures["stable"][name]), _short(figures["challenger"][name])) for name in names])
+
+
+def tag_run(model: str) -> None:
+    """Give this flow run the model's tag, whoever started it: an automation can't."""
+    with get_client(sync_client=True) as client:
+        client.update_flow_run(flow_run.get_id(), tags=sorted({*flow_run.get_tags(), f"model:{model}"}))
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
+    """A Markdown table."""
+    lines = [tuple(head)] + [tuple(str(cell).replace("|", "\\|") for cell in row) for row in rows]
+    lines.insert(1, ("---",) * len(lines[0]))
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _heading(title: str, verdict: Mapping[str, Any]) -> str:
+    reasons = "\n".join(f"- {reason}" for reason in verdict["reasons"])
+    return f"# {title}: {MARKS[verdict['outcome']]}\n\n{reasons}"
+
+
+def _short(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
+
+
+def _show(model: str, name: str, *parts: str) -> None:
+    create_markdown_artifact("\n\n".join(part for part in parts if part), key=re.sub(r"[^a-z0-9]+", "-", f"{model}-{name}".lower()))

@@ -1,0 +1,101 @@
+"""TODO"""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from rich.table import Table
+
+from contracts.core.errors import PerennialError
+from contracts.core.loading import contract_of_module, load_contract
+from registry import models
+from registry.context import ModelContext, open_model
+
+
+def facts(model: str) -> dict[str, Any]:
+    """The champion, its lineage, the newest data, the last window and the replicas on this machine."""
+    from deployments import (
+        fleet,  # the other questions need none of these
+        routes,
+    )
+    from flows.monitoring.outcomes import unlabelled_windows
+    from registry import data
+
+    memory = open_model(model)
+    state = memory.ledger.state()
+    versions = data.versions(memory.store, memory.name)
+    windows = [{"window": key, **judged} for key, judged in state.windows.items()]
+    return {
+        "model": memory.name, "store": memory.store.address, "versions": len(state.versions),
+        "champion": state.champion, "previous": state.previous, "aliases": state.aliases,
+        "data": versions[-1].as_json() if versions else None,
+        "last_window": windows[-1] if windows else None,
+        "unlabelled": unlabelled_windows(memory) if versions else [],
+        "open_alerts": state.open_alerts,
+        "open_claims": [key for key, claim in state.claims.items() if claim["state"] == "claimed"],
+        "replicas": [{"url": one.url, "version": one.version, "pid": one.pid} for one in fleet.running(memory.run, memory.name)],
+        "routed": routes.routed(memory.run, memory.name), "callers": routes.address(memory.run, memory.name),
+    }
+
+
+def table(found: dict[str, Any]) -> Table:
+    shown = Table(show_header=False, title=found["model"])
+    shown.add_column(no_wrap=True)
+    shown.add_column(overflow="fold")  # a digest is there to be copied
+    window = found["last_window"]
+    rows = {
+        "store": found["store"], "champion": found["champion"] or "none: perennial train " + found["model"],
+        "previous": found["previous"] or "", "versions": str(found["versions"]),
+        "data": f"{found['data']['rows']:,} rows up to {found['data']['end']}" if found["data"] else "none",
+        "last window": f"{window['window']}: {window['verdict']['kind']}" if window else "none judged",
+        "waits for labels": "\n".join(f"{one['window']}: {one['rows']:,} predictions, log loss {one['log_loss']:.3f} (estimate)"
+                                      for one in found["unlabelled"]) or "nothing",
+        "retraining": ", ".join(found["open_claims"]) or "none in flight",
+        "alerts": "\n".join(f"{one['kind']} since {one['since']}: {one['doing']}" for one in found["open_alerts"]) or "none open",
+        "callers ask": f"POST {found['callers']}/predict" if found["callers"] else "nothing here: perennial serve " + found["model"],
+        "replicas": "\n".join(f"{one['url']} {one['version'][:12]} (pid {one['pid']})" for one in found["replicas"]) or "none here",
+    }
+    for name, value in rows.items():
+        shown.add_row(name, value)
+    return shown
+
+
+def events(memory: ModelContext) -> list[dict[str, Any]]:
+    """Every event with a line on what it is about."""
+    return [{"seq": event.seq, "at": event.at, "by": event.by, "kind": event.kind, "about": _about(event.data), "data": event.data}
+            for event in memory.ledger.events()]
+
+
+def _about(facts_of: dict[str, Any]) -> str:
+    parts = [str(facts_of[name])[:12] for name in ("version", "to", "data") if isinstance(facts_of.get(name), str)]
+    parts += [str(facts_of[name]) for name in ("key", "outcome", "reason", "why") if facts_of.get(name)]
+    verdict = facts_of.get("verdict")
+    if verdict:
+        why = ": " + "; ".join(verdict["reasons"]) if verdict["outcome"] != "passed" else ""
+        parts.append(f"{verdict['outcome']} {verdict['kind']}".strip() + why)
+    return " ".join(parts)
+
+
+def described(name: str) -> dict[str, Any]:
+    """A contract's description: of a contract here, of a .py file, or as kept with a version (flights@champion)."""
+    if "@" in name:
+        model, _, ref = name.partition("@")
+        memory = open_model(model)
+        version = models.resolve(memory.ledger, ref)
+        return json.loads(memory.store.get(f"models/{memory.name}/{version}/contract.json"))
+    if not name.endswith(".py"):
+        return load_contract(name).describe()
+    if not Path(name).is_file():
+        raise PerennialError(f"no file {name}; name a contract, a .py file or model@version")
+    return contract_of_module(name, lambda: _run(name)).describe()
+
+
+def _run(file: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"compared_{abs(hash(file))}", file)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # inspect.getsource of a class asks here
+    spec.loader.exec_module(module)
+    return module

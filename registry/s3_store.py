@@ -1,0 +1,51 @@
+"""TODO"""
+
+from contextlib import suppress
+
+from botocore.exceptions import ClientError
+
+from contracts.core.errors import Conflict, NotFound
+
+
+class S3Store:
+    """A bucket and a prefix, with conditional writes."""
+
+    def __init__(self, bucket: str, prefix: str):
+        self.bucket, self.prefix = bucket, f"{prefix}/" if prefix else ""
+        self.address = f"s3://{bucket}/{prefix}".rstrip("/")
+        import boto3  # a folder needs none of it, and it takes its time
+        from botocore.config import Config
+
+        self.client = boto3.client("s3", config=Config(retries={"mode": "standard", "max_attempts": 4}))
+
+    def read(self, key: str) -> tuple[bytes, str]:
+        try:
+            found = self.client.get_object(Bucket=self.bucket, Key=self.prefix + key)
+        except self.client.exceptions.NoSuchKey:
+            raise NotFound(f"nothing under {key!r} in {self.address}") from None
+        return found["Body"].read(), found["ETag"]
+
+    def get(self, key: str) -> bytes:
+        return self.read(key)[0]
+
+    def create(self, key: str, content: bytes) -> None:
+        self._put(key, content, IfNoneMatch="*")
+
+    def swap(self, key: str, content: bytes, tag: str) -> None:
+        self._put(key, content, IfMatch=tag)
+
+    def _put(self, key: str, content: bytes, **condition: str) -> None:
+        try:
+            self.client.put_object(Bucket=self.bucket, Key=self.prefix + key, Body=content, **condition)
+        except ClientError as error:
+            if error.response["Error"]["Code"] in ("PreconditionFailed", "ConditionalRequestConflict"):
+                raise Conflict(f"{key} is there already or has changed in {self.address}") from None
+            raise
+
+    def list(self, prefix: str) -> list[str]:
+        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self.prefix + prefix)
+        return sorted(one["Key"].removeprefix(self.prefix) for page in pages for one in page.get("Contents", ()))
+
+    def remove(self, key: str) -> None:
+        with suppress(ClientError):  # whoever may not delete here leaves it
+            self.client.delete_object(Bucket=self.bucket, Key=self.prefix + key)

@@ -1,0 +1,204 @@
+"""TODO"""
+
+import re
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timedelta
+from itertools import repeat
+from operator import eq, ge, gt, le, lt, ne
+from typing import Annotated, Any
+
+import msgspec
+import numpy as np
+import pydantic
+from msgspec.structs import astuple
+
+from contracts.core.contract import Contract
+from contracts.core.features import Columns
+from service.limits import MOST_RECORDS
+
+SAMPLE_HEADERS = {"perennial-sample": "1"}  # headers of a release's own check: answered as any request, but not counted as traffic
+BAD_BODY = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)  # a ValidationError is a DecodeError
+EPOCH, SECOND, NO_TIME = datetime(1970, 1, 1), timedelta(seconds=1), np.iinfo(np.int64).min
+
+BOUNDS = {
+    "greater_than_or_equal_to": "ge", "greater_than": "gt", "less_than_or_equal_to": "le", "less_than": "lt",
+    "equal_to": "eq", "not_equal_to": "ne", "notin": "notin", "str_contains": "contains", "str_startswith": "startswith",
+    "str_endswith": "endswith"}
+HOLDS = {
+    "ge": ge, "gt": gt, "le": le, "lt": lt, "eq": eq, "ne": ne, "isin": lambda value, allowed: value in allowed,
+    "notin": lambda value, forbidden: value not in forbidden, "contains": lambda text, pattern: re.search(pattern, text),
+    "matches": lambda text, pattern: re.match(pattern, text), "startswith": str.startswith, "endswith": str.endswith}
+BY_SIZE, BY_TEXT = {"ge", "gt", "le", "lt"}, {"pattern", "min_length", "max_length"}
+PARSED = {float: BY_SIZE, int: BY_SIZE, str: BY_TEXT}  # what msgspec checks; `HOLDS` has the rest
+
+
+def constraints(contract: Contract, name: str) -> dict[str, Any]:
+    """A column's rules by short names; those in PARSED are what msgspec and pydantic call them."""
+    found: dict[str, Any] = {}
+    for check in contract.columns[name].checks:
+        facts = check.statistics
+        if check.name in BOUNDS:
+            found[BOUNDS[check.name]] = next(iter(facts.values()))
+        elif check.name == "in_range":
+            found["ge" if facts["include_min"] else "gt"] = facts["min_value"]
+            found["le" if facts["include_max"] else "lt"] = facts["max_value"]
+        elif check.name == "isin" and contract.python_type(name) is not str:
+            found["isin"] = facts["allowed_values"]  # of text, a value that training never saw is a prediction
+        elif check.name == "str_matches":
+            found["pattern" if _anchored(facts["pattern"]) else "matches"] = facts["pattern"]
+        elif check.name == "str_length":
+            ends = {f"{end}_length": facts.get("exact_value") or facts.get(f"{end}_value") for end in ("min", "max")}
+            found |= {end: length for end, length in ends.items() if length}
+    return found
+
+
+def _anchored(pattern: Any) -> bool:
+    """Whether msgspec, which searches, finds it only where Pandera, which matches from the start, does."""
+    return isinstance(pattern, str) and pattern.startswith("^") and "|" not in pattern
+
+
+class RequestSchema:
+    """Parses the bodies of POST /predict into columns, or says what is wrong with every record."""
+
+    def __init__(self, contract: Contract):
+        self.contract = contract
+        self.types = {name: self._type(name) for name in contract.sent_columns}
+        required = [(name, kind) for name, kind in self.types.items() if not contract.may_lack(name)]
+        optional = [(name, kind, None) for name, kind in self.types.items() if contract.may_lack(name)]
+        self.record = msgspec.defstruct("Record", required + optional, gc=False)
+        many = Annotated[list[self.record], msgspec.Meta(min_length=1, max_length=MOST_RECORDS)]
+        self.decoder = msgspec.json.Decoder(msgspec.defstruct("Request", [("records", many)]))
+        self.others = {name: rules for name in self.types if (rules := self._others(name))}
+        arrays = {str: _texts, datetime: _seconds}
+        self.arrays = {name: arrays.get(contract.python_type(name), _numbers) for name in self.types}
+
+    def _type(self, name: str) -> Any:
+        kind, rules = self.contract.python_type(name), self._parsed(name)
+        if kind is datetime:
+            rules = {"tz": False}
+        elif kind is float:
+            rules = {rule: float(bound) for rule, bound in rules.items()}
+        elif kind is int:
+            rules = _within(np.iinfo(self.contract.columns[name].dtype.type), rules)
+        bound = Annotated[kind, msgspec.Meta(**rules)] if rules else kind
+        return bound | None if self.contract.may_lack(name) else bound
+
+    def _parsed(self, name: str) -> dict[str, Any]:
+        known = PARSED.get(self.contract.python_type(name), ())
+        return {rule: bound for rule, bound in constraints(self.contract, name).items() if rule in known}
+
+    def _others(self, name: str) -> dict[str, Any]:
+        known = self._parsed(name)
+        return {rule: bound for rule, bound in constraints(self.contract, name).items() if rule not in known}
+
+    def parse(self, body: bytes) -> list[Any]:
+        """The records of a body; raises one of BAD_BODY, then ask `faults`."""
+        records = self.decoder.decode(body).records
+        for name, rules in self.others.items():
+            values = [value for record in records if (value := getattr(record, name)) is not None]
+            for rule, bound in rules.items():
+                if not all(map(HOLDS[rule], values, repeat(bound))):
+                    raise msgspec.ValidationError(f"{name}: expected {rule} {bound}")
+        return records
+
+    def columns(self, records: Sequence[Any]) -> Columns:
+        """The records, one or more, as arrays."""
+        values = dict(zip(self.record.__struct_fields__, zip(*map(astuple, records))))
+        return {name: array(values[name]) for name, array in self.arrays.items()}
+
+    def _broken(self, name: str, value: Any) -> str | None:
+        for rule, bound in self.others.get(name, {}).items():
+            if value is not None and not HOLDS[rule](value, bound):
+                return f"expected {rule} {bound}"
+        return None
+
+    def event_times(self, body: bytes, records: Iterable[int | None]) -> np.ndarray:
+        """When the refused records say that they happened, a time zone apart; NaT where that can't be read."""
+        wanted = set(records)
+        sent = msgspec.json.decode(body)["records"] if wanted - {None} else []
+        return np.array([self._event_time(sent, index) for index in wanted], "datetime64[s]")
+
+    def _event_time(self, sent: list[Any], index: int | None) -> datetime | None:
+        try:
+            return msgspec.convert(sent[index][self.contract.event_time], datetime).replace(tzinfo=None)
+        except (msgspec.ValidationError, TypeError, KeyError, IndexError):
+            return None
+
+    def faults(self, body: bytes, refusal: Exception) -> list[dict[str, Any]]:
+        """Every fault of a body that `parse` refused with `refusal`: record's index, field, rule and value."""
+        try:
+            request = msgspec.json.decode(body)
+            records = request["records"]
+        except BAD_BODY as error:
+            return [_fault(None, None, f"the body is not JSON: {error}")]
+        except (TypeError, KeyError):
+            return [_fault(None, "records", 'the body must be {"records": [...]}')]
+        if not isinstance(records, list) or not 1 <= len(records) <= MOST_RECORDS:
+            found = len(records) if isinstance(records, list) else type(records).__name__
+            return [_fault(None, "records", f"expected a list of 1 to {MOST_RECORDS} records, got {found}")]
+        found = [fault for index, record in enumerate(records) for fault in self._record_faults(index, record)]
+        return found or [_said(refusal)]  # a key that is there twice: plain JSON keeps the last value, `parse` minds both
+
+    def _record_faults(self, index: int, record: Any) -> Iterable[dict[str, Any]]:
+        if not isinstance(record, dict):
+            yield _fault(index, None, f"expected an object, got {type(record).__name__}")
+            return
+        for name, kind in self.types.items():
+            if name not in record:
+                if not self.contract.may_lack(name):
+                    yield _fault(index, name, "required field is missing")
+                continue
+            try:
+                value = msgspec.convert(record[name], kind)
+                rule = self._broken(name, value)
+            except msgspec.ValidationError as error:
+                rule = str(error)
+            if rule:
+                yield _fault(index, name, rule, record[name])
+
+    def documented(self) -> type[pydantic.BaseModel]:
+        """The same record as a pydantic model, for BentoML's OpenAPI."""
+        return pydantic.create_model("Record", **{name: self._documented_field(name) for name in self.types})
+
+    def _documented_field(self, name: str) -> tuple[Any, Any]:
+        spec, kind = self.contract.columns[name], self.contract.python_type(name)
+        unit = spec.metadata["unit"]
+        description = f"{spec.description} [{unit}]" if unit else spec.description
+        known = [check.statistics["allowed_values"] for check in spec.checks if check.name == "isin"]
+        extra = {"unit": unit, "source": spec.metadata["source"], "known_values": sorted(known[0]) if known else None}
+        extra["rules"] = [f"{rule} {bound}" for rule, bound in self._others(name).items()]
+        extra = {fact: value for fact, value in extra.items() if value}
+        field = {"description": description, "json_schema_extra": extra, **self._parsed(name)}
+        if self.contract.may_lack(name):
+            return kind | None, pydantic.Field(default=None, **field)
+        return kind, pydantic.Field(**field)
+
+
+def _texts(values: tuple) -> np.ndarray:
+    return np.array(values, object)
+
+
+def _numbers(values: tuple) -> np.ndarray:
+    return np.fromiter(values, np.float64, len(values))
+
+
+def _seconds(values: tuple) -> np.ndarray:
+    # numpy's own conversion of datetimes takes five times as long.
+    whole = (NO_TIME if value is None else (value - EPOCH) // SECOND for value in values)
+    return np.fromiter(whole, np.int64, len(values)).view("datetime64[s]")
+
+
+def _within(largest: np.iinfo, rules: dict[str, Any]) -> dict[str, Any]:
+    """The rules, and at an end without one what the column's type can hold."""
+    least = {} if {"ge", "gt"} & rules.keys() else {"ge": int(largest.min)}
+    most = {} if {"le", "lt"} & rules.keys() else {"le": int(largest.max)}
+    return rules | least | most
+
+
+def _said(refusal: Exception) -> dict[str, Any]:
+    index = re.search(r"\$\.records\[(\d+)\]", str(refusal))
+    return _fault(int(index[1]) if index else None, None, str(refusal))
+
+
+def _fault(record: int | None, field: str | None, rule: str, value: Any = None) -> dict[str, Any]:
+    return {"record": record, "field": field, "rule": rule, "value": value}
