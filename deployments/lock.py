@@ -1,4 +1,4 @@
-"""Write requirements.txt and requirements-service.txt: every package pinned by hash, no index named."""
+"""Write the lock files, requirements*.txt: every package pinned by version and hash, no index named."""
 
 import os
 import subprocess
@@ -13,17 +13,19 @@ COMPILE = ["uv", "pip", "compile", "--quiet", "--universal", "--python-version",
 def main() -> None:
     environ = os.environ | {"UV_CUSTOM_COMPILE_COMMAND": "make lock",
                             "PATH": f"{ROOT / '.venv' / 'bin'}{os.pathsep}{os.environ['PATH']}"}
-    everything = [*COMPILE, "--extra", "dev", "pyproject.toml", "-o", "requirements.txt"]
-    subprocess.run(everything, cwd=ROOT, env=environ, check=True)
+    command = [*COMPILE, "--extra", "dev", "pyproject.toml", "-o", "requirements.txt"]
+    subprocess.run(command, cwd=ROOT, env=environ, check=True)
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     for peers in sorted(ROOT.glob("tests/bench/peers/*.in")):
-        subprocess.run([*COMPILE, *_left_out(peers), peers, "-o", peers.with_suffix(".txt")], cwd=ROOT, env=environ, check=True)
-    served = [*COMPILE, "--constraint", "requirements.txt", "-", "-o", "requirements-service.txt"]
-    subprocess.run(served, cwd=ROOT, env=environ, check=True, input="\n".join(extras["service"]), text=True)
+        command = [*COMPILE, *_omitted(peers), str(peers), "-o", str(peers.with_suffix(".txt"))]
+        subprocess.run(command, cwd=ROOT, env=environ, check=True)
+    command = [*COMPILE, "--constraint", "requirements.txt", "-", "-o", "requirements-service.txt"]
+    packages = "\n".join(extras["service"])
+    subprocess.run(command, cwd=ROOT, env=environ, check=True, input=packages, text=True)
 
 
-def _left_out(peers: Path) -> list[str]:
-    """Packages that others ask for and nobody needs: each environment has setuptools, and `xgboost-cpu` is `xgboost`."""
+def _omitted(peers: Path) -> list[str]:
+    """uv's options to omit packages that are not needed: setuptools, and `xgboost` beside `xgboost-cpu`."""
     cuda = ["xgboost", "nvidia-nccl-cu12", "nvidia-nccl-cu13"] if "xgboost-cpu" in peers.read_text() else []
     return [word for name in ("setuptools", *cuda) for word in ("--no-emit-package", name)]
 

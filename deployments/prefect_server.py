@@ -1,12 +1,12 @@
-"""TODO"""
+"""The Prefect server and worker of this machine: start them, and register the deployments of prefect.yaml."""
 
 import subprocess
 import sys
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from contracts.core.errors import DeployFailed
-from deployments.processes import port_or_free, spawn, wait_for
+from contracts.core.errors import Unavailable
+from deployments import processes
 
 ROOT = Path(__file__).parent.parent
 POOL = "perennial"
@@ -14,7 +14,7 @@ PREFECT = [sys.executable, "-m", "prefect", "--no-prompt"]
 
 
 def environment(home: Path, port: int) -> dict[str, str]:
-    """What every client of the server that lives in `home` needs to know."""
+    """The variables of a server that keeps its data in `home` and listens on `port`, and of its clients."""
     return {
         "PREFECT_HOME": str(home / "prefect"), "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1", "PREFECT_WORKER_QUERY_SECONDS": "1",
@@ -23,23 +23,21 @@ def environment(home: Path, port: int) -> dict[str, str]:
 
 
 def start_server(run: Path, api: str, seconds: float = 90) -> None:
-    """Start the server whose API is to be at `api`, and wait until it answers."""
+    """Start a server with its API at the url `api`, and wait until it answers."""
     command = [*PREFECT, "server", "start", "--host", "127.0.0.1", "--port", str(urlsplit(api).port)]
-    wait_for(spawn(command, run / "logs" / "prefect-server.log", {}), f"{api}/health", seconds)
+    server = processes.spawn(command, run / "logs" / "prefect-server.log", {})
+    processes.wait_until_answering(server, f"{api}/health", seconds)
 
 
 def deploy() -> None:
-    """Make the work pool and register what prefect.yaml declares; safe to repeat."""
+    """Create the work pool and register the deployments of prefect.yaml; safe to repeat."""
     for command in (["work-pool", "create", POOL, "--type", "process", "--overwrite"], ["deploy", "--all"]):
-        said = subprocess.run([*PREFECT, *command], cwd=ROOT, capture_output=True, text=True, check=False)
-        if said.returncode:
-            raise DeployFailed(f"`prefect {' '.join(command)}` failed; is PREFECT_API_URL right?\n{said.stdout}{said.stderr}")
+        done = subprocess.run([*PREFECT, *command], cwd=ROOT, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise Unavailable(f"`prefect {' '.join(command)}` failed; is PREFECT_API_URL right?\n"
+                               f"{done.stdout}{done.stderr}")
 
 
 def start_worker(run: Path) -> None:
-    """Start a process worker; the runs that it starts know this process's addresses."""
-    spawn([*PREFECT, "worker", "start", "--pool", POOL], run / "logs" / "prefect-worker.log", {})
-
-
-def free_port(port: int = 4200) -> int:
-    return port_or_free(port)
+    """Start a worker of the process pool; its runs inherit this process's environment."""
+    processes.spawn([*PREFECT, "worker", "start", "--pool", POOL], run / "logs" / "prefect-worker.log", {})

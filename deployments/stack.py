@@ -1,4 +1,4 @@
-"""The whole of Perennial on one machine, from nothing to serving, and back to nothing."""
+"""A complete stack in one folder: Prefect server, worker and load balancer; start it, stop it."""
 
 import os
 import shutil
@@ -6,19 +6,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deployments import fleet, load_balancer, prefect_server
+from deployments.processes import available_port
 
 
 @dataclass(frozen=True)
 class Addresses:
-    """Where people and callers look."""
+    """Urls of the Prefect UI, of the load balancer for callers, and of the load balancer's API."""
 
     ui: str
     url: str
     api: str
 
 
-def fresh(home: Path) -> Path:
-    """An empty home; what an earlier run left running there is ended first."""
+def reset_home(home: Path) -> Path:
+    """Make `home` an empty folder, after ending what an earlier stack left running there."""
     down(home)
     shutil.rmtree(home, ignore_errors=True)
     home.mkdir(parents=True)
@@ -26,20 +27,20 @@ def fresh(home: Path) -> Path:
 
 
 def environment(home: Path, profile_seconds: float = 5.0) -> dict[str, str]:
-    """The addresses that every process of the stack in `home` must know; the Prefect server's port is chosen here."""
-    return prefect_server.environment(home, prefect_server.free_port()) | {
+    """The environment of every process of the stack in `home`; chooses a free port for the Prefect server."""
+    return prefect_server.environment(home, available_port(4200)) | {
         "PERENNIAL_STORE": str(home / "store"), "PERENNIAL_RUN": str(home / "run"),
         "PERENNIAL_PROFILE_SECONDS": str(profile_seconds)}
 
 
 def up(home: Path) -> Addresses:
-    """Start server, worker and balancer in `home`, under the `environment` that the caller has set."""
+    """Start server, worker and load balancer in `home`; the caller has set the `environment`."""
     run, api = home / "run", os.environ["PREFECT_API_URL"]
     prefect_server.start_server(run, api)
-    front = load_balancer.start(run)
+    balancer = load_balancer.start(run)
     prefect_server.deploy()
     prefect_server.start_worker(run)
-    return Addresses(api.removesuffix("/api"), front.url, front.api)
+    return Addresses(api.removesuffix("/api"), balancer.url, balancer.api)
 
 
 def down(home: Path) -> None:

@@ -132,7 +132,7 @@ def _address(model: str) -> str | None:
     from registry.context import open_model
 
     memory = open_model(model)
-    found = routes.address(memory.run, memory.name)
+    found = routes.model_url(memory.run, memory.name)
     return f"POST {found}/predict" if found else None
 
 
@@ -208,12 +208,12 @@ def report(
     from flows.reporting import window_report
     from flows.reporting.pages import report as page
     from registry.context import open_model
-    from service.profiles import write_whole
+    from service.files import write_atomically
 
     memory = open_model(model)
     named = window.isoformat() if window else window_report.newest(memory)
     content, file = page(memory, named), out or Path("build") / window_report.key(memory, named)
-    write_whole(file, content)
+    write_atomically(file, content)
     console.print(f"{model}: window {named}: {file}", highlight=False, soft_wrap=True)
 
 
@@ -232,9 +232,9 @@ def serve(model: Model, port: Annotated[int, typer.Option(help="The balancer's; 
         try:
             url = serve_champion(memory, port)
             console.print(f"{model} serves at [bold]{url}/{memory.name}/predict[/]; Ctrl-C ends it")
-            load_balancer.wait(memory.run)
+            load_balancer.wait_until_stopped(memory.run)
         finally:
-            fleet.end(memory.run, memory.name)
+            fleet.stop_model(memory.run, memory.name)
 
 
 @app.command()
@@ -300,7 +300,7 @@ def metrics(
 def down(model: Annotated[str | None, typer.Argument(help="Only this one; default: all that runs in PERENNIAL_RUN, and what "
                                                       "`demo --keep` left.")] = None) -> None:
     """End what serves on this machine: replicas, the load balancer, and the demo's servers. Callers get no answer then."""
-    from deployments import fleet
+    from deployments import fleet, routes
     from registry.context import demo_home, open_model, run_folder
 
     def ended(run: Path, names: list[str], end: Callable[[], None]) -> None:
@@ -310,9 +310,9 @@ def down(model: Annotated[str | None, typer.Argument(help="Only this one; defaul
 
     if model:
         name, run = open_model(model).name, run_folder()
-        return ended(run, [name] if name in fleet.models(run) else [], lambda: fleet.end(run, name))
+        return ended(run, [name] if name in routes.routed_models(run) else [], lambda: fleet.stop_model(run, name))
     for run in (run_folder(), demo_home() / "run"):
-        ended(run, fleet.models(run), lambda run=run: fleet.stop_all(run))
+        ended(run, routes.routed_models(run), lambda run=run: fleet.stop_all(run))
 
 
 @app.command()

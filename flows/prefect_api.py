@@ -1,6 +1,6 @@
 """TODO"""
 
-from contracts.core.errors import PrefectAway
+from contracts.core.errors import Unavailable
 
 
 def require_prefect() -> None:
@@ -10,4 +10,4 @@ def require_prefect() -> None:
 
     url = PREFECT_API_URL.value()
     if url and (error := get_client(sync_client=True).api_healthcheck()):
-        raise PrefectAway(f"no Prefect server answers at {url}: {error}; start it, or mend or unset PREFECT_API_URL")
+        raise Unavailable(f"no Prefect server answers at {url}: {error}; start it, or mend or unset PREFECT_API_URL")

@@ -16,7 +16,7 @@ from deltalake.exceptions import DeltaError, TableNotFoundError
 
 from contracts.core.contract import Contract
 from contracts.core.digests import digest_of
-from contracts.core.errors import NoData, PerennialError
+from contracts.core.errors import NotFound, PerennialError
 from registry.store import Store
 
 MARK = "perennial"  # the commit's metadata that holds the reference, and the id that makes appends conflict
@@ -57,7 +57,7 @@ def append(store: Store, contract: Contract, frame: pd.DataFrame, start: datetim
     Of a batch that overlaps older ones, rows whose key is there already are left out.
     """
     if frame.empty:
-        raise NoData(f"{contract.name}: no row in [{start}, {end}) to ingest; name a window that has some")
+        raise NotFound(f"{contract.name}: no row in [{start}, {end}) to ingest; name a window that has some")
     table, batch, window = f"data/{contract.name}", content_digest(frame), (start.isoformat(), end.isoformat())
     for _ in range(TRIES):
         known = versions(store, contract.name)
@@ -122,10 +122,10 @@ def versions(store: Store, model: str) -> list[DataVersion]:
 
 
 def newest(store: Store, model: str) -> DataVersion:
-    """The newest version; raises NoData."""
+    """The newest version; raises NotFound."""
     known = versions(store, model)
     if not known:
-        raise NoData(f"{model}: nothing ingested in {store.address}; run: perennial ingest {model} --start … --end …")
+        raise NotFound(f"{model}: nothing ingested in {store.address}; run: perennial ingest {model} --start … --end …")
     return known[-1]
 
 

@@ -16,11 +16,12 @@ from typing import Any
 import docker
 import requests
 import yaml
-from docker.errors import APIError, BuildError, DockerException, ImageNotFound, NotFound
+from docker.errors import APIError, BuildError, ImageNotFound, NotFound
+from docker.errors import DockerException as DockerException
 from docker.models.images import Image
 
 from contracts.core.digests import digest_of
-from contracts.core.errors import ImageFailed, NoEngine
+from contracts.core.errors import ReleaseFailed, Unavailable
 
 ROOT = Path(__file__).parent.parent
 LOCK, RECIPE = ROOT / "requirements-service.txt", Path(__file__).parent / "runtime.Dockerfile"
@@ -44,9 +45,9 @@ class Images:
     network: str | None = None
 
     def repository(self, name: str) -> str:
-        """Where images of that name are kept; ImageFailed where docker takes no such name."""
+        """Where images of that name are kept; ReleaseFailed where docker takes no such name."""
         if not re.fullmatch(REPOSITORY, name):
-            raise ImageFailed(f"{name!r} can't name an image: docker takes a-z, 0-9, and single _, . or - between them; rename the "
+            raise ReleaseFailed(f"{name!r} can't name an image: docker takes a-z, 0-9, and single _, . or - between them; rename the "
                               "contract, or unset PERENNIAL_IMAGES to serve it as processes")
         return f"{self.address}/{name}"
 
@@ -69,7 +70,7 @@ def _engine(where: str) -> docker.DockerClient:
     try:
         return docker.from_env(timeout=120)
     except DockerException as error:
-        raise NoEngine(f"no container engine answers at {where}; start it, or unset PERENNIAL_IMAGES to serve "
+        raise Unavailable(f"no container engine answers at {where}; start it, or unset PERENNIAL_IMAGES to serve "
                        f"from processes ({error})") from None
 
 
@@ -108,7 +109,7 @@ def _built(images: Images, base: Image, name: str) -> Image:
             buildargs={"BASE": base.id} | index)[0]
     except BuildError as error:
         said = "".join(part.get("stream", "") for part in error.build_log)
-        raise ImageFailed(f"the runtime image on {images.base} was not built: {error.msg}; a build without network needs "
+        raise ReleaseFailed(f"the runtime image on {images.base} was not built: {error.msg}; a build without network needs "
                           f"PERENNIAL_BUILD_NETWORK=host\n{said[-2000:]}") from None
 
 
@@ -180,7 +181,7 @@ def push(images: Images, image: Image, name: str, label: str) -> str:
         sent = next(part["aux"]["Digest"] for part in parts if "Digest" in part.get("aux", {}))
         held = engine().images.get_registry_data(f"{repository}:{label}").id
     if held != sent:
-        raise ImageFailed(f"{repository}:{label} holds {held}, but {sent} was pushed: somebody else writes this name; "
+        raise ReleaseFailed(f"{repository}:{label} holds {held}, but {sent} was pushed: somebody else writes this name; "
                           f"look there, then run the command again")
     return f"{repository}@{held}"
 
@@ -200,4 +201,4 @@ def _said(trouble: str) -> Iterator[None]:
     try:
         yield
     except (DockerException, requests.RequestException) as error:
-        raise ImageFailed(f"{trouble} ({str(error).strip()})") from None
+        raise ReleaseFailed(f"{trouble} ({str(error).strip()})") from None

@@ -11,7 +11,7 @@ from functools import reduce
 from typing import Any
 
 from contracts.core.digests import canonical_json, digest_of
-from contracts.core.errors import BrokenChain, Conflict, NotAllowed, NothingToRollBackTo, PerennialError, PromotionLost
+from contracts.core.errors import Conflict, Corrupt, NotAllowed, NotFound, PerennialError
 from contracts.core.policies import Drift
 from contracts.core.verdict import Verdict
 from registry.store import Store
@@ -130,11 +130,11 @@ class Ledger:
         self._known: list[Event] = []
 
     def events(self) -> list[Event]:
-        """All events, their chain verified; raises BrokenChain."""
+        """All events, their chain verified; raises Corrupt."""
         keys = self.store.list(f"ledger/{self.model}/")
         for seq, key in enumerate(keys[len(self._known):], start=len(self._known)):
             if key != self._key(seq):
-                raise BrokenChain(f"{self.model}: {key} is where {self._key(seq)} should be in {self.store.address}; restore event {seq} "
+                raise Corrupt(f"{self.model}: {key} is where {self._key(seq)} should be in {self.store.address}; restore event {seq} "
                                   "from a backup, or remove what is no event")
             self._known.append(self._read(seq))
         return list(self._known)
@@ -143,13 +143,13 @@ class Ledger:
         try:
             stored = json.loads(self.store.get(self._key(seq)))
             if stored.pop("format") != FORMAT:
-                raise BrokenChain(f"{self.model}: event {seq} has another format than {FORMAT}; upgrade perennial")
+                raise Corrupt(f"{self.model}: event {seq} has another format than {FORMAT}; upgrade perennial")
             digest, event = stored.pop("digest"), Event(**stored)
             appended = (event.seq, event.prev, event.digest) == (seq, self._head(seq), digest)
         except (ValueError, KeyError, TypeError, AttributeError):  # torn, or other JSON than an event's
             appended = False
         if not appended:
-            raise BrokenChain(f"{self.model}: event {seq} is not the one that was appended; restore {self._key(seq)} in "
+            raise Corrupt(f"{self.model}: event {seq} is not the one that was appended; restore {self._key(seq)} in "
                               f"{self.store.address} from a backup")
         return event
 
@@ -180,7 +180,7 @@ class Ledger:
             except Conflict:
                 continue
             return event
-        raise PromotionLost(f"{self.model}: {TRIES} other writers came first; try again")
+        raise Conflict(f"{self.model}: {TRIES} other writers came first; try again")
 
     def record(self, kind: str, data: dict[str, Any], once: tuple[str, ...] = ()) -> Event | None:
         """Append an event; where `once` names fields, not a second one with equal values in them."""
@@ -202,16 +202,16 @@ class Ledger:
         return self.decide(decision)
 
     def promote(self, version: str, *, expect: str | None) -> Event | None:
-        """Make a version champion in place of `expect`; raises NotAllowed or PromotionLost."""
+        """Make a version champion in place of `expect`; raises NotAllowed or Conflict."""
         def decision(state: State):
             if state.champion == version:
                 return None
             if state.champion is None and expect:
-                raise PromotionLost(f"{self.model}: {version[:12]} was not promoted in place of {expect[:12]}: there is no champion; "
+                raise Conflict(f"{self.model}: {version[:12]} was not promoted in place of {expect[:12]}: there is no champion; "
                                     f"run: perennial train {self.model}")
             if state.champion != expect:
                 winner = state.promoted[state.champion]
-                raise PromotionLost(
+                raise Conflict(
                     f"{self.model}: {version[:12]} was not promoted: {state.champion[:12]} was, by {winner.by} at "
                     f"{winner.at}; judge it against that one: perennial train {self.model}")
             self._must_allow(state, version, expect)
@@ -235,7 +235,7 @@ class Ledger:
         def decision(state: State):
             target = to or state.previous
             if target is None or (target not in state.promoted):
-                raise NothingToRollBackTo(f"{self.model}: {(to or 'no version')[:12]} was never champion before; "
+                raise NotFound(f"{self.model}: {(to or 'no version')[:12]} was never champion before; "
                                           f"see: perennial history {self.model}")
             if target == state.champion:
                 return None

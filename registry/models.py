@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from contracts.core.digests import canonical_json, digest_of
-from contracts.core.errors import Conflict, Corrupt, NoChampion, NoSuchVersion, NotFound
+from contracts.core.errors import Conflict, Corrupt, NoChampion, NotFound
 from registry.ledger import Ledger
 from registry.store import Store
 
@@ -41,7 +41,7 @@ def manifest(store: Store, model: str, version: str) -> dict[str, Any]:
     try:
         content = store.get(f"models/{model}/{version}/manifest.json")
     except NotFound:
-        raise NoSuchVersion(f"{model}: no version {version[:12]} in {store.address}; see: perennial history {model}") from None
+        raise NotFound(f"{model}: no version {version[:12]} in {store.address}; see: perennial history {model}") from None
     if sha256(content).hexdigest() != version:
         raise Corrupt(f"{model}: the manifest of {version[:12]} was changed in {store.address}; restore it from a backup")
     return json.loads(content)
@@ -88,7 +88,7 @@ def resolve(ledger: Ledger, ref: str) -> str:
     if len(found) == 1:
         return found[0]
     known = ", ".join([*state.aliases, *(f"{n} ({version[:12]})" for n, version in enumerate(state.versions, start=1))])
-    raise NoSuchVersion(f"{ledger.model}: {len(found) or 'no'} versions match {ref!r}; there are: champion, previous, {known}")
+    raise NotFound(f"{ledger.model}: {len(found) or 'no'} versions match {ref!r}; there are: champion, previous, {known}")
 
 
 def lineage(store: Store, ledger: Ledger, version: str) -> dict[str, Any]:

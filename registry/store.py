@@ -9,7 +9,7 @@ from uuid import uuid4
 
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
-from contracts.core.errors import Conflict, NotFound, PerennialError, StoreAway, StoreIgnoresConditions
+from contracts.core.errors import Conflict, NotFound, PerennialError, Unavailable, UnsafeStore
 from registry.folder_store import FolderStore
 from registry.s3_store import S3Store
 
@@ -49,7 +49,7 @@ def open_store(address: str) -> Store:
         raise PerennialError(f"{address!r} can't be used as the store: {error}; name a folder that can be written in PERENNIAL_STORE, or "
                              "s3://bucket/prefix, with AWS_ENDPOINT_URL and AWS_ACCESS_KEY_ID as boto3 wants them") from error
     except (BotoCoreError, ClientError) as error:
-        raise StoreAway(f"the store {address!r} does not answer: {error}; "
+        raise Unavailable(f"the store {address!r} does not answer: {error}; "
                         "is it up, and are AWS_ENDPOINT_URL, the keys and the bucket right?") from error
     return store
 
@@ -99,7 +99,7 @@ def _won(write: Any, *arguments: Any) -> bool:
     return True
 
 
-def _ignores(store: Store, what: str) -> StoreIgnoresConditions:
-    return StoreIgnoresConditions(
+def _ignores(store: Store, what: str) -> UnsafeStore:
+    return UnsafeStore(
         f"{store.address} ignores write conditions: {what}; use a store that honours If-None-Match and If-Match "
         "(AWS S3, MinIO, Ceph) or a folder")

@@ -1,4 +1,4 @@
-"""TODO"""
+"""The profiles, logged predictions and labels of a model's traffic, in the spool of this machine and in the store."""
 
 import logging
 import signal
@@ -11,21 +11,23 @@ from io import BytesIO
 from itertools import groupby
 from pathlib import Path
 from threading import Event
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from contracts.core import windows
-from contracts.core.errors import Conflict, NoProfile, NotFound
+from contracts.core.errors import Conflict, Corrupt, NotFound
 from contracts.core.features import Columns
+from contracts.core.windows import WINDOW_FORMAT
 from registry.context import ModelContext
-from service import profiles
 from service.prediction_log import NOT_A_LOG, SUFFIX, unpack_log
-from service.profiles import NO_TRAFFIC, WindowCounts
 
-log = logging.getLogger("perennial.monitor")
+if TYPE_CHECKING:
+    from service.profiles import WindowCounts
+
+log = logging.getLogger("perennial.traffic")
 
 
 def ship(memory: ModelContext, patient: bool = False) -> int:
@@ -37,7 +39,7 @@ def ship(memory: ModelContext, patient: bool = False) -> int:
     for path in sorted(memory.spool.glob(f"{memory.name}/*/*/*.bin")):
         try:
             shipped += _replace(memory, f"profiles/{path.relative_to(memory.spool).as_posix()}", path.read_bytes())
-        except NoProfile:
+        except Corrupt:
             junk.append(str(path.replace(path.with_suffix(".junk"))))
     if junk:
         log.warning("%d files are no profiles and were set aside; look at them: %s", len(junk), ", ".join(junk))
@@ -69,25 +71,27 @@ def _replace(memory: ModelContext, key: str, content: bytes) -> bool:
 
 
 def _records(content: bytes) -> int:
-    """All that a profile counts; raises NoProfile."""
+    """All that a profile counts; raises Corrupt."""
+    from service import profiles  # whylogs is slow to import
+
     try:
         seen = profiles.read_counts(content)
         return seen.rows + seen.bad + seen.elsewhere
     except Exception as error:  # whylogs raises of all kinds on bytes that are not its own
-        raise NoProfile(f"{len(content)} bytes are no profile: {error}; remove them") from error
+        raise Corrupt(f"{len(content)} bytes are no profile: {error}; remove them") from error
 
 
-def window_counts(memory: ModelContext, version: str, start: datetime) -> WindowCounts:
+def window_counts(memory: ModelContext, version: str, start: datetime) -> "WindowCounts":
     """What all replicas of a version saw in a window."""
-    keys = memory.store.list(f"profiles/{memory.name}/{version}/{start:{windows.WINDOW_FORMAT}}/")
-    return sum((profiles.read_counts(memory.store.get(key)) for key in keys), NO_TRAFFIC)
+    from service.profiles import NO_TRAFFIC, read_counts  # whylogs is slow to import
+
+    keys = memory.store.list(f"profiles/{memory.name}/{version}/{start:{WINDOW_FORMAT}}/")
+    return sum((read_counts(memory.store.get(key)) for key in keys), NO_TRAFFIC)
 
 
 ENOUGH, LONG = 4 * 2**20, 600  # bytes, or seconds that the first of them waited, that are packed while nobody asks for them
 
 NO_PREDICTIONS = pd.DataFrame({"id": np.array([], object)})
-
-log = logging.getLogger("perennial.predictions")
 
 
 def ship_predictions(memory: ModelContext, patient: bool = False) -> int:
@@ -135,8 +139,6 @@ def _parquet(table: pa.Table) -> bytes:
 
 def logged_predictions(memory: ModelContext, version: str, start: datetime) -> pd.DataFrame:
     """A version's predictions of the events of a window, each once: id, what the caller sent, each class's probability."""
-    from contracts.core.windows import WINDOW_FORMAT
-
     return _read(memory, memory.store.list(f"predictions/{memory.name}/{version}/{start:{WINDOW_FORMAT}}/"))
 
 

@@ -140,7 +140,7 @@ def build_service(folder: Path) -> Any:
     from _bentoml_sdk.service import Service  # as late as BentoML itself loads it: it is slow
 
     manifest = json.loads((folder / "manifest.json").read_bytes())
-    contract = load_contract(manifest["model"])
+    contract = load_contract(manifest.get("module", manifest["model"]))  # bentos of older versions name no module
     api = PredictionApi(contract, folder, manifest)
     Record = api.requests.documented()
 

@@ -36,7 +36,8 @@ os.environ.setdefault("WHYLOGS_NO_ANALYTICS", "True")  # read once, when whylogs
 ROWS, BAD, ELSEWHERE = "perennial.rows", "perennial.bad", "perennial.elsewhere"  # metadata that merging adds up
 AT_FAULT = "perennial.bad:"  # and the name of a field: how many of its values were refused
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)  # every profile's time for whylogs, which can't write an earlier one
-SMALL = MetricConfig(kll_k=128, large_kll_k=False, fi_lg_max_k=7, max_frequent_item_size=MAX_TEXT_LENGTH)  # the sketches are for people to look at
+# The sketches are for people to look at.
+SMALL = MetricConfig(kll_k=128, large_kll_k=False, fi_lg_max_k=7, max_frequent_item_size=MAX_TEXT_LENGTH)
 BINS_PATH = "bins/counts"
 BIN_COUNTS = 100  # whylogs' number for our component; it leaves those from 100 on to its users
 Steps = Callable[[Iterable[str]], Iterator[str]]  # how the columns are gone through

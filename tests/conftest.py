@@ -8,7 +8,7 @@ import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from contracts.core import errors
-from deployments import load_balancer, replicas, stack
+from deployments import fleet, replicas, stack
 from flows.ingest import ingest_batch
 from flows.releasing.bento import build_bento
 from flows.training.judging import judge
@@ -24,7 +24,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("containers") and "CI" not in os.environ:
         try:
             images.engine().ping()
-        except errors.NoEngine as error:
+        except errors.Unavailable as error:
             pytest.skip(str(error))
 
 
@@ -34,7 +34,7 @@ def addresses(tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("PERENNIAL_STORE", str(tmp_path / "store"))
     monkeypatch.setenv("PERENNIAL_RUN", str(tmp_path / "run"))
     yield tmp_path
-    load_balancer.stop_all(tmp_path / "run")
+    fleet.stop_all(tmp_path / "run")
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def replica(flights_version, flights_bento):
     started = replicas.start(flights_bento, version, 1, memory.run, memory.name,
                              {"PERENNIAL_PROFILES": str(memory.spool), "PERENNIAL_PROFILE_SECONDS": "600"})
     try:
-        replicas.wait_ready(started)
+        fleet.wait_ready(started)
         yield started[0]
     finally:
         replicas.stop(started, memory.run, memory.name)

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from contracts.core.errors import PerennialError, PrefectAway
+from contracts.core.errors import PerennialError, Unavailable
 from contracts.core.verdict import Verdict
 from contracts.pumps import contract
 from flows.monitoring.alerts import Alert, event_of, record_alerts, sent, update_alerts
@@ -167,7 +167,7 @@ def test_an_address_that_is_none_is_refused():
 
 
 def test_an_alert_that_prefect_did_not_take_stays_to_be_sent(memory):
-    with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}), pytest.raises(PrefectAway, match="next monitor or reconcile"):
+    with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}), pytest.raises(Unavailable, match="next monitor or reconcile"):
         update_alerts(memory, WEEKS[0], verdict_of(BROKEN).as_json(), "page")
     [alert] = record_alerts(memory, WEEKS[1], verdict_of(FEW).as_json(), "insufficient")
     assert (alert.kind, alert.state) == (BROKEN, "raised")

@@ -4,6 +4,7 @@ import json
 import re
 import sys
 
+import msgspec
 import pytest
 
 from deployments.processes import Process
@@ -87,12 +88,12 @@ def test_of_a_benchmark_that_is_late_or_dies_nothing_is_left(then, tmp_path):
     """Its servers live in sessions of their own."""
     told = tmp_path / "server.json"
     program = f"""
-import dataclasses, json, os, pathlib, sys, tempfile, time
-from deployments.replicas import spawn
+import msgspec, os, pathlib, sys, tempfile, time
+from deployments.processes import spawn
 server = spawn([sys.executable, "-c", "import time; time.sleep(60)"], pathlib.Path(tempfile.mkdtemp()) / "server.log", {{}})
-pathlib.Path({str(told)!r}).write_text(json.dumps(dataclasses.asdict(server)))
+pathlib.Path({str(told)!r}).write_bytes(msgspec.json.encode(server))
 {then}
 """
     how = run([sys.executable, "-c", program], 8)
     assert how["outcome"] == ("not done within 8 s" if "sleep" in then else "failed")
-    assert not Process(**json.loads(told.read_text())).alive
+    assert not msgspec.json.decode(told.read_bytes(), type=Process).is_alive

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from contracts.core.classification import classification_metrics
-from contracts.core.errors import ClusterAway, PerennialError
+from contracts.core.errors import PerennialError, Unavailable
 from flows.ingest import ingest_batch
 from flows.training import cluster, judging, version, vocabulary
 from flows.training.cluster import ADDRESS, dask_client, distribute
@@ -85,17 +85,17 @@ def test_no_scheduler_and_no_workers_are_told_with_the_remedy(monkeypatch):
     from distributed import LocalCluster
 
     monkeypatch.setattr(cluster, "PATIENCE", 1)
-    with pytest.raises(ClusterAway, match=f"no Dask scheduler answers at tcp://127.0.0.1:1: .*unset {ADDRESS}"), dask_client("tcp://127.0.0.1:1"):
+    with pytest.raises(Unavailable, match=f"no Dask scheduler answers at tcp://127.0.0.1:1: .*unset {ADDRESS}"), dask_client("tcp://127.0.0.1:1"):
         pass
     with LocalCluster(n_workers=0, dashboard_address=None) as empty, \
-            pytest.raises(ClusterAway, match="no workers; start some: dask worker"), dask_client(empty.scheduler_address):
+            pytest.raises(Unavailable, match="no workers; start some: dask worker"), dask_client(empty.scheduler_address):
         pass
 
 
 def test_a_worker_that_fails_is_told_with_the_remedy():
     from service.model import xgboost
 
-    with pytest.raises(ClusterAway, match=r"a worker of tcp://x was lost, or failed, while it trained: Poll error; .*run it again"), \
+    with pytest.raises(Unavailable, match=r"a worker of tcp://x was lost, or failed, while it trained: Poll error; .*run it again"), \
             cluster.lost_workers_named("tcp://x"):
         raise xgboost.core.XGBoostError("Ring Allreduce failed\nPoll error")
 

@@ -207,7 +207,7 @@ def test_a_rollback_is_what_callers_meet_and_what_the_ledger_says(servers):
 def test_a_champion_whose_replicas_died_is_brought_up_again(servers):
     memory = open_model(PUMPS)
     for replica in replicas.running(memory.run, "pumps"):
-        processes.end(replica.log.__eq__, 5)
+        processes.terminate(replica.log.__eq__, 5)
     assert not served(memory)
     assert reconcile([PUMPS])[PUMPS]["released"]["version"] == memory.ledger.state().champion
     assert served(memory) and httpx.get(f"{servers.url}/pumps/readyz").status_code == 200

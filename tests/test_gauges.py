@@ -17,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from contracts.core.verdict import Verdict
 from contracts.pumps import contract
-from deployments.processes import port_or_free
+from deployments.processes import available_port
 from flows.ingest import ingest_batch
 from flows.monitoring.alerts import record_alerts
 from flows.reporting.exporter import GAUGES, samples
@@ -70,7 +70,7 @@ def test_of_a_model_that_nobody_trained_there_is_nothing_but_that_it_can_be_read
 @pytest.fixture
 def exporter(memory):
     """`perennial metrics` for this store; what a scrape finds, and the process."""
-    port = port_or_free(9464)
+    port = available_port(9464)
     process = subprocess.Popen([Path(sys.executable).parent / "perennial", "metrics", PUMPS, "flights", "--port", str(port)], cwd=ROOT,
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                                env=os.environ | {"PYTHONPATH": str(ROOT)})  # where tests.pumps is
@@ -112,7 +112,7 @@ def test_the_exporter_outlives_a_store_that_cant_be_read_and_ends_at_ctrl_c(memo
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=10)
     assert process.returncode == 0
-    assert len(said.splitlines()) == 1 and f"{PUMPS} can't be read, its gauges are missing: BrokenChain: " in said
+    assert len(said.splitlines()) == 1 and f"{PUMPS} can't be read, its gauges are missing: Corrupt: " in said
 
 
 def named(text: str) -> set[str]:

@@ -179,7 +179,8 @@ def test_merged_replicas_equal_one_profile_of_all(january):
 
 
 def test_counts_under_the_bins_of_two_versions_are_not_added():
-    other = {name: Bins.of(*one) for name, one in monitored_columns(doors, *traffic(5_000, shift=9.0)).items()} | {"force": Bins("number", (1.0,))}
+    shifted = monitored_columns(doors, *traffic(5_000, shift=9.0))
+    other = {name: Bins.of(*column) for name, column in shifted.items()} | {"force": Bins("number", (1.0,))}
     parts = [profiles.to_bytes(profiles.profile_rows(doors, bins, *traffic(50))) for bins in (BINS, other)]
     for add in (merge, lambda parts: sum(map(profiles.read_counts, parts), profiles.NO_TRAFFIC)):
         with pytest.raises(ValueError, match="they are of two versions"):
@@ -201,7 +202,7 @@ def test_windows_agree_with_the_contract():
         times = np.datetime64(DAY, "s") + seconds.astype("timedelta64[s]")
         times[:3] = [np.datetime64(t) for t in (DAY, DAY - timedelta(seconds=1), datetime(1969, 12, 31))]
         seen = np.zeros(len(times), int)
-        for start, end, here in by_window(contract, times):
+        for start, end, here in by_window(contract.drift.window, times):
             assert all(contract.window_of(moment.item()) == (start, end) for moment in times[here])
             seen += here
         assert (seen == 1).all()
@@ -269,7 +270,8 @@ def test_a_window_of_refused_records_alone_is_a_broken_contract(tmp_path):
     profiler.close()
     seen = collect(tmp_path, "doors", "v1", DAY)
     reference = learn_reference(monitored_columns(doors, *traffic()), traffic()[0]["seen"], doors.drift.window, 0.005)
-    verdict = drift(doors, reference, profiles.read_counts(profiles.to_bytes(seen)).counts, rows=profiles.rows(seen), bad=profiles.bad_inputs(seen))
+    counts = profiles.read_counts(profiles.to_bytes(seen)).counts
+    verdict = drift(doors, reference, counts, rows=profiles.rows(seen), bad=profiles.bad_inputs(seen))
     assert verdict.kind == "broken contract" and "60 of 60 records were refused" in verdict.reasons[0]
 
 
@@ -407,7 +409,7 @@ def test_a_fault_in_profiling_is_logged_and_the_next_rows_are_profiled(tmp_path,
 CHILD = """
 import sys, time
 from pathlib import Path
-from service.profiles import Profiler
+from service.profiler import Profiler
 from tests.spool import windows
 from tests.test_profiles import BINS, doors, traffic
 folder = Path(sys.argv[1])

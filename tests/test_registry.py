@@ -16,17 +16,7 @@ import httpx
 import pytest
 
 from contracts.core import errors
-from contracts.core.errors import (
-    BrokenChain,
-    Conflict,
-    NotAllowed,
-    NotFound,
-    NothingToRollBackTo,
-    PerennialError,
-    PromotionLost,
-    StoreAway,
-    StoreIgnoresConditions,
-)
+from contracts.core.errors import Conflict, Corrupt, NotAllowed, NotFound, PerennialError, Unavailable, UnsafeStore
 from contracts.core.validation import check_batch
 from contracts.core.verdict import Verdict
 from contracts.pumps import contract as pumps
@@ -136,7 +126,7 @@ def test_a_store_that_ignores_conditions_is_refused(tmp_path, monkeypatch):
     try:
         for name, value in (KEYS | {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}"}).items():
             monkeypatch.setenv(name, value)
-        with pytest.raises(StoreIgnoresConditions, match=r"s3://bucket/x ignores write conditions.*use a store that honours"):
+        with pytest.raises(UnsafeStore, match=r"s3://bucket/x ignores write conditions.*use a store that honours"):
             open_store("s3://bucket/x")
     finally:
         process.terminate()
@@ -172,12 +162,12 @@ def test_a_store_without_credentials_is_the_users_mistake_and_one_away_a_failure
     monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
     for name, value in KEYS.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(StoreAway, match=r"'s3://bucket' does not answer.*is it up"):
+    with pytest.raises(Unavailable, match=r"'s3://bucket' does not answer.*is it up"):
         open_store("s3://bucket")
 
 
 def test_a_bucket_that_is_not_there_is_named(s3):
-    with pytest.raises(StoreAway, match=r"'s3://nowhere' does not answer.*bucket"):
+    with pytest.raises(Unavailable, match=r"'s3://nowhere' does not answer.*bucket"):
         open_store("s3://nowhere")
 
 
@@ -197,7 +187,7 @@ def test_champion_and_previous_follow_from_events(ledger):
     assert ledger.state().champion == B
     ledger.roll_back("slow too")
     assert (ledger.state().champion, ledger.state().previous) == (A, None)
-    with pytest.raises(NothingToRollBackTo):
+    with pytest.raises(NotFound):
         ledger.roll_back("further")
 
 
@@ -225,7 +215,7 @@ def test_what_served_at_a_time_though_a_writers_clock_was_ahead(ledger, monkeypa
 
 def test_a_promotion_in_place_of_a_champion_that_is_not_there_is_lost(ledger):
     ledger.judged(A, PASSED, B, {})
-    with pytest.raises(PromotionLost, match=r"there is no champion; run: perennial train pumps"):
+    with pytest.raises(Conflict, match=r"there is no champion; run: perennial train pumps"):
         ledger.promote(A, expect=B)
 
 
@@ -249,10 +239,10 @@ def test_of_two_racing_promotions_one_wins_and_the_other_learns_who(store, ledge
     def promoted(version):
         try:
             return Ledger(store, "pumps").promote(version, expect=None).data["version"]
-        except PromotionLost as error:
+        except Conflict as error:
             return error
     with ThreadPoolExecutor(2) as pool:
-        first, second = sorted(pool.map(promoted, (A, B)), key=lambda one: isinstance(one, PromotionLost))
+        first, second = sorted(pool.map(promoted, (A, B)), key=lambda one: isinstance(one, Conflict))
     assert ledger.state().champion == first and first[:12] in str(second) and "judge it against" in str(second)
 
 
@@ -275,7 +265,7 @@ def test_a_changed_or_removed_event_is_noticed(tmp_path, harm):
         file.unlink()
     else:
         file.write_text(json.dumps(json.loads(file.read_text()) | {"data": {"n": 7}}))
-    with pytest.raises(BrokenChain, match="event 1"):
+    with pytest.raises(Corrupt, match="event 1"):
         Ledger(store, "pumps").events()
 
 
@@ -289,7 +279,7 @@ def test_a_file_that_is_no_event_is_named_with_the_remedy(tmp_path, harm):
         Ledger(FolderStore(tmp_path), "pumps").record("said", {"n": n})
     file = tmp_path / "ledger/pumps/00000001.json"
     file.write_bytes(harm(file.read_bytes()))
-    with pytest.raises(BrokenChain, match=r"event 1 .*ledger/pumps/00000001\.json in .*from a backup"):
+    with pytest.raises(Corrupt, match=r"event 1 .*ledger/pumps/00000001\.json in .*from a backup"):
         Ledger(FolderStore(tmp_path), "pumps").events()
 
 
@@ -359,7 +349,7 @@ def test_aliases_tags_and_notes(ledger):
         with pytest.raises(PerennialError, match=r"is registered; see: perennial history pumps"):
             mark()
     for ref in ("aaaaa", "9", "green"):
-        with pytest.raises(errors.NoSuchVersion, match="there are: champion"):
+        with pytest.raises(errors.NotFound, match="there are: champion"):
             models.resolve(ledger, ref)
     with pytest.raises(errors.NoChampion, match="perennial train pumps"):
         models.resolve(ledger, "champion")
@@ -418,9 +408,9 @@ def test_bad_rows_are_kept_once_with_their_reasons(tmp_path):
 
 def test_nothing_to_ingest_and_nothing_ingested_say_what_to_do(tmp_path):
     store = open_store(str(tmp_path))
-    with pytest.raises(errors.NoData, match="perennial ingest pumps"):
+    with pytest.raises(errors.NotFound, match="perennial ingest pumps"):
         data.newest(store, "pumps")
-    with pytest.raises(errors.NoData, match="no row"):
+    with pytest.raises(errors.NotFound, match="no row"):
         data.append(store, pumps, readings(datetime(2024, 1, 1), datetime(2024, 1, 2)).head(0), datetime(2024, 1, 1), datetime(2024, 1, 2))
 
 
@@ -434,7 +424,7 @@ def test_a_version_is_its_content_and_is_checked_when_fetched(store, tmp_path):
     store.swap(f"models/pumps/{version}/model.ubj", b"evil", tag)
     with pytest.raises(errors.Corrupt, match=r"model\.ubj"):
         models.fetch(store, "pumps", version, tmp_path / "there")
-    with pytest.raises(errors.NoSuchVersion):
+    with pytest.raises(errors.NotFound):
         models.manifest(store, "pumps", A)
 
 

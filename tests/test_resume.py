@@ -8,17 +8,20 @@ from itertools import count
 import numpy as np
 import pytest
 
-import flows.train
+import flows.ingest
+import flows.training.judging
 from contracts.core import windows
 from contracts.pumps import contract, readings
-from deployments import fleet, load_balancer, processes, replicas, routes
+from deployments import fleet, processes, replicas, routes
 from flows.ingest import ingest_batch
 from flows.monitoring.decision import record_and_decide
 from flows.monitoring.evaluation import evaluate_window
-from flows.releasing import bento, rollout, rollout_lock
+from flows.releasing import bento, rollout
 from flows.releasing.bento import build_bento
+from flows.training.judging import champion_probabilities, judge
+from flows.training.version import fit_version
 from registry import data
-from registry.context import ModelContext, open_model
+from registry.context import ModelContext, fetch_version, open_model
 from registry.folder_store import FolderStore
 from registry.ledger import Ledger
 from registry.traffic import ship
@@ -105,9 +108,9 @@ def test_an_ingest(base, fuse, monkeypatch):
 
 
 def train_and_promote(memory: ModelContext) -> None:
-    version = flows.train.fit_version(memory)
+    version = fit_version(memory)
     before = memory.ledger.state().champion
-    verdict = flows.train.judge(memory, version)
+    verdict = judge(memory, version)
     if verdict.passed and before != version:
         memory.ledger.promote(version, expect=before)
 
@@ -128,9 +131,9 @@ def test_a_windows_verdict(base, fuse):
     traffic, late = readings(END, END + WEEK), datetime(2024, 3, 4)
     traffic["heat"] += 40
     columns = contract.columns_of(traffic)
-    model = load_model(contract, flows.train.fetched(base, champion))
+    model = load_model(contract, fetch_version(base, champion))
     probabilities = model.probabilities(columns)
-    bins = profiles.bins_in(flows.train.fetched(base, champion))
+    bins = profiles.bins_in(fetch_version(base, champion))
     seen = profiles.profile_rows(contract, bins, columns, probabilities, model.classes(probabilities))
     write_atomically(base.spool / "pumps" / champion / END.strftime(windows.WINDOW_FORMAT) / "one-0.bin", profiles.to_bytes(seen))
     assert late > END
@@ -147,7 +150,7 @@ def test_a_windows_verdict(base, fuse):
     assert in_every_way_it_may_fail(base, fuse, run, end_state) == 3
 
 
-STEPS = [(replicas, "start"), (Ledger, "promote"), (load_balancer, "route")]
+STEPS = [(replicas, "start"), (Ledger, "promote"), (routes, "route")]
 
 
 @pytest.fixture(scope="module")
@@ -162,12 +165,12 @@ def two_versions(tmp_path_factory):
     train_and_promote(memory)
     first = memory.ledger.state().champion
     ingest_batch(memory, datetime(2024, 2, 12), datetime(2024, 3, 18))
-    second = flows.train.fit_version(memory)
-    assert flows.train.judge(memory, second).passed
+    second = fit_version(memory)
+    assert judge(memory, second).passed
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rollout, "REPLICAS", 1)
         yield memory, first, second
-    load_balancer.stop_all(memory.run)
+    fleet.stop_all(memory.run)
 
 
 @pytest.mark.parametrize(("room", "step"), STEPS, ids=[step for _, step in STEPS])
@@ -190,13 +193,13 @@ def test_a_release(two_versions, tmp_path, monkeypatch, room, step):
         patch.setattr(room, step, killed)
         with pytest.raises(PowerFails):
             rollout.roll_out_version(memory, second, bento)
-    assert routes.routed(memory.run, "pumps")
-    assert all(processes.answers(f"{url}/readyz") for url in routes.routed(memory.run, "pumps"))
+    assert routes.champion_urls(memory.run, "pumps")
+    assert all(processes.is_answering(f"{url}/readyz") for url in routes.champion_urls(memory.run, "pumps"))
 
     rollout.roll_out_version(memory, second, bento)
     running = replicas.running(memory.run, "pumps")
     assert [one.version for one in running] == [second] * rollout.REPLICAS
-    assert sorted(one.url for one in running) == routes.routed(memory.run, "pumps") and rollout.served(memory)
+    assert sorted(one.url for one in running) == routes.champion_urls(memory.run, "pumps") and rollout.served(memory)
     assert memory.ledger.state().champion == second
     assert [kinds(memory).count(kind) for kind in ("promoted", "released", "release_failed")] == [2, 2, 0]
 
@@ -211,7 +214,7 @@ def test_down_ends_what_a_release_started(two_versions, tmp_path, model):
                "PYTHONPATH": str(ROOT)}
     said = perennial("down", *model, **environ)
     assert said.returncode == 0 and "ended pumps (1 replicas)" in said.stdout, said.stderr
-    assert fleet.models(memory.run) == replicas.running(memory.run, "pumps") == []
+    assert routes.routed_models(memory.run) == replicas.running(memory.run, "pumps") == []
     assert "no model served" in perennial("down", *model, **environ).stdout
 
 
@@ -239,6 +242,6 @@ def test_a_champion_with_other_features_is_asked_over_http(two_versions):
     rollout.roll_out_version(memory, first, bento.build_bento(memory, first))
     rows = readings(datetime(2024, 2, 12), datetime(2024, 2, 14))
     fewer = ModelContext(replace(contract, features=contract.features[:2]), memory.store, memory.ledger, memory.run)
-    same = flows.train.champion_probabilities(memory, first, rows)
-    asked = flows.train.champion_probabilities(fewer, first, rows)
+    same = champion_probabilities(memory, first, rows)
+    asked = champion_probabilities(fewer, first, rows)
     assert np.array_equal(same, asked) and len(asked) == len(rows)

@@ -28,7 +28,7 @@ def test_a_version_is_handed_to_a_cluster_by_its_digest(pumps, tmp_path):
     version = fit_version(pumps)
     assert judge(pumps, version).passed
     done = kubernetes.release_to_kubernetes(pumps, version, IMAGE, tmp_path / "image")
-    assert kustomize.pointed_to(tmp_path / "image") == IMAGE
+    assert kustomize.current_image(tmp_path / "image") == IMAGE
     assert (done["before"], pumps.ledger.state().champion) == (None, version)
     kubernetes.release_to_kubernetes(pumps, version, IMAGE, tmp_path / "image")
     kinds = [event.kind for event in pumps.ledger.events()]
@@ -46,7 +46,7 @@ def test_shipping_goes_on_until_it_is_told_to_end_and_then_ships_a_last_time(pum
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as shipping:
         try:
             leave(pumps, "one-0.bin")
-            assert processes.until(lambda: stored(pumps) == {"one-0.bin"}, 30)
+            assert processes.wait_until(lambda: stored(pumps) == {"one-0.bin"}, 30)
             os.kill(shipping.pid, signal.SIGSTOP)  # else the next round, not the last one, might ship it
             leave(pumps, "two-0.bin")
             os.kill(shipping.pid, signal.SIGTERM)
@@ -82,7 +82,7 @@ def test_one_rollout_at_a_time_and_a_rollback_is_heard_by_the_one_under_way(pump
         assert rollout_lock.is_under_way(pumps) and not rollout_lock.rollback_waits(pumps)
         waiting = threading.Thread(target=back)
         waiting.start()
-        assert processes.until(lambda: rollout_lock.rollback_waits(pumps), 5) and not went.is_set()
+        assert processes.wait_until(lambda: rollout_lock.rollback_waits(pumps), 5) and not went.is_set()
     waiting.join()
     assert went.is_set() and not rollout_lock.rollback_waits(pumps) and not rollout_lock.is_under_way(pumps)
 
@@ -97,9 +97,9 @@ def test_the_end_of_one_model_leaves_the_other_and_the_last_one_takes_the_balanc
     for model in ("one", "other"):
         load_balancer.start(run)
         routes.route(run, model, ["http://127.0.0.1:9"], "v")
-    fleet.end(run, "one")
-    assert routes.routed(run, "other") and not routes.routed(run, "one") and load_balancer._recorded(run).alive
-    fleet.end(run, "other")
+    fleet.stop_model(run, "one")
+    assert routes.champion_urls(run, "other") and not routes.champion_urls(run, "one") and load_balancer.recorded(run).is_alive
+    fleet.stop_model(run, "other")
     assert not (run / "balancer.json").exists()
 
 

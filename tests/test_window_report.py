@@ -31,7 +31,7 @@ from registry.store import put
 from registry.traffic import ship
 from service import profiles
 from tests.conftest import PUMPS
-from tests.test_monitor import LAST, WEEK, leave, profile, trained
+from tests.test_monitor import LAST, WEEK, leave, profile, trained  # noqa: F401  a fixture
 
 EVIL = "<script>alert(1)</script>\"' & ‮{{ 7 * 7 }}"
 

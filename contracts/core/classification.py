@@ -6,7 +6,6 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from sklearn.metrics import recall_score, roc_auc_score
 
 if TYPE_CHECKING:
     from contracts.core.contract import Contract
@@ -48,6 +47,8 @@ SUM_ERROR = 1e-3  # a row's probabilities, in float32, add up to one but for thi
 
 def classification_metrics(contract: "Contract", labels: np.ndarray, probabilities: np.ndarray) -> dict[str, Any]:
     """The absolute figures of a model on labelled rows; undefined ones are None, of wrong probabilities all."""
+    from sklearn.metrics import recall_score  # what serves has no scikit-learn
+
     classes, rows = np.arange(len(contract.label.classes)), len(labels)
     if probability_fault(contract, probabilities):
         labels, probabilities = labels[:0], np.empty((0, len(classes)))
@@ -77,6 +78,8 @@ def probability_fault(contract: "Contract", probabilities: np.ndarray) -> str:
 
 def _auc(labels: np.ndarray, probabilities: np.ndarray) -> float:
     """Area under the curve, each class against the rest, unweighted mean."""
+    from sklearn.metrics import roc_auc_score
+
     return float(np.mean([roc_auc_score(labels == k, p) for k, p in enumerate(probabilities.T)]))
 
 

@@ -6,9 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from functools import cached_property
-from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandera.pandas as pa
@@ -46,8 +45,8 @@ class Contract:
     features: tuple[Feature, ...]
     xgboost: Mapping[str, Any]
     gate: Gate
-    drift: Drift = Drift()
-    rollout: Rollout = Rollout()
+    drift: Drift = Drift()  # noqa: RUF009  frozen
+    rollout: Rollout = Rollout()  # noqa: RUF009
     source: Callable[[datetime, datetime], Any] | None = None
     key: tuple[str, ...] = ()
     rounds: int = 300
@@ -56,6 +55,7 @@ class Contract:
     seed: int = 0
     bad_rows: float = 0.01
     logged: float = 1.0
+    loaded_from: ClassVar[str] = ""  # the module; `load_contract` sets it
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "xgboost", MappingProxyType(dict(self.xgboost)))
@@ -164,9 +164,10 @@ class Contract:
             feature.name for feature in self.features if feature.compute is None and feature.kind == "category"
             and any(check.name == "isin" for check in self.columns[feature.needs[0]].checks))
 
-    @cached_property
-    def source_file(self) -> Path:
-        return Path(sys.modules[self.schema.__module__].__file__)
+    @property
+    def module(self) -> str:
+        """The dotted name of the module that holds the contract."""
+        return self.loaded_from or self.schema.__module__
 
     @cached_property
     def weights(self) -> np.ndarray:

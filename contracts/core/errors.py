@@ -1,4 +1,4 @@
-"""Every error that a person may meet, in one small tree."""
+"""Every error that a person or a caller may meet, in one small tree; a message names the value, the rule and the remedy."""
 
 from typing import TYPE_CHECKING
 
@@ -6,11 +6,8 @@ if TYPE_CHECKING:
     from contracts.core.verdict import Verdict
 
 
-
-
-
 class PerennialError(Exception):
-    """Something a person can mend; the message says how. `exit_code`: 2 for their mistake, 1 for a failure."""
+    """Something a person can mend. `exit_code` of the command: 2 for their own mistake, 1 for a failure."""
 
     exit_code = 2
 
@@ -19,8 +16,20 @@ class ContractError(PerennialError):
     """The contract itself is wrong."""
 
 
+class NotFound(PerennialError):
+    """Nothing of that name is kept: no key, version, data, window or traffic."""
+
+
+class NoChampion(NotFound):
+    """No version was promoted yet."""
+
+
+class UnsafeStore(PerennialError):
+    """The store lets two racing writers both win."""
+
+
 class CheckFailed(PerennialError):
-    """A check said no; `verdict` holds all the reasons."""
+    """A check said no; `verdict` holds all its reasons."""
 
     exit_code = 1
 
@@ -29,139 +38,47 @@ class CheckFailed(PerennialError):
         self.verdict = verdict
 
 
-class RouteNotTaken(PerennialError):
-    """The balancer does not send a model's requests where it was told to."""
-
-    exit_code = 1
-
-
-class NotPointed(PerennialError):
-    """A kustomization can't be pointed at an image."""
-
-
-class DeployFailed(PerennialError):
-    """Prefect did not take the deployments; the message holds what it said."""
-
-    exit_code = 1
-
-
-class NotReady(PerennialError):
-    """A process died or did not answer in time; the message ends with its log's last lines."""
-
-    exit_code = 1
-
-
-class ClusterAway(PerennialError):
-    """The Dask cluster does not answer, or has no workers."""
-
-    exit_code = 1
-
-
-class PortTaken(PerennialError):
-    """Somebody else listens there."""
-
-
-class PrefectAway(PerennialError):
-    """The server that keeps the runs does not answer."""
-
-    exit_code = 1
-
-
-class NoProfile(PerennialError):
-    """Bytes that are no profile."""
-
-
-class NoTraffic(PerennialError):
-    """The profiles that a window was judged by are gone."""
-
-
-class ReleaseFailed(PerennialError):
-    """The new version does not serve; what served before goes on."""
-
-    exit_code = 1
-
-
-class NotJudged(PerennialError):
-    """The ledger holds no verdict on such a window."""
-
-
-class NoData(PerennialError):
-    """Nothing was ingested yet, or nothing of that name."""
-
-
-class NoEngine(PerennialError):
-    """No container engine answers."""
-
-    exit_code = 1
-
-
-class ImageFailed(PerennialError):
-    """An image could not be built, pushed or found; what served before goes on."""
-
-    exit_code = 1
-
-
-class BrokenChain(PerennialError):
-    """An event was changed, removed or put in from outside."""
-
-    exit_code = 1
-
-
 class NotAllowed(PerennialError):
-    """No Verdict allows this promotion."""
+    """No verdict of the gate allows this promotion."""
 
     exit_code = 1
-
-
-class PromotionLost(PerennialError):
-    """Another version was promoted first."""
-
-    exit_code = 1
-
-
-class NothingToRollBackTo(PerennialError):
-    """There is no earlier champion."""
-
-
-class NoSuchVersion(PerennialError):
-    """No version of that name."""
-
-
-class NoChampion(PerennialError):
-    """Nothing was promoted yet."""
-
-
-class Corrupt(PerennialError):
-    """What is stored is not what was saved."""
-
-    exit_code = 1
-
-
-class NotFound(PerennialError):
-    """Nothing is kept under this key."""
 
 
 class Conflict(PerennialError):
-    """Somebody else wrote first."""
-
-
-class StoreIgnoresConditions(PerennialError):
-    """The store lets two writers win."""
-
-
-class StoreAway(PerennialError):
-    """The store does not answer, or refuses to."""
+    """Another writer was first."""
 
     exit_code = 1
 
 
-class BodyTooLarge(Exception):
-    """The body is larger than LARGEST_BODY."""
+class Corrupt(PerennialError):
+    """What is stored is not what was written."""
+
+    exit_code = 1
 
 
-class Overloaded(Exception):
-    """As many requests wait already as may."""
+class Unavailable(PerennialError):
+    """A part that is needed does not answer: the store, Prefect, a container engine, a Dask cluster, a replica."""
+
+    exit_code = 1
 
 
-class ClientDisconnected(Exception):
-    """The caller hung up before the answer."""
+class ReleaseFailed(PerennialError):
+    """A version could not be built, shipped or routed to; what served before goes on."""
+
+    exit_code = 1
+
+
+class RequestError(Exception):
+    """A request that gets no prediction; for the service, never for a person."""
+
+
+class Overloaded(RequestError):
+    """As many requests wait already as may (503)."""
+
+
+class BodyTooLarge(RequestError):
+    """The body is larger than the service takes (413)."""
+
+
+class ClientDisconnected(RequestError):
+    """The client hung up before its answer."""

@@ -1,4 +1,4 @@
-"""TODO"""
+"""Find a model's contract by name."""
 
 import importlib.util
 from collections.abc import Callable
@@ -16,7 +16,9 @@ def load_contract(model: str) -> Contract:
     module = model if "." in model else f"contracts.{model}"
     if not _is_module(module):
         raise ContractError(f"no contract {model!r}: {module} does not exist; known: {', '.join(known_models())}")
-    return contract_of_module(module, lambda: importlib.import_module(module))
+    contract = contract_of_module(module, lambda: importlib.import_module(module))
+    object.__setattr__(contract, "loaded_from", module)
+    return contract
 
 
 def known_models() -> list[str]:

@@ -30,7 +30,7 @@ def replay(until: datetime, keep: bool, folder: Path, console: Console, faults: 
     from deployments import stack
 
     begun = time.monotonic()
-    home = stack.fresh(demo_home())
+    home = stack.reset_home(demo_home())
     up = None
     try:
         with console.status("starting the Prefect server, its worker and the load balancer …"):
@@ -137,9 +137,9 @@ def _finished(memory: Any, window: str) -> bool:
 
 
 def _canary(memory: Any) -> bool:
-    from deployments.routes import routed_challenger
+    from deployments.routes import challenger_urls
 
-    return bool(routed_challenger(memory.run, memory.name))
+    return bool(challenger_urls(memory.run, memory.name))
 
 
 def _summary(report: dict[str, Any]) -> Table:

@@ -10,7 +10,7 @@ from prefect.client.orchestration import get_client
 from prefect.events import Event
 
 from contracts.core.drift import drift_scores
-from contracts.core.errors import PrefectAway
+from contracts.core.errors import Unavailable
 from registry.context import ModelContext
 from registry.ledger import BROKEN, State
 
@@ -127,7 +127,7 @@ def send(memory: ModelContext, alerts: Iterable[Alert]) -> None:
             try:
                 client.request("POST", "/events", json=[event_of(alert).model_dump(mode="json")])
             except HTTPError as error:
-                raise PrefectAway(f"{alert.model}: Prefect did not take the alert of {alert.kind!r}: {error}; it is in the ledger, and "
+                raise Unavailable(f"{alert.model}: Prefect did not take the alert of {alert.kind!r}: {error}; it is in the ledger, and "
                                   "the next monitor or reconcile run sends it; is PREFECT_API_URL right?") from error
             memory.ledger.decide(lambda state, alert=alert: sent(state, alert))
 

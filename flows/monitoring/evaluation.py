@@ -8,7 +8,7 @@ import pandas as pd
 
 from contracts.core.binning import REFERENCE_FILE, monitored_columns
 from contracts.core.drift import cumulative_drift, drift
-from contracts.core.errors import NoTraffic
+from contracts.core.errors import NotFound
 from contracts.core.localization import LoggedRows
 from contracts.core.performance import Performance, estimate_performance, measure_performance
 from contracts.core.reference import BinnedComparison, decode_references, merge_versions
@@ -49,7 +49,7 @@ def evaluate_window(memory: ModelContext, start: datetime) -> Verdict:
 
 
 def recount_window(memory: ModelContext, start: datetime, verdict: Verdict) -> BinnedComparison:
-    """What a window's Verdict was given on, counted anew; raises NoTraffic where its profiles are gone."""
+    """What a window's Verdict was given on, counted anew; raises NotFound where its profiles are gone."""
     version, since = verdict.figures["version"], datetime.fromisoformat(verdict.figures["since"])
     others = {other: window_counts(memory, other, start) for other in champions(memory) if other != version}
     others = {other: seen for other, seen in others.items() if seen.rows}
@@ -57,13 +57,15 @@ def recount_window(memory: ModelContext, start: datetime, verdict: Verdict) -> B
         if compared.since <= since:
             break
     if verdict.figures["rows"] and not compared.rows:
-        raise NoTraffic(f"the traffic of {memory.name} from {since.isoformat()} on was judged and is gone; restore "
+        raise NotFound(f"the traffic of {memory.name} from {since.isoformat()} on was judged and is gone; restore "
                         f"profiles/{memory.name}/{version}/ in {memory.store.address} from a backup, or name another window; "
                         f"what was judged is in: perennial history {memory.name}")
     return compared
 
 
-def _ever_wider(memory: ModelContext, start: datetime, version: str, seen: WindowCounts, others: Mapping[str, WindowCounts]) -> Iterator[BinnedComparison]:
+def _ever_wider(
+    memory: ModelContext, start: datetime, version: str, seen: WindowCounts, others: Mapping[str, WindowCounts],
+) -> Iterator[BinnedComparison]:
     """The version's training data with what was `seen` of the window, by it and by `others`; then with windows before it."""
     reference = decode_references((fetch_version(memory, version) / REFERENCE_FILE).read_bytes())
     for since in (start - back * memory.contract.drift.window for back in range(WIDEST)):

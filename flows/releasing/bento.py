@@ -1,4 +1,4 @@
-"""TODO"""
+"""Package a version as a BentoML bento."""
 
 import json
 import os
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import yaml
 
+from contracts.core.dependencies import imported_modules
 from contracts.core.errors import ReleaseFailed
 from registry import models
 from registry.context import ROOT, ModelContext
@@ -19,7 +20,7 @@ ENVIRONMENT = {"OTEL_SDK_DISABLED": "true", "OMP_NUM_THREADS": "1", "WHYLOGS_NO_
 
 
 def build_bento(memory: ModelContext, version: str) -> Path:
-    """The bento of a version: service/, contracts/ and the model's files, nothing else; built once."""
+    """The bento of a version: the model's files and the code that answers with them, nothing else; built once."""
     home = memory.run / "bentoml"
     bento = home / "bentos" / memory.name / version[:16]
     if (bento / "bento.yaml").exists():
@@ -43,18 +44,19 @@ def build_bento(memory: ModelContext, version: str) -> Path:
 
 
 def _stage(memory: ModelContext, version: str, folder: Path) -> Path:
-    """The build context; the contract's file goes to contracts/<model>.py wherever it was kept."""
-    for room in ("service", "contracts/core"):
-        shutil.copytree(ROOT / room, folder / room, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "contracts" / "__init__.py", folder / "contracts")
-    shutil.copy(memory.contract.source_file, folder / "contracts" / f"{memory.name}.py")
+    """The build context: the code that the service and the contract import, each module at its own place, and the model."""
+    for name, file in imported_modules("service.bento", memory.contract.module).items():
+        to = folder / name.replace(".", "/") / file.name if file.name == "__init__.py" else folder / f"{name.replace('.', '/')}.py"
+        to.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, to)
     files = models.fetch(memory.store, memory.name, version, memory.run / "models")
     shutil.copytree(files, folder / "model")
     manifest = json.loads((files / "manifest.json").read_bytes())
-    (folder / "model" / "manifest.json").write_text(json.dumps(manifest | {"version": version}))
+    served = manifest | {"version": version, "module": memory.contract.module}
+    (folder / "model" / "manifest.json").write_text(json.dumps(served))
     shutil.copy(ROOT / "requirements-service.txt", folder)
     (folder / "bentofile.yaml").write_text(yaml.safe_dump({
-        "service": "service.bento:service", "name": memory.name, "include": ["service/", "contracts/", "model/"],
+        "service": "service.bento:service", "name": memory.name, "include": ["*.py", "model/"],
         "labels": {"model": memory.name, "version": version[:63], "data": manifest["data"]["digest"][:63]},
         "python": {"requirements_txt": "requirements-service.txt", "lock_packages": False},
         "envs": [{"name": name, "value": value} for name, value in ENVIRONMENT.items()],

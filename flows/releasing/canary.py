@@ -3,14 +3,13 @@
 import logging
 import time
 from pathlib import Path
-from typing import Literal
 
 from contracts.core.canary import canary_verdict
 from contracts.core.errors import ReleaseFailed
 from contracts.core.verdict import Verdict
-from deployments import canary_metrics, fleet, replicas, routes
+from deployments import canary_metrics, fleet, routes
 from deployments.fleet import Server
-from deployments.routes import TrafficSplit
+from deployments.routes import SplitMode, TrafficSplit
 from flows.releasing.rollout_lock import exclusive_rollout, rollback_waits
 from registry.context import ModelContext
 
@@ -19,7 +18,7 @@ FINAL = ("died", "errors")  # findings that no further request can mend
 log = logging.getLogger("perennial.rollout")
 
 
-def run_canary(memory: ModelContext, champion: str | None, version: str, mine: list[Server], mode: Literal["canary", "shadow"] = "canary",
+def run_canary(memory: ModelContext, champion: str | None, version: str, mine: list[Server], mode: SplitMode = SplitMode.CANARY,
                     share: float | None = None) -> Verdict | None:
     """Let a challenger see its share of the traffic, and judge it by what both sides did; None where no champion serves."""
     old = [each.url for each in fleet.running(memory.run, memory.name) if each.version == champion]
@@ -51,7 +50,7 @@ def _watched(memory: ModelContext, mine: list[Server], apart: float) -> Verdict:
         if rollback_waits(memory):
             raise ReleaseFailed(f"{memory.name}: the rollout gave way to a rollback; release it again when it is wanted")
         died = sum(each.deaths - deaths[each.url] for each in mine)
-        grown = max((each.memory_mb() - small[each.url] for each in mine if each.alive), default=0.0)
+        grown = max((each.memory_mb() - small[each.url] for each in mine if each.is_alive), default=0.0)
         now = canary_metrics.read_counters(memory.run, memory.name)
         verdict = canary_verdict(*canary_metrics.canary_sides(first, now, deaths=died, grown_mb=grown), policy,
                          latency_ms=memory.contract.gate.latency_ms, apart=apart)
@@ -66,14 +65,14 @@ def _watched(memory: ModelContext, mine: list[Server], apart: float) -> Verdict:
 
 def shadow(memory: ModelContext, version: str, what: Path | str, share: float) -> Verdict:
     """Let one replica of a version see a share of the traffic, whose callers all get the champion's answers."""
-    TrafficSplit(("the challenger",), share, "shadow")  # refuses a share that can't be before anything is started
+    TrafficSplit(("the challenger",), share, SplitMode.SHADOW)  # refuses a share that can't be before anything is started
     with exclusive_rollout(memory, hurry=False):
         champion = memory.ledger.state().champion
         mine = fleet.start(what, version, 1, memory.run, memory.name, {"PERENNIAL_PROFILES": str(memory.spool)})
         try:
-            replicas.wait_ready(mine)
-            fleet.settle(mine)
-            verdict = run_canary(memory, champion, version, mine, "shadow", share)
+            fleet.wait_ready(mine)
+            fleet.raise_cpu_shares(mine)
+            verdict = run_canary(memory, champion, version, mine, SplitMode.SHADOW, share)
         finally:
             end_canary(memory, champion)
             fleet.stop(mine, memory.run, memory.name)
@@ -89,6 +88,6 @@ def is_allowed(memory: ModelContext, verdict: Verdict) -> bool:
 
 def end_canary(memory: ModelContext, champion: str | None) -> None:
     """End a canary or a shadow: all the traffic is the champion's, and nobody else sees it."""
-    if routes.routed_challenger(memory.run, memory.name):
+    if routes.challenger_urls(memory.run, memory.name):
         urls = [each.url for each in fleet.running(memory.run, memory.name) if each.version == champion]
         routes.route(memory.run, memory.name, urls, champion)

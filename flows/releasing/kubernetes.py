@@ -20,17 +20,19 @@ def _kustomization() -> Path | None:
     return Path(folder) if folder else None
 
 
-def release_to_kubernetes(memory: ModelContext, version: str, image: str, folder: Path, decide: Callable[[str | None], Any] | None = None) -> dict[str, Any]:
+def release_to_kubernetes(
+    memory: ModelContext, version: str, image: str, folder: Path, decide: Callable[[str | None], Any] | None = None,
+) -> dict[str, Any]:
     """Name a version champion and write its image into a kustomization: the cluster does the rest, by its own probes.
 
     What can be wrong with the file is found before the ledger learns anything; a run that was killed between the two is
     made up for by running it again, or by the reconciler's release of the champion.
     """
     before = memory.ledger.state().champion
-    kustomize.pointed_to(folder)
+    kustomize.current_image(folder)
     decide(before) if decide else memory.ledger.promote(version, expect=before)
     try:
-        kustomize.point_to(folder, image)
+        kustomize.set_image(folder, image)
     except Exception as error:
         memory.ledger.record("release_failed", {"version": version, "why": f"{type(error).__name__}: {error}"})
         if before and before != version:

@@ -68,7 +68,7 @@ def _asked(server: Server, records: list[dict]) -> httpx.Response:
     try:
         return httpx.post(f"{server.url}/predict", json={"records": records}, headers=SAMPLE_HEADERS, timeout=10, trust_env=False)
     except httpx.TransportError as error:
-        raise ReleaseFailed(f"{server.url} gives no answer to the samples: {error!r}; {server.said()}") from error
+        raise ReleaseFailed(f"{server.url} gives no answer to the samples: {error!r}; {server.log_tail()}") from error
 
 
 def _parsed(server: Server, reply: httpx.Response, names: tuple[str, ...]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 from prefect.exceptions import TerminationSignal
 
 from contracts.core.errors import ReleaseFailed
-from deployments import fleet, load_balancer, processes, replicas, routes
+from deployments import fleet, load_balancer, processes, routes
 from deployments.fleet import Server
 from flows.releasing.canary import end_canary, is_allowed, run_canary
 from flows.releasing.replica_check import answers_like_trainer
@@ -31,15 +31,15 @@ def roll_out_version(memory: ModelContext, version: str, what: Path | str, decid
         before = memory.ledger.state().champion
         if decide is None:
             memory.ledger.must_allow(version)  # asked again by the promotion; here, before anything is started
-        mine = [each for each in fleet.running(memory.run, memory.name) if each.version == version and fleet.made_from(each, what)]
+        mine = [each for each in fleet.running(memory.run, memory.name) if each.version == version and fleet.is_made_from(each, what)]
         there = {each.url for each in mine} if version == before else set()  # what serves is not taken away by a failure
         try:
             load_balancer.start(memory.run)
             mine += fleet.start(what, version, REPLICAS - len(mine), memory.run, memory.name,
-                                {"PERENNIAL_PROFILES": str(memory.spool)}, hurry=before is None or decide is not None)
+                                {"PERENNIAL_PROFILES": str(memory.spool)}, urgent=before is None or decide is not None)
             _wait_ready(memory, mine, hurried=decide is not None)
             checked = [answers_like_trainer(memory, each) for each in mine]
-            fleet.settle(mine)
+            fleet.raise_cpu_shares(mine)
             verdict = None if decide else run_canary(memory, before, version, mine)
             if verdict and not is_allowed(memory, verdict):
                 _withdraw(memory, before, version, mine, there, "; ".join(verdict.reasons))
@@ -62,12 +62,12 @@ def roll_out_version(memory: ModelContext, version: str, what: Path | str, decid
 def _wait_ready(memory: ModelContext, mine: list[Server], hurried: bool) -> None:
     """Wait until all answer; a release that a rollback waits for gives up."""
     def over() -> bool:
-        return (not hurried and rollback_waits(memory)) or all(processes.answers(f"{each.url}/readyz") or each.deaths for each in mine)
+        return (not hurried and rollback_waits(memory)) or all(processes.is_answering(f"{each.url}/readyz") or each.deaths for each in mine)
 
-    processes.until(over, READY)
+    processes.wait_until(over, READY)
     if not hurried and rollback_waits(memory):
         raise ReleaseFailed(f"{memory.name}: the rollout gave way to a rollback; release it again when it is wanted")
-    replicas.wait_ready(mine, 1)
+    fleet.wait_ready(mine, 1)
 
 
 def _withdraw(memory: ModelContext, before: str | None, version: str, mine: list[Server], there: set[str], why: str) -> None:
@@ -80,7 +80,7 @@ def _withdraw(memory: ModelContext, before: str | None, version: str, mine: list
         why += f"; the traffic was not taken back: {type(error).__name__}: {error}"
     try:
         started = [each for each in mine if each.url not in there]
-        replicas.drain(started, 5)
+        fleet.drain(started, 5)
         fleet.stop(started, memory.run, memory.name, seconds=5)
     except Exception as error:
         why += f"; replicas were not stopped: {type(error).__name__}: {error}"
@@ -101,15 +101,15 @@ def _retire(memory: ModelContext, mine: list[Server], seconds: float) -> None:
     """Drain and stop every other replica, within about twice so many seconds; the balancer sends them nothing any more."""
     urls = {each.url for each in mine}
     old = [each for each in fleet.running(memory.run, memory.name) if each.url not in urls]
-    replicas.drain([each for each in old if processes.answers(f"{each.url}/livez")], seconds)
+    fleet.drain([each for each in old if processes.is_answering(f"{each.url}/livez")], seconds)
     fleet.stop(old, memory.run, memory.name, seconds=int(seconds))
 
 
 def served(memory: ModelContext) -> bool:
     """Whether the champion has all its replicas here; true as well where this machine does not serve the model."""
-    champion, routed = memory.ledger.state().champion, routes.routed(memory.run, memory.name)
+    champion, routed = memory.ledger.state().champion, routes.champion_urls(memory.run, memory.name)
     alive = fleet.running(memory.run, memory.name)
     if not (routed or alive) or is_under_way(memory):
         return True
     whole = len(alive) >= REPLICAS and {each.version for each in alive} == {champion}
-    return whole and sorted(each.url for each in alive) == routed and not routes.routed_challenger(memory.run, memory.name)
+    return whole and sorted(each.url for each in alive) == routed and not routes.challenger_urls(memory.run, memory.name)

@@ -43,7 +43,7 @@ def roll_back(model: str, to: str, reason: str) -> dict[str, str]:
 
     if folder := _kustomization():
         release_to_kubernetes(memory, target, artifact_of(memory, target), folder, decide)
-    elif routes.routed(memory.run, memory.name):
+    elif routes.champion_urls(memory.run, memory.name):
         roll_out_version(memory, target, artifact_of(memory, target), decide)
     else:
         decide()

@@ -14,7 +14,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from contracts.core.drift import drift_scores
-from contracts.core.errors import PortTaken
+from contracts.core.errors import PerennialError
 from contracts.core.windows import WINDOW_FORMAT
 from flows.monitoring.decision import decided
 from registry import data
@@ -114,7 +114,7 @@ def serve(models: Sequence[str], host: str, port: int, say: Callable[[str], None
     try:
         server, thread = start_http_server(port, host, registry)
     except OSError as error:
-        raise PortTaken(f"can't listen on {host}:{port}: {error.strerror}; choose another port: perennial metrics --port …") from None
+        raise PerennialError(f"can't listen on {host}:{port}: {error.strerror}; choose another port: perennial metrics --port …") from None
     say(f"gauges of {', '.join(models)} at http://{host}:{port}/metrics; Ctrl-C ends it")
     told.wait()
     server.shutdown()

@@ -37,7 +37,7 @@ def facts(model: str) -> dict[str, Any]:
         "open_alerts": state.open_alerts,
         "open_claims": [key for key, claim in state.claims.items() if claim["state"] == "claimed"],
         "replicas": [{"url": one.url, "version": one.version, "pid": one.pid} for one in fleet.running(memory.run, memory.name)],
-        "routed": routes.routed(memory.run, memory.name), "callers": routes.address(memory.run, memory.name),
+        "routed": routes.champion_urls(memory.run, memory.name), "callers": routes.model_url(memory.run, memory.name),
     }
 
 

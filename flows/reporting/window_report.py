@@ -8,7 +8,7 @@ from typing import Any
 from contracts.core.classification import is_output
 from contracts.core.contract import Contract
 from contracts.core.drift import all_missing, drift_scores
-from contracts.core.errors import NotJudged
+from contracts.core.errors import NotFound
 from contracts.core.policies import Drift
 from contracts.core.reference import BinnedComparison
 from contracts.core.verdict import Verdict
@@ -38,20 +38,20 @@ def key(memory: ModelContext, window: str) -> str:
 
 
 def newest(memory: ModelContext) -> str:
-    """The newest judged window; raises NotJudged."""
+    """The newest judged window; raises NotFound."""
     windows = memory.ledger.state().windows
     if not windows:
-        raise NotJudged(f"no window of {memory.name} was judged in {memory.store.address}; run: perennial monitor {memory.name}")
+        raise NotFound(f"no window of {memory.name} was judged in {memory.store.address}; run: perennial monitor {memory.name}")
     return max(windows)
 
 
 def judged(memory: ModelContext, window: str) -> Verdict:
-    """The Verdict that the ledger keeps of a window; raises NotJudged."""
+    """The Verdict that the ledger keeps of a window; raises NotFound."""
     windows = memory.ledger.state().windows
     if window not in windows:
         start, known = memory.contract.window_of(datetime.fromisoformat(window))[0].isoformat(), sorted(windows)
         there = f"{len(known)} are, the last {known[-1]}" if known else "none is"
-        raise NotJudged(f"no window of {memory.name} that starts at {window} was judged, {there}; name a start that `perennial history "
+        raise NotFound(f"no window of {memory.name} that starts at {window} was judged, {there}; name a start that `perennial history "
                         f"{memory.name}` lists, or run: perennial monitor {memory.name} --window {start}")
     return Verdict.from_json(windows[window]["verdict"])
 

@@ -66,7 +66,9 @@ def _joined(parts: list[Block]) -> Block:
     return whole.rows(np.argsort(whole.times, kind="stable"))
 
 
-def encode_categories(contract: Contract, block: Block, texts: Mapping[str, CategoryVocabulary], vocabularies: Mapping[str, tuple[str, ...]]) -> Block:
+def encode_categories(
+    contract: Contract, block: Block, texts: Mapping[str, CategoryVocabulary], vocabularies: Mapping[str, tuple[str, ...]],
+) -> Block:
     """The block, in which categories now have the codes of a model with these vocabularies in place of their texts' numbers."""
     for position, feature in enumerate(contract.features):
         if feature.kind == "category":

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from contracts.core.contract import Contract
-from contracts.core.errors import ClusterAway, PerennialError
+from contracts.core.errors import PerennialError, Unavailable
 from contracts.core.features import Columns
 from contracts.core.loading import load_contract
 from flows.training.blocks import Block, encode_categories
@@ -30,7 +30,7 @@ QUANTILES = np.linspace(0, 1, 1001)
 
 @contextmanager
 def dask_client(address: str) -> Iterator[Any]:
-    """A client of the Dask scheduler at `address`, such as tcp://127.0.0.1:8786; raises ClusterAway."""
+    """A client of the Dask scheduler at `address`, such as tcp://127.0.0.1:8786; raises Unavailable."""
     try:
         import distributed
     except ImportError as error:
@@ -38,23 +38,23 @@ def dask_client(address: str) -> Iterator[Any]:
     try:
         client = distributed.Client(address, timeout=PATIENCE)
     except (OSError, ValueError, TimeoutError) as error:
-        raise ClusterAway(f"no Dask scheduler answers at {address}: {error}; start it, or mend or unset {ADDRESS}") from error
+        raise Unavailable(f"no Dask scheduler answers at {address}: {error}; start it, or mend or unset {ADDRESS}") from error
     with client:
         if not client.scheduler_info()["workers"]:
-            raise ClusterAway(f"the Dask scheduler at {address} has no workers; start some: dask worker {address}")
+            raise Unavailable(f"the Dask scheduler at {address} has no workers; start some: dask worker {address}")
         yield client
 
 
 @contextmanager
 def lost_workers_named(address: str) -> Iterator[None]:
-    """Raises ClusterAway where a worker ends in the midst of a training, which XGBoost and Dask tell of in their own many ways."""
+    """Raises Unavailable where a worker ends in the midst of a training, which XGBoost and Dask tell of in their own many ways."""
     import distributed
 
     try:
         yield
     except (xgboost.core.XGBoostError, distributed.KilledWorker, CancelledError, OSError) as error:
         told = str(error).strip().splitlines()[-1:] or [type(error).__name__]
-        raise ClusterAway(f"a worker of {address} was lost, or failed, while it trained: {told[0]}; nothing was registered: see the worker's "
+        raise Unavailable(f"a worker of {address} was lost, or failed, while it trained: {told[0]}; nothing was registered: see the worker's "
                           "log and run it again") from error
 
 

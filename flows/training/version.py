@@ -1,4 +1,4 @@
-"""TODO"""
+"""Train a version of a model and register it."""
 
 import json
 import logging
@@ -17,6 +17,8 @@ import numpy as np
 from contracts.core import reference
 from contracts.core.binning import REFERENCE_FILE, Bins, monitored_columns
 from contracts.core.classification import classification_metrics
+from contracts.core.contract import Contract
+from contracts.core.dependencies import imported_modules
 from contracts.core.digests import digest_of
 from contracts.core.errors import PerennialError
 from contracts.core.features import Columns
@@ -109,14 +111,15 @@ def _manifest(memory: ModelContext, source: data.DataVersion, metrics: dict[str,
         "model": memory.name, "contract": contract.digest, "classes": list(contract.label.classes),
         "features": [feature.name for feature in contract.features], "data": source.as_json(),
         "rows": source.rows, "twin_rows": twin_rows, "judged_from": judged_from(memory, source).isoformat(), "metrics": metrics,
-        "seed": contract.seed, "code": code_digest(), "packages": {name: installed(name) for name in PACKAGES},
+        "seed": contract.seed, "code": code_digest(contract), "packages": {name: installed(name) for name in PACKAGES},
     }
 
 
-def code_digest() -> str:
-    """The digest of the code that fits a model, and of all that a bento holds."""
-    sources = [path for room in ("contracts", "service", "flows/training") for path in sorted((ROOT / room).rglob("*.py"))]
-    return digest_of({str(path.relative_to(ROOT)): sha256(path.read_bytes()).hexdigest() for path in sources})
+def code_digest(contract: Contract) -> str:
+    """The digest of the code that fits a model and answers with it: its contract, what that imports, and the core."""
+    needed = imported_modules("service.bento", contract.module)
+    needed |= {name: file for name, file in imported_modules(__name__).items() if name.startswith(("contracts.core", "flows.training"))}
+    return digest_of({name: sha256(file.read_bytes()).hexdigest() for name, file in needed.items()})
 
 
 def git_revision() -> str | None:

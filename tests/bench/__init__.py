@@ -64,11 +64,11 @@ def peers(name: str) -> Path:
 @contextmanager
 def fresh_addresses() -> Iterator[Path]:
     """An empty store and run folder in the environment, gone afterwards with what runs there."""
-    from deployments import load_balancer
+    from deployments import fleet
 
     with tempfile.TemporaryDirectory(prefix="perennial-bench-") as home:
         os.environ |= {"PERENNIAL_STORE": f"{home}/store", "PERENNIAL_RUN": f"{home}/run"}
         try:
             yield Path(home)
         finally:
-            load_balancer.stop_all(Path(home) / "run")
+            fleet.stop_all(Path(home) / "run")

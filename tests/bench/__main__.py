@@ -91,7 +91,7 @@ def end(program: subprocess.Popen, folder: str) -> None:
     with suppress(ProcessLookupError):
         os.killpg(program.pid, signal.SIGKILL)
     program.wait()
-    processes.end(lambda log: log.startswith(f"{folder}/"), 10)
+    processes.terminate(lambda log: log.startswith(f"{folder}/"), 10)
 
 
 if __name__ == "__main__":

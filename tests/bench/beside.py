@@ -11,9 +11,9 @@ from typing import Any
 import httpx
 import numpy as np
 
-from deployments import replicas
-from deployments.processes import free_ports, spawn, wait_for
-from deployments.replicas import ENVIRONMENT
+from deployments import fleet, replicas
+from deployments.processes import free_ports, spawn, wait_until_answering
+from deployments.replicas import REPLICA_ENVIRONMENT
 from flows.releasing.bento import build_bento
 from registry.context import ModelContext, fetch_version
 from tests.bench import PEERS, peers
@@ -79,8 +79,8 @@ def started(memory: ModelContext, version: str, record: dict[str, Any]) -> dict[
                   for name, peer in beside(model).items()}
     for name, peer in beside(model).items():
         server = theirs[name]
-        wait_for(server.process, server.url.removesuffix(peer.path) + peer.ready, 120)
-    replicas.wait_ready([server.process for server in ours.values()])
+        wait_until_answering(server.process, server.url.removesuffix(peer.path) + peer.ready, 120)
+    fleet.wait_ready([server.process for server in ours.values()])
     for name, server in (ours | theirs).items():
         if not (name in theirs and beside(model)[name].constant):
             _must_answer(server, said["probabilities"][0])
@@ -107,7 +107,7 @@ def _start(name: str, peer: Peer, model: Path, run: Path, body: str) -> Server:
     programs = peers(peer.environment).parent
     port, *others = map(str, free_ports(3))
     program, *rest = (word.replace(PORT, port) for word in peer.command)
-    environ = ENVIRONMENT | {
+    environ = REPLICA_ENVIRONMENT | {
         "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(PEERS), "PEERS_MODEL": str(model),
         "BENTOML_HOME": str(run / "peers" / f"home-{port}"),
         "MLSERVER_HOST": "127.0.0.1", "MLSERVER_HTTP_PORT": port, "MLSERVER_GRPC_PORT": others[0], "MLSERVER_METRICS_PORT": others[1],

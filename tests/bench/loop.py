@@ -75,7 +75,7 @@ def calling(memory: Any) -> Iterator[list[int]]:
         with httpx.Client(timeout=30, trust_env=False) as client:
             while not over.wait(1 / RATE):
                 record = samples[len(answered) % len(samples)]
-                answered.append(client.post(f"{routes.address(memory.run, memory.name)}/predict", json={"records": [record]}).status_code)
+                answered.append(client.post(f"{routes.model_url(memory.run, memory.name)}/predict", json={"records": [record]}).status_code)
 
     caller = threading.Thread(target=call)
     caller.start()
@@ -110,14 +110,14 @@ def one_round(memory: Any, number: int) -> dict[str, Any]:
     verdict = Verdict("drift", "failed", ("the benchmark says so",), kind="input drift", figures={"checks": {}})
     begun = time.time()
     announce(memory.name, window, verdict.as_json(), "retrain")
-    canary, there = seen(lambda: routes.routed_challenger(memory.run, memory.name)), seen(lambda: new_everywhere(memory, before))
-    processes.until(lambda: memory.ledger.state().claims[window]["state"] == "finished", BOUND)
+    canary, there = seen(lambda: routes.challenger_urls(memory.run, memory.name)), seen(lambda: new_everywhere(memory, before))
+    processes.wait_until(lambda: memory.ledger.state().claims[window]["state"] == "finished", BOUND)
     return {"seconds": there - begun, "parts": parts(memory, window, begun, canary, there), "flow_ended_after": time.time() - there}
 
 
 def seen(what: Callable[[], Any]) -> float:
     """When it was first so; looked for ten times a second."""
-    if not processes.until(lambda: bool(what()), BOUND):
+    if not processes.wait_until(lambda: bool(what()), BOUND):
         raise RuntimeError(f"not within {BOUND} s; the worker's log says why: {os.environ['PERENNIAL_RUN']}/logs/prefect-worker.log")
     return time.time()
 
@@ -128,9 +128,9 @@ def new_everywhere(memory: Any, before: str) -> bool:
 
     champion, run = memory.ledger.state().champion, memory.run
     urls = sorted(one.url for one in replicas.running(run, memory.name) if one.version == champion)
-    if champion == before or len(urls) < REPLICAS or routes.routed(run, memory.name) != urls or routes.routed_challenger(run, memory.name):
+    if champion == before or len(urls) < REPLICAS or routes.champion_urls(run, memory.name) != urls or routes.challenger_urls(run, memory.name):
         return False
-    answers = [processes.get(f"{routes.address(run, memory.name)}/model").json()["version"] for _ in range(2 * REPLICAS)]
+    answers = [processes.http_get(f"{routes.model_url(run, memory.name)}/model").json()["version"] for _ in range(2 * REPLICAS)]
     return set(answers) == {champion}
 
 

@@ -258,7 +258,7 @@ def start_up(memory: ModelContext, version: str, image: str, times: int = 5) -> 
     for _ in range(times):
         begun = time.monotonic()
         started = fleet.start(image, version, 1, memory.run, "startup")
-        while not processes.answers(f"{started[0].url}/readyz"):
+        while not processes.is_answering(f"{started[0].url}/readyz"):
             time.sleep(0.02)
         took.append(time.monotonic() - begun)
         fleet.stop(started, memory.run, "startup")
@@ -288,8 +288,8 @@ def kill(memory: ModelContext, callers: Callers) -> dict[str, Any]:
     [one, *_] = fleet.running(memory.run, memory.name)
     begun, pid = time.monotonic(), one.pid
     os.kill(pid, signal.SIGKILL)
-    processes.until(lambda: one.pid not in (0, pid), 30)
-    back = processes.until(lambda: processes.answers(f"{one.url}/readyz"), 30)
+    processes.wait_until(lambda: one.pid not in (0, pid), 30)
+    back = processes.wait_until(lambda: processes.is_answering(f"{one.url}/readyz"), 30)
     seconds = time.monotonic() - begun
     time.sleep(5)
     return {"back": back, "full_strength_s": seconds, "load": callers.between(begun, time.monotonic())}
@@ -328,7 +328,7 @@ def tried(memory: ModelContext, callers: Callers, name: str, version: str, image
     except Exception as error:
         outcome, why = "refused", f"{type(error).__name__}: {error}"
     seconds, champion_now = time.monotonic() - begun, memory.ledger.state().champion
-    served = routes.routed(memory.run, memory.name)
+    served = routes.champion_urls(memory.run, memory.name)
     alone = {each.version for each in fleet.running(memory.run, memory.name) if each.url in served}
     if champion_now != champion:
         roll_back("flights", champion, "the benchmark")

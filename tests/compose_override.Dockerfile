@@ -1,4 +1,4 @@
-# For tests where no public image can be pulled: PostgreSQL and a container registry from Debian, moto as the S3 store.
+# For machines that can pull no public image: PostgreSQL and a container registry from Debian, and moto as S3.
 ARG BASE=python:3.11-slim
 FROM ${BASE}
 ARG PIP_INDEX_URL
