@@ -1,4 +1,4 @@
-"""TODO"""
+"""A small example model, on made-up readings: will a pump stop within twelve hours?"""
 
 from datetime import datetime, timedelta
 

@@ -1,4 +1,4 @@
-"""TODO"""
+"""The command line: `perennial …`."""
 
 import json
 import logging
@@ -301,7 +301,8 @@ def down(model: Annotated[str | None, typer.Argument(help="Only this one; defaul
                                                       "`demo --keep` left.")] = None) -> None:
     """End what serves on this machine: replicas, the load balancer, and the demo's servers. Callers get no answer then."""
     from deployments import fleet, routes
-    from registry.context import demo_home, open_model, run_folder
+    from registry.context import open_model
+    from registry.settings import demo_folder, run_folder
 
     def ended(run: Path, names: list[str], end: Callable[[], None]) -> None:
         served = ", ".join(f"{name} ({len(fleet.running(run, name))} replicas)" for name in names)
@@ -311,7 +312,7 @@ def down(model: Annotated[str | None, typer.Argument(help="Only this one; defaul
     if model:
         name, run = open_model(model).name, run_folder()
         return ended(run, [name] if name in routes.routed_models(run) else [], lambda: fleet.stop_model(run, name))
-    for run in (run_folder(), demo_home() / "run"):
+    for run in (run_folder(), demo_folder() / "run"):
         ended(run, routes.routed_models(run), lambda run=run: fleet.stop_all(run))
 
 
@@ -319,12 +320,13 @@ def down(model: Annotated[str | None, typer.Argument(help="Only this one; defaul
 def deploy() -> None:
     """Register the deployments of prefect.yaml with the server at PREFECT_API_URL."""
     from deployments.prefect_server import deploy as register
-    from flows.monitoring.notifications import WEBHOOK, to_webhook
+    from flows.monitoring.notifications import to_webhook
     from flows.prefect_api import require_prefect
+    from registry.settings import alert_webhook
 
     require_prefect()
     register()
-    to_webhook(hook := os.environ.get(WEBHOOK))
+    to_webhook(hook := alert_webhook())
     told = "; alerts go to the webhook" if hook else ""
     console.print(f"deployed: perennial's flows, their schedule and the automation{told}", soft_wrap=True)
 

@@ -1,4 +1,4 @@
-"""TODO"""
+"""The flow that checks a batch of labelled events and appends it as a data version."""
 
 import logging
 from collections import Counter

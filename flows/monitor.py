@@ -1,4 +1,4 @@
-"""TODO"""
+"""The flow that judges one window of traffic and decides what follows."""
 
 import logging
 from typing import Any

@@ -1,4 +1,4 @@
-"""TODO"""
+"""Refuse early, with a clear error, when no Prefect server answers at PREFECT_API_URL."""
 
 from contracts.core.errors import Unavailable
 

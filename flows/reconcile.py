@@ -1,4 +1,4 @@
-"""TODO"""
+"""The flow that picks up what was lost: windows not judged, granted retrainings not run, a champion that does not serve."""
 
 import logging
 from datetime import UTC, datetime, timedelta

@@ -1,4 +1,4 @@
-"""TODO"""
+"""The flow that releases a version that passed the gate."""
 
 from pathlib import Path
 from typing import Any

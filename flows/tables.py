@@ -1,4 +1,4 @@
-"""TODO"""
+"""Read .parquet and .csv files."""
 
 import re
 from pathlib import Path

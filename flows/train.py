@@ -1,4 +1,4 @@
-"""TODO"""
+"""The flow that trains a challenger, judges it, and releases it if it passed."""
 
 from typing import Any
 

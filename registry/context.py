@@ -1,12 +1,11 @@
-"""TODO"""
+"""Everything a flow needs to know of one model: contract, store, ledger and run folder."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from contracts.core.contract import Contract
 from contracts.core.loading import load_contract
-from registry import models
+from registry import models, settings
 from registry.ledger import Ledger
 from registry.store import Store, open_store
 
@@ -31,18 +30,10 @@ class ModelContext:
 
 
 def open_model(model: str) -> ModelContext:
-    """The memory of `model`, in PERENNIAL_STORE (a folder or s3://…) and PERENNIAL_RUN (a folder)."""
+    """The context of a model, by its contract's name, at the addresses that the environment names."""
     contract = load_contract(model)
-    store = open_store(os.environ.get("PERENNIAL_STORE", ".perennial/store"))
-    return ModelContext(contract, store, Ledger(store, contract.name), run_folder())
-
-
-def run_folder() -> Path:
-    return Path(os.environ.get("PERENNIAL_RUN", ".perennial/run")).absolute()
-
-
-def demo_home() -> Path:
-    return Path(os.environ.get("PERENNIAL_DEMO", ".perennial/demo")).absolute()
+    store = open_store(settings.store_address())
+    return ModelContext(contract, store, Ledger(store, contract.name), settings.run_folder())
 
 
 ROOT = Path(__file__).parent.parent

@@ -1,4 +1,4 @@
-"""TODO"""
+"""Data versions: labelled rows in Delta Lake tables, named by their digest."""
 
 import hashlib
 import json
@@ -17,6 +17,7 @@ from deltalake.exceptions import DeltaError, TableNotFoundError
 from contracts.core.contract import Contract
 from contracts.core.digests import digest_of
 from contracts.core.errors import NotFound, PerennialError
+from registry import layout
 from registry.store import Store
 
 MARK = "perennial"  # the commit's metadata that holds the reference, and the id that makes appends conflict
@@ -58,7 +59,7 @@ def append(store: Store, contract: Contract, frame: pd.DataFrame, start: datetim
     """
     if frame.empty:
         raise NotFound(f"{contract.name}: no row in [{start}, {end}) to ingest; name a window that has some")
-    table, batch, window = f"data/{contract.name}", content_digest(frame), (start.isoformat(), end.isoformat())
+    table, batch, window = layout.data_table(contract.name), content_digest(frame), (start.isoformat(), end.isoformat())
     for _ in range(TRIES):
         known = versions(store, contract.name)
         for one in known:
@@ -115,7 +116,7 @@ def content_digest(frame: pd.DataFrame) -> str:
 def versions(store: Store, model: str) -> list[DataVersion]:
     """Every version of a model's data, oldest first."""
     try:
-        history = DeltaTable(_uri(store, f"data/{model}"), storage_options=_options(store)).history()
+        history = DeltaTable(_uri(store, layout.data_table(model)), storage_options=_options(store)).history()
     except TableNotFoundError:
         return []
     return [DataVersion.from_json(json.loads(commit[MARK])) for commit in reversed(history) if MARK in commit]
@@ -160,7 +161,7 @@ def chunks(store: Store, version: DataVersion, columns: Sequence[str], share: tu
 
 def set_aside(store: Store, contract: Contract, bad: pd.DataFrame, start: datetime, end: datetime) -> None:
     """Keep the rows that broke a rule, with their `reasons`; the same ones again are kept once."""
-    table, batch = f"data/{contract.name}.bad", content_digest(bad)
+    table, batch = layout.bad_rows_table(contract.name), content_digest(bad)
     try:
         known = DeltaTable(_uri(store, table), storage_options=_options(store)).history()
     except TableNotFoundError:
@@ -176,7 +177,7 @@ def set_aside(store: Store, contract: Contract, bad: pd.DataFrame, start: dateti
 def bad_rows(store: Store, model: str) -> pd.DataFrame:
     """All rows that were set aside, with reasons and the window of their batch."""
     try:
-        return DeltaTable(_uri(store, f"data/{model}.bad"), storage_options=_options(store)).to_pandas()
+        return DeltaTable(_uri(store, layout.bad_rows_table(model)), storage_options=_options(store)).to_pandas()
     except TableNotFoundError:
         return pd.DataFrame()
 

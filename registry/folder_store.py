@@ -1,4 +1,4 @@
-"""TODO"""
+"""A store in a folder, with the same guarantees as S3's conditional writes."""
 
 import fcntl
 import os

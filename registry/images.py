@@ -1,4 +1,4 @@
-"""TODO"""
+"""Build, push, find and delete the container images of versions."""
 
 import hashlib
 import io
@@ -22,6 +22,7 @@ from docker.models.images import Image
 
 from contracts.core.digests import digest_of
 from contracts.core.errors import ReleaseFailed, Unavailable
+from registry import settings
 
 ROOT = Path(__file__).parent.parent
 LOCK, RECIPE = ROOT / "requirements-service.txt", Path(__file__).parent / "runtime.Dockerfile"
@@ -41,7 +42,7 @@ class Images:
     """Where images are made and kept: `address` is a container registry and a prefix in it, `base` a named image."""
 
     address: str
-    base: str = "python:3.11-slim"
+    base: str = settings.BASE_IMAGE
     network: str | None = None
 
     def repository(self, name: str) -> str:
@@ -54,10 +55,8 @@ class Images:
 
 def configured() -> Images | None:
     """What PERENNIAL_IMAGES, PERENNIAL_BASE and PERENNIAL_BUILD_NETWORK say; None where versions ship without an image."""
-    address = os.environ.get("PERENNIAL_IMAGES")
-    if not address:
-        return None
-    return Images(address.rstrip("/"), os.environ.get("PERENNIAL_BASE", Images.base), os.environ.get("PERENNIAL_BUILD_NETWORK"))
+    address = settings.images_address()
+    return Images(address, settings.base_image(), settings.build_network()) if address else None
 
 
 def engine() -> docker.DockerClient:

@@ -1,9 +1,6 @@
-"""TODO"""
+"""The ledger of a model: a chain of events, the state they add up to, and the decisions taken on it."""
 
-import getpass
 import json
-import os
-import socket
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -14,6 +11,7 @@ from contracts.core.digests import canonical_json, digest_of
 from contracts.core.errors import Conflict, Corrupt, NotAllowed, NotFound, PerennialError
 from contracts.core.policies import Drift
 from contracts.core.verdict import Verdict
+from registry import layout, settings
 from registry.store import Store
 
 FORMAT = 1  # of a stored event: raise it with a change that an older reader can't follow, and keep reading the older
@@ -131,7 +129,7 @@ class Ledger:
 
     def events(self) -> list[Event]:
         """All events, their chain verified; raises Corrupt."""
-        keys = self.store.list(f"ledger/{self.model}/")
+        keys = self.store.list(layout.events(self.model))
         for seq, key in enumerate(keys[len(self._known):], start=len(self._known)):
             if key != self._key(seq):
                 raise Corrupt(f"{self.model}: {key} is where {self._key(seq)} should be in {self.store.address}; restore event {seq} "
@@ -157,7 +155,7 @@ class Ledger:
         return self._known[seq - 1].digest if seq else ""
 
     def _key(self, seq: int) -> str:
-        return f"ledger/{self.model}/{seq:08d}.json"
+        return layout.event(self.model, seq)
 
     def state(self, at: str | None = None) -> State:
         """What holds now, or held at a time (ISO-8601, UTC unless it says otherwise): after the last event until then."""
@@ -329,7 +327,7 @@ def _plain(wanted: tuple[str, dict[str, Any]]) -> tuple[str, dict[str, Any]]:
 
 
 def _who() -> str:
-    return os.environ.get("PERENNIAL_USER") or f"{getpass.getuser()}@{socket.gethostname()}"
+    return settings.user()
 
 
 def _utc(at: str) -> datetime:

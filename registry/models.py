@@ -1,4 +1,4 @@
-"""TODO"""
+"""Model versions in the store: save, fetch and verify their files, and resolve their names."""
 
 import json
 import os
@@ -9,6 +9,7 @@ from typing import Any
 
 from contracts.core.digests import canonical_json, digest_of
 from contracts.core.errors import Conflict, Corrupt, NoChampion, NotFound
+from registry import layout
 from registry.ledger import Ledger
 from registry.store import Store
 
@@ -24,7 +25,7 @@ def save(store: Store, model: str, files: dict[str, bytes], manifest: dict[str, 
     manifest = manifest | {"format": FORMAT, "files": {name: sha256(files[name]).hexdigest() for name in sorted(files)}}
     version = digest_of(manifest)
     for name, content in [*files.items(), ("manifest.json", canonical_json(manifest))]:
-        _keep(store, f"models/{model}/{version}/{name}", content)
+        _keep(store, layout.version_file(model, version, name), content)
     return version
 
 
@@ -39,7 +40,7 @@ def _keep(store: Store, key: str, content: bytes) -> None:
 def manifest(store: Store, model: str, version: str) -> dict[str, Any]:
     """What a version was made of; its digest checked."""
     try:
-        content = store.get(f"models/{model}/{version}/manifest.json")
+        content = store.get(layout.version_file(model, version, "manifest.json"))
     except NotFound:
         raise NotFound(f"{model}: no version {version[:12]} in {store.address}; see: perennial history {model}") from None
     if sha256(content).hexdigest() != version:
@@ -57,7 +58,7 @@ def fetch(store: Store, model: str, version: str, folder: Path) -> Path:
         whole = Path(beside) / version
         whole.mkdir()
         for name, digest in facts["files"].items():
-            content = store.get(f"models/{model}/{version}/{name}")
+            content = store.get(layout.version_file(model, version, name))
             if sha256(content).hexdigest() != digest:
                 raise Corrupt(f"{model}: {name} of {version[:12]} was changed in {store.address}; restore it from a backup")
             (whole / name).write_bytes(content)

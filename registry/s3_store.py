@@ -1,4 +1,4 @@
-"""TODO"""
+"""A store in an S3 bucket, by conditional writes."""
 
 from contextlib import suppress
 

@@ -1,4 +1,4 @@
-"""TODO"""
+"""Open the store at an address, a folder or s3://…, and refuse one that can't keep its guarantees."""
 
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress

@@ -20,8 +20,9 @@ import pyarrow.parquet as pq
 
 from contracts.core.errors import Conflict, Corrupt, NotFound
 from contracts.core.features import Columns
-from contracts.core.windows import WINDOW_FORMAT
+from registry import layout
 from registry.context import ModelContext
+from registry.layout import PREDICTIONS, PROFILES
 from service.prediction_log import NOT_A_LOG, SUFFIX, unpack_log
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def ship(memory: ModelContext, patient: bool = False) -> int:
     shipped, junk = ship_predictions(memory, patient), []
     for path in sorted(memory.spool.glob(f"{memory.name}/*/*/*.bin")):
         try:
-            shipped += _replace(memory, f"profiles/{path.relative_to(memory.spool).as_posix()}", path.read_bytes())
+            shipped += _replace(memory, layout.from_spool(PROFILES, memory.spool, path), path.read_bytes())
         except Corrupt:
             junk.append(str(path.replace(path.with_suffix(".junk"))))
     if junk:
@@ -85,7 +86,7 @@ def window_counts(memory: ModelContext, version: str, start: datetime) -> "Windo
     """What all replicas of a version saw in a window."""
     from service.profiles import NO_TRAFFIC, read_counts  # whylogs is slow to import
 
-    keys = memory.store.list(f"profiles/{memory.name}/{version}/{start:{WINDOW_FORMAT}}/")
+    keys = memory.store.list(layout.traffic(PROFILES, memory.name, version, start))
     return sum((read_counts(memory.store.get(key)) for key in keys), NO_TRAFFIC)
 
 
@@ -107,7 +108,7 @@ def ship_predictions(memory: ModelContext, patient: bool = False) -> int:
             table = pa.concat_tables([pa.table(columns) for _, columns in parts.values()], promote_options="permissive")
             name = sha256("".join(path.name for path in parts).encode()).hexdigest()[:32]
             with suppress(Conflict):  # packed, and not yet removed
-                memory.store.create(f"predictions/{folder.relative_to(memory.spool).as_posix()}/{name}.parquet", _parquet(table))
+                memory.store.create(f"{layout.from_spool(PREDICTIONS, memory.spool, folder)}/{name}.parquet", _parquet(table))
             for path in parts:
                 path.unlink(missing_ok=True)
             packed += len(parts)
@@ -139,7 +140,7 @@ def _parquet(table: pa.Table) -> bytes:
 
 def logged_predictions(memory: ModelContext, version: str, start: datetime) -> pd.DataFrame:
     """A version's predictions of the events of a window, each once: id, what the caller sent, each class's probability."""
-    return _read(memory, memory.store.list(f"predictions/{memory.name}/{version}/{start:{WINDOW_FORMAT}}/"))
+    return _read(memory, memory.store.list(layout.traffic(PREDICTIONS, memory.name, version, start)))
 
 
 def _read(memory: ModelContext, keys: list[str]) -> pd.DataFrame:
@@ -152,5 +153,5 @@ def _read(memory: ModelContext, keys: list[str]) -> pd.DataFrame:
 def labels_by_id(memory: ModelContext) -> pd.DataFrame:
     """All labels that came for ids, each id once: the first that the ledger knows of."""
     kept = [one["labels"] for one in memory.ledger.state().recorded.get("labelled", ())]
-    found = [pq.read_table(BytesIO(memory.store.get(f"labels/{memory.name}/{digest}.parquet"))).to_pandas() for digest in kept]
+    found = [pq.read_table(BytesIO(memory.store.get(layout.labels(memory.name, digest)))).to_pandas() for digest in kept]
     return pd.concat(found).drop_duplicates("id", ignore_index=True) if found else NO_PREDICTIONS

@@ -1,4 +1,4 @@
-"""TODO"""
+"""The BentoML service of one model version."""
 
 import gc
 import json

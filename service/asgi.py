@@ -1,4 +1,4 @@
-"""TODO"""
+"""The ASGI middleware that answers predictions before BentoML's own layers."""
 
 import asyncio
 import logging

@@ -1,4 +1,4 @@
-"""TODO"""
+"""Score the requests that wait at the same time in one batch."""
 
 import asyncio
 from collections import deque

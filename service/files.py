@@ -1,4 +1,4 @@
-"""TODO"""
+"""Write files so that a crash leaves the old content or the new, never half of it."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""TODO"""
+"""The limits of a request: size, number of records, time."""
 
 
 

@@ -1,4 +1,4 @@
-"""TODO"""
+"""The HTTP listener of a replica: how connections are accepted and requests parsed."""
 
 import asyncio
 import logging

@@ -1,4 +1,4 @@
-"""TODO"""
+"""A fitted model: preprocessing and booster in one, saved as JSON and UBJSON, loaded without pickle."""
 
 import json
 import sys

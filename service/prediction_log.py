@@ -1,4 +1,4 @@
-"""TODO"""
+"""The log of answered predictions, with their ids, as files that are safe from a crash."""
 
 import logging
 from collections.abc import Callable, Iterable, Iterator

@@ -1,4 +1,4 @@
-"""TODO"""
+"""Profile a replica's traffic in the background, window by window, and save it at intervals."""
 
 import logging
 from collections import Counter, deque

@@ -1,4 +1,4 @@
-"""TODO"""
+"""Profiles of traffic as whylogs views with a bin-count metric, and the counts read back from them."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""TODO"""
+"""The Prometheus metrics of requests, in BentoML's names."""
 
 from collections import Counter
 from functools import cached_property

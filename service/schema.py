@@ -1,4 +1,4 @@
-"""TODO"""
+"""The request schema of a contract: its JSON decoder, its errors by field, and its OpenAPI."""
 
 import re
 from collections.abc import Iterable, Sequence

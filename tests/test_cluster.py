@@ -9,12 +9,13 @@ from contracts.core.classification import classification_metrics
 from contracts.core.errors import PerennialError, Unavailable
 from flows.ingest import ingest_batch
 from flows.training import cluster, judging, version, vocabulary
-from flows.training.cluster import ADDRESS, dask_client, distribute
+from flows.training.cluster import dask_client, distribute
 from flows.training.dataset import read_training_set
 from flows.training.version import fit_version
 from flows.training.vocabulary import CategoryVocabulary
 from registry import data, models
 from registry.context import open_model
+from registry.settings import DASK
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Dask's and its own dependencies' are not ours to mend
 START, WEEKS = datetime(2013, 1, 1), 5
@@ -64,12 +65,12 @@ def test_two_workers_find_what_one_machine_finds(scheduler, flights, tmp_path):
 
 
 def test_the_address_sends_the_train_flow_there(scheduler, flights, monkeypatch):
-    monkeypatch.setenv(ADDRESS, scheduler)
+    monkeypatch.setenv(DASK, scheduler)
     version = fit_version(flights)
     facts = models.manifest(flights.store, "flights", version)
     assert facts["workers"] == 2 and facts["rows"] == data.newest(flights.store, "flights").rows
     assert judging.judge(flights, version).passed
-    monkeypatch.delenv(ADDRESS)
+    monkeypatch.delenv(DASK)
     alone = fit_version(flights)
     assert "workers" not in models.manifest(flights.store, "flights", alone) and alone != version
 
@@ -85,7 +86,7 @@ def test_no_scheduler_and_no_workers_are_told_with_the_remedy(monkeypatch):
     from distributed import LocalCluster
 
     monkeypatch.setattr(cluster, "PATIENCE", 1)
-    with pytest.raises(Unavailable, match=f"no Dask scheduler answers at tcp://127.0.0.1:1: .*unset {ADDRESS}"), dask_client("tcp://127.0.0.1:1"):
+    with pytest.raises(Unavailable, match=f"no Dask scheduler answers at tcp://127.0.0.1:1: .*unset {DASK}"), dask_client("tcp://127.0.0.1:1"):
         pass
     with LocalCluster(n_workers=0, dashboard_address=None) as empty, \
             pytest.raises(Unavailable, match="no workers; start some: dask worker"), dask_client(empty.scheduler_address):

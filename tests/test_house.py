@@ -1,6 +1,7 @@
 """The rules of the house: who may import whom, what the README names exists, nothing is pickled."""
 
 import ast
+import importlib
 import os
 import re
 import shlex
@@ -12,13 +13,15 @@ import pytest
 import yaml
 from typer.main import get_command
 
+from contracts.core.errors import PerennialError
 from contracts.core.loading import load_contract
 from flows.cli import app
+from registry import settings
 
 ROOT = Path(__file__).parent.parent
 ROOMS = ("contracts", "service", "registry", "deployments", "flows")  # each may import itself and those before it
 SOURCES = [path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py"))]
-README = (ROOT / "README.md").read_text()
+GUIDES = [*sorted(ROOT.glob("*.md")), *(ROOT / room / "README.md" for room in (*ROOMS, "tests"))]
 
 
 def imported(path: Path) -> set[str]:
@@ -58,6 +61,7 @@ def test_a_command_imports_no_more_than_it_needs(words, without, addresses):
     program = """
 import sys
 from flows.cli import app
+from registry import settings
 sys.argv = ["perennial", *sys.argv[1:]]
 try:
     app()
@@ -88,11 +92,10 @@ def test_only_the_contract_and_the_replay_know_flights():
         assert not {name for name in imported(path) if name.startswith(("contracts.flights", "tests"))}, path
 
 
-def test_the_readmes_commands_exist():
+@pytest.mark.parametrize("guide", GUIDES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_guides_commands_exist(guide):
     group = get_command(app)
-    used = re.findall(r"^perennial .*$|`(?:\.venv/bin/)?perennial [^`]*`", README, re.MULTILINE)
-    assert len(used) > 6
-    for line in used:
+    for line in re.findall(r"^perennial .*$|`(?:\.venv/bin/)?perennial [^`…]*`", guide.read_text(), re.MULTILINE):
         words = shlex.split(line.strip("`").split("#")[0])[1:]
         command = group
         while words and hasattr(command, "commands") and words[0] in command.commands:
@@ -102,11 +105,52 @@ def test_the_readmes_commands_exist():
         assert {word for word in words if word.startswith("--")} <= known, line
 
 
-def test_the_readmes_paths_and_make_targets_exist():
-    for name in re.findall(r"`((?:flows|contracts|service|registry|deployments|tests)/[\w./]*)`", README):
+@pytest.mark.parametrize("guide", GUIDES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_guides_paths_make_targets_and_imports_exist(guide):
+    text = re.sub(r"contracts/mine\.py", "", guide.read_text())  # the reader's own
+    for name in re.findall(r"`((?:flows|contracts|service|registry|deployments|tests|\.ci|\.github)/[\w./-]*)`", text):
         assert (ROOT / name).exists(), name
+    for names in re.findall(r"^\| (`[^|]*`)[^|]*\|", text, re.MULTILINE) if guide.parent != ROOT else ():
+        for name in re.findall(r"`([\w/]+(?:\.(?:py|yaml)|/)|Dockerfile)`", names):
+            assert (guide.parent / name).exists(), name
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    assert set(re.findall(r"`make ([\w-]+)", README)) <= targets
+    assert set(re.findall(r"`make ([\w-]+)", text)) <= targets
+    for module, names in re.findall(r"^from ((?:flows|contracts|service|registry|deployments)[\w.]*) import (.*)$", text, re.MULTILINE):
+        assert all(hasattr(importlib.import_module(module), name.strip()) for name in names.split(",")), (module, names)
+
+
+def test_keys_of_the_store_are_spelt_in_one_file():
+    """A key is a text that begins with one of its top folders and goes on."""
+    folders = "ledger|data|models|profiles|predictions|labels|reports"
+    for path in SOURCES:
+        if path.name == "layout.py":
+            continue
+        texts = {node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+        assert not [text for text in texts if re.match(rf"({folders})/[^ ]*$", text)], path
+
+
+def test_variables_are_read_in_one_file_and_those_of_a_replica_in_another():
+    for path in SOURCES:
+        if path.name in ("settings.py", "app.py"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("os.environ.get", "os.getenv"):
+                assert "PERENNIAL_" not in ast.unparse(node), (path, ast.unparse(node))
+
+
+def test_every_room_has_a_guide_that_names_its_files():
+    for room in ROOMS:
+        text = (ROOT / room / "README.md").read_text()
+        files = {path.relative_to(ROOT / room) for path in SOURCES if path.parts[len(ROOT.parts)] == room and path.name != "__init__.py"}
+        missing = [str(file) for file in files if f"`{file}`" not in text and f"`{file.parts[0]}/`" not in text]
+        assert not missing, (room, missing)
+
+
+def test_every_variable_is_in_a_guide_and_every_guides_variable_is_read():
+    read = {name for path in SOURCES for name in re.findall(r"\bPERENNIAL_[A-Z_]+\b", path.read_text())}
+    read -= {"PERENNIAL_PROCESS"}  # a mark on the processes that we start, nobody sets it
+    told = {name for guide in GUIDES for name in re.findall(r"\bPERENNIAL_[A-Z_]+\b", guide.read_text())}
+    assert read == told
 
 
 def test_every_deployment_names_a_flow_that_exists():
@@ -123,3 +167,13 @@ def test_the_locks_name_no_index_and_pin_every_package_by_hash():
         assert "index-url" not in text and "://" not in text
         pinned = re.findall(r"^[\w.-]+(?:\[[\w,-]+\])?==", text, re.MULTILINE)
         assert len(pinned) > 20 and text.count("--hash=sha256:") >= len(pinned)
+
+
+def test_an_address_of_dask_without_a_scheme_is_refused(monkeypatch):
+    monkeypatch.setenv("PERENNIAL_DASK", "tcp://127.0.0.1:8786")
+    assert settings.dask_address() == "tcp://127.0.0.1:8786"
+    monkeypatch.setenv("PERENNIAL_DASK", "")
+    assert settings.dask_address() is None
+    monkeypatch.setenv("PERENNIAL_DASK", "127.0.0.1:8786")
+    with pytest.raises(PerennialError, match=r"PERENNIAL_DASK is '127.0.0.1:8786'; it must be an address such as tcp://host:8786"):
+        settings.dask_address()

@@ -1,4 +1,4 @@
-"""TODO"""
+"""Bins: how the values of a column are counted, in training and in traffic."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

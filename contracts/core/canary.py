@@ -1,4 +1,4 @@
-"""TODO"""
+"""May a challenger that serves a share of the requests take over? Errors, latency, classes, memory."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

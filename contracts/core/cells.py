@@ -1,4 +1,4 @@
-"""TODO"""
+"""Read the cells of a text file as the types that a contract names."""
 
 from datetime import datetime
 from typing import Any

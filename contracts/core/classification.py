@@ -1,4 +1,4 @@
-"""TODO"""
+"""The classification task: its label, its metrics, and the names of its output columns."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""TODO"""
+"""The contract of a model: what a data scientist states, and what is derived from it."""
 
 import re
 import sys

@@ -1,4 +1,4 @@
-"""TODO"""
+"""What changed between two contracts, and which changes break callers."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""TODO"""
+"""Canonical JSON and the sha256 digests taken over it."""
 
 import hashlib
 import inspect

@@ -1,4 +1,4 @@
-"""TODO"""
+"""Has a window of traffic drifted from the training data? Which columns, how far, and how surely."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace

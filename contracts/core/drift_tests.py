@@ -1,4 +1,4 @@
-"""TODO"""
+"""The statistical tests behind the drift checks, and how many rows they need."""
 
 from collections.abc import Mapping
 

@@ -1,4 +1,4 @@
-"""TODO"""
+"""The gate: may this challenger take the champion's place?"""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""TODO"""
+"""Features: the columns of the training matrix and the functions that compute them."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

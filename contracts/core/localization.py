@@ -1,4 +1,4 @@
-"""TODO"""
+"""Where drift comes from: since when, and in which slice of the traffic."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""TODO"""
+"""A model's performance on a window's labels, and its estimate while labels are missing."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""TODO"""
+"""The limits a contract sets: for the gate, for drift and retraining, and for a rollout."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

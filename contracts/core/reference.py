@@ -1,4 +1,4 @@
-"""TODO"""
+"""The reference profile of a version: its training data in bins, and how far windows differ from it by chance."""
 
 import json
 from collections.abc import Mapping

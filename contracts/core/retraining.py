@@ -1,4 +1,4 @@
-"""TODO"""
+"""Which window verdicts ask for a retraining, which for a person, and which are judged again later."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""TODO"""
+"""Run a contract's Pandera rules on whole columns and list the cells that break them."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""TODO"""
+"""Declare a column of a contract's schema, with its unit, its source and when its value is known."""
 
 from typing import Any, Literal
 

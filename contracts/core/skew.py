@@ -1,4 +1,4 @@
-"""TODO"""
+"""Training/serving skew: what callers sent compared with what was ingested of the same events."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

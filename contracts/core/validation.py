@@ -1,4 +1,4 @@
-"""TODO"""
+"""Check a batch of rows against the contract, and set the bad rows aside."""
 
 from dataclasses import dataclass
 from datetime import datetime

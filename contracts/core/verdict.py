@@ -1,4 +1,4 @@
-"""TODO"""
+"""The answer to a question "may this pass?"."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field

@@ -1,4 +1,4 @@
-"""TODO"""
+"""Windows of event time: fixed lengths, counted from a Monday."""
 
 from collections.abc import Iterator
 from datetime import datetime, timedelta

@@ -1,4 +1,4 @@
-"""TODO"""
+"""Faults that `perennial demo --faults` puts into the data, and what should be found of each."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence

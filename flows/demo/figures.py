@@ -1,4 +1,4 @@
-"""TODO"""
+"""The figures of the replay's report."""
 
 from datetime import datetime
 from typing import Any

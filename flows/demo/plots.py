@@ -1,4 +1,4 @@
-"""TODO"""
+"""The plots of the replay's report."""
 
 import io
 import re

@@ -1,4 +1,4 @@
-"""TODO"""
+"""The replay: the flights of 2013 through the whole loop."""
 
 import asyncio
 import os
@@ -21,7 +21,7 @@ from flows.demo.faults import Fault, labels_of
 from flows.demo.figures import _report
 from flows.demo.rivals import rival_probabilities
 from flows.demo.traffic import MODEL, TRAFFIC, TRAINING, YEAR, ReplayTraffic
-from registry.context import demo_home
+from registry.settings import alert_webhook, demo_folder
 
 
 def replay(until: datetime, keep: bool, folder: Path, console: Console, faults: tuple[Fault, ...] = ()) -> dict[str, Any]:
@@ -30,17 +30,15 @@ def replay(until: datetime, keep: bool, folder: Path, console: Console, faults: 
     from deployments import stack
 
     begun = time.monotonic()
-    home = stack.reset_home(demo_home())
+    home = stack.reset_home(demo_folder())
     up = None
     try:
         with console.status("starting the Prefect server, its worker and the load balancer …"):
             os.environ |= stack.environment(home, profile_seconds=0.5)
             up = stack.up(home)
-            from flows.monitoring.notifications import (
-                WEBHOOK,
-                to_webhook,  # now that Prefect can be told where its server is
-            )
-            to_webhook(os.environ.get(WEBHOOK))
+            from flows.monitoring.notifications import to_webhook  # only now does Prefect know where its server is
+
+            to_webhook(alert_webhook())
         _say_where(console, up)
         report = _run(until, up, begun, console, faults)
         from flows.demo.report import write

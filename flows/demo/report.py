@@ -1,4 +1,4 @@
-"""TODO"""
+"""The replay's report, one HTML page."""
 
 import json
 from pathlib import Path

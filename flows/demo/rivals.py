@@ -1,4 +1,4 @@
-"""TODO"""
+"""What the replay is compared with: a model that is never retrained, and one retrained every month."""
 
 from contextlib import closing
 from datetime import datetime

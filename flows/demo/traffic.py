@@ -1,4 +1,4 @@
-"""TODO"""
+"""The replay's callers: they send the flights of a week as requests."""
 
 import asyncio
 import time
@@ -14,7 +14,7 @@ import pandas as pd
 from contracts.core.contract import Contract
 from contracts.core.errors import PerennialError
 from flows.demo.faults import Fault, corrupted, refused
-from registry.context import demo_home
+from registry.settings import demo_folder
 from service.model import records_of_columns
 
 MODEL = "flights"
@@ -71,7 +71,7 @@ class ReplayTraffic:
             sent, deadline = 0, time.monotonic() + TRAINING
             while not await asyncio.to_thread(finished):
                 if time.monotonic() > deadline:
-                    log = demo_home() / "run" / "logs" / "prefect-worker.log"
+                    log = demo_folder() / "run" / "logs" / "prefect-worker.log"
                     raise PerennialError(f"the retraining did not end in {TRAINING} s; its worker's log says why: {log}")
                 seen = await asyncio.to_thread(watched)
                 pace, kept = (FAST, BATCH) if seen else (PACE, BATCH + RESERVE)

@@ -1,4 +1,4 @@
-"""TODO"""
+"""Raise an alert once per cause, end it when the cause is over, and send both as Prefect events."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass

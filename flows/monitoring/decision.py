@@ -1,4 +1,4 @@
-"""TODO"""
+"""Record a window's verdict and decide: retrain, page, watch, wait, or nothing."""
 
 from datetime import datetime
 

@@ -1,4 +1,4 @@
-"""TODO"""
+"""Evaluate a window: gather its traffic, labels and events, and ask for the drift verdict."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -16,7 +16,7 @@ from contracts.core.skew import Skew, find_answer_skew, find_clock_skew, find_sk
 from contracts.core.verdict import Verdict
 from flows.monitoring.outcomes import LATER, Outcomes, ingested_events, join_outcomes, probabilities_of, shifted
 from flows.monitoring.windows import WIDEST, champions, first_traffic, labelled_until
-from registry import models
+from registry import layout, models
 from registry.context import ModelContext, fetch_version
 from registry.traffic import window_counts
 from service import profiles
@@ -58,8 +58,8 @@ def recount_window(memory: ModelContext, start: datetime, verdict: Verdict) -> B
             break
     if verdict.figures["rows"] and not compared.rows:
         raise NotFound(f"the traffic of {memory.name} from {since.isoformat()} on was judged and is gone; restore "
-                        f"profiles/{memory.name}/{version}/ in {memory.store.address} from a backup, or name another window; "
-                        f"what was judged is in: perennial history {memory.name}")
+                        f"{layout.traffic(layout.PROFILES, memory.name, version)} in {memory.store.address} from a backup, "
+                        f"or name another window; what was judged is in: perennial history {memory.name}")
     return compared
 
 

@@ -1,4 +1,4 @@
-"""TODO"""
+"""The Prefect automation that sends alerts to a webhook."""
 
 from prefect.automations import AutomationCore, CallWebhook, EventTrigger, SendNotification
 from prefect.blocks.core import Block
@@ -6,8 +6,8 @@ from prefect.blocks.webhook import Webhook
 from prefect.client.orchestration import get_client
 
 from contracts.core.errors import PerennialError
+from registry.settings import ALERT_WEBHOOK
 
-WEBHOOK = "PERENNIAL_ALERT_WEBHOOK"
 JSON = "{{ event.payload | tojson }}"
 TITLE = "{{ event.payload.model }}: {{ event.payload.kind }}, {{ event.payload.state }}"
 INCIDENT = """{% set alert = event.payload %}{
@@ -25,7 +25,7 @@ def to_webhook(url: str | None) -> None:
     """Have every alert posted to `url` as JSON; without one, no longer."""
     if url:
         if not url.startswith(("http://", "https://")):
-            raise PerennialError(f"{WEBHOOK} is {url!r}, no address of a webhook; it begins with https:// or http://")
+            raise PerennialError(f"{ALERT_WEBHOOK} is {url!r}, no address of a webhook; it begins with https:// or http://")
         return notify_through("webhook", Webhook(url=url, headers={"Content-Type": "application/json"}))
     with get_client(sync_client=True) as client:
         for automation in client.read_automations_by_name(_name("webhook")):

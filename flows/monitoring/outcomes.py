@@ -1,4 +1,4 @@
-"""TODO"""
+"""Join logged predictions with their labels, by the event's key or by the prediction's id."""
 
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from contracts.core.classification import PROBABILITY
 from contracts.core.contract import Contract
 from contracts.core.errors import Conflict, PerennialError
 from flows.tables import read_table
-from registry import data
+from registry import data, layout
 from registry.context import ModelContext
 from registry.traffic import _parquet, _read, labels_by_id, logged_predictions
 
@@ -47,9 +47,8 @@ def unlabelled_windows(memory: ModelContext) -> list[dict[str, Any]]:
     """The windows whose labels are not all in, oldest first: how many predictions each logged, and what these promise."""
     contract, labels, promoted = memory.contract, data.newest(memory.store, memory.name).end, memory.ledger.state().promoted
     open_: dict[datetime, list[str]] = {}
-    for key in memory.store.list(f"predictions/{memory.name}/"):
-        _, _, version, folder, _ = key.split("/")
-        start = datetime.fromisoformat(folder)
+    for key in memory.store.list(layout.traffic(layout.PREDICTIONS, memory.name)):
+        version, start = layout.parse_traffic(key)
         if version in promoted and (start + contract.drift.window).isoformat() > labels:
             open_.setdefault(start, []).append(key)
     if not open_:
@@ -96,7 +95,7 @@ def store_labels(memory: ModelContext, file: str) -> int:
     content = _parquet(pa.table({"id": rows["id"].astype(str).to_numpy(object), **{name: values.to_numpy() for name, values in typed.items()}}))
     digest = sha256(content).hexdigest()
     with suppress(Conflict):
-        memory.store.create(f"labels/{memory.name}/{digest}.parquet", content)
+        memory.store.create(layout.labels(memory.name, digest), content)
     memory.ledger.record("labelled", {"labels": digest, "rows": len(rows)}, once=("labels",))
     return len(rows)
 

@@ -1,13 +1,12 @@
-"""TODO"""
+"""Which windows are closed, due, or to be judged again."""
 
 import json
 from datetime import datetime
 
-from contracts.core import windows
 from contracts.core.errors import PerennialError
 from contracts.core.retraining import is_provisional
 from contracts.core.verdict import Verdict
-from registry import data
+from registry import data, layout
 from registry.context import ModelContext
 from service.model import SERVED
 
@@ -62,8 +61,8 @@ def first_traffic(memory: ModelContext) -> datetime | None:
 
 
 def _windows_of_traffic(memory: ModelContext) -> set[datetime]:
-    mine, keys = champions(memory), [key.split("/") for key in memory.store.list(f"profiles/{memory.name}/")]
-    return {datetime.strptime(start, windows.WINDOW_FORMAT) for _, _, version, start, _ in keys if version in mine}
+    versions, keys = champions(memory), memory.store.list(layout.traffic(layout.PROFILES, memory.name))
+    return {start for version, start in map(layout.parse_traffic, keys) if version in versions}
 
 
 def stale(memory: ModelContext) -> Verdict | None:
@@ -81,5 +80,5 @@ def champions(memory: ModelContext) -> list[str]:
     state = memory.ledger.state()
 
     def serving(version: str) -> str:
-        return json.loads(memory.store.get(f"models/{memory.name}/{version}/{SERVED}.json"))["serving"]
+        return json.loads(memory.store.get(layout.version_file(memory.name, version, f"{SERVED}.json")))["serving"]
     return [version for version in state.promoted if version == state.champion or serving(version) == memory.contract.serving]

@@ -1,4 +1,4 @@
-"""TODO"""
+"""Run a canary or a shadow: send it traffic, collect both sides' metrics, and have them judged."""
 
 import logging
 import time

@@ -1,4 +1,4 @@
-"""TODO"""
+"""The image of a version: built and pushed if images are configured, its bento otherwise."""
 
 from pathlib import Path
 

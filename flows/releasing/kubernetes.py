@@ -1,6 +1,5 @@
-"""TODO"""
+"""Release to Kubernetes: write the image into a kustomization."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,16 +7,16 @@ from typing import Any
 from contracts.core.errors import PerennialError
 from deployments import kustomize
 from flows.releasing.rollout_lock import record_release
-from registry import images
+from registry import images, settings
 from registry.context import ModelContext
 
 
 def _kustomization() -> Path | None:
     """The folder that releases write into, if the environment names one."""
-    folder = os.environ.get("PERENNIAL_KUSTOMIZATION")
+    folder = settings.kustomization()
     if folder and not images.configured():
         raise PerennialError(f"PERENNIAL_KUSTOMIZATION is {folder} and PERENNIAL_IMAGES is not set: a cluster runs images; set both")
-    return Path(folder) if folder else None
+    return folder
 
 
 def release_to_kubernetes(

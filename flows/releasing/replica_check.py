@@ -1,4 +1,4 @@
-"""TODO"""
+"""Check a new replica: the trainer's answers to sample records, and its latency."""
 
 import json
 from typing import Any

@@ -1,4 +1,4 @@
-"""TODO"""
+"""Roll a version out on this machine: start replicas, check them, canary, promote, retire the old ones."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""TODO"""
+"""One rollout of a model at a time, and what an interrupted one has left to do."""
 
 import fcntl
 import os

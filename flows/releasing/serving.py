@@ -1,4 +1,4 @@
-"""TODO"""
+"""Serve the champion on this machine, and roll back to an earlier version."""
 
 import fcntl
 from collections.abc import Iterator

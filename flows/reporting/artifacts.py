@@ -1,4 +1,4 @@
-"""TODO"""
+"""The Prefect artifacts that show in the UI what a run found."""
 
 import re
 from collections.abc import Iterable, Mapping

@@ -1,4 +1,4 @@
-"""TODO"""
+"""The charts of a window's report, as SVG."""
 
 from collections.abc import Mapping, Sequence
 from itertools import groupby, pairwise

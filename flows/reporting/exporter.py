@@ -1,4 +1,4 @@
-"""TODO"""
+"""The Prometheus exporter: drift, scores, ages and alerts, read from the store at each scrape."""
 
 import logging
 import signal
@@ -15,9 +15,8 @@ from prometheus_client.registry import Collector
 
 from contracts.core.drift import drift_scores
 from contracts.core.errors import PerennialError
-from contracts.core.windows import WINDOW_FORMAT
 from flows.monitoring.decision import decided
-from registry import data
+from registry import data, layout
 from registry.context import ModelContext, open_model
 
 CLOCK = "this machine's clock (UTC) minus event time: of events that are replayed, years"
@@ -93,8 +92,8 @@ def _of_verdict(verdict: Mapping[str, Any]) -> Iterator[Sample]:
 
 
 def _ages(memory: ModelContext, now: datetime) -> Iterator[Sample]:
-    starts = {key.split("/")[3] for key in memory.store.list(f"profiles/{memory.name}/")}
-    traffic = max((datetime.strptime(start, WINDOW_FORMAT) for start in starts), default=None)
+    keys = memory.store.list(layout.traffic(layout.PROFILES, memory.name))
+    traffic = max((layout.parse_traffic(key).start for key in keys), default=None)
     ingested = data.versions(memory.store, memory.name)
     labels = datetime.fromisoformat(ingested[-1].end) if ingested else None
     if traffic:

@@ -1,4 +1,4 @@
-"""TODO"""
+"""The HTML page of a judged window."""
 
 from datetime import datetime
 

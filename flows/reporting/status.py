@@ -1,4 +1,4 @@
-"""TODO"""
+"""What `perennial status`, `history` and `contract diff` show."""
 
 import importlib.util
 import json
@@ -11,7 +11,7 @@ from rich.table import Table
 
 from contracts.core.errors import PerennialError
 from contracts.core.loading import contract_of_module, load_contract
-from registry import models
+from registry import layout, models
 from registry.context import ModelContext, open_model
 
 
@@ -85,7 +85,7 @@ def described(name: str) -> dict[str, Any]:
         model, _, ref = name.partition("@")
         memory = open_model(model)
         version = models.resolve(memory.ledger, ref)
-        return json.loads(memory.store.get(f"models/{memory.name}/{version}/contract.json"))
+        return json.loads(memory.store.get(layout.version_file(memory.name, version, "contract.json")))
     if not name.endswith(".py"):
         return load_contract(name).describe()
     if not Path(name).is_file():

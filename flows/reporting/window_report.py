@@ -1,4 +1,4 @@
-"""TODO"""
+"""What the report of a window says: sentences, tables and trends."""
 
 from collections.abc import Iterable, Mapping
 from datetime import datetime
@@ -12,8 +12,8 @@ from contracts.core.errors import NotFound
 from contracts.core.policies import Drift
 from contracts.core.reference import BinnedComparison
 from contracts.core.verdict import Verdict
-from contracts.core.windows import WINDOW_FORMAT
 from flows.reporting.charts import Bar, _number, bars, line, named
+from registry import layout
 from registry.context import ModelContext
 from registry.ledger import Event, State
 
@@ -34,7 +34,7 @@ RESULTS = {
 
 def key(memory: ModelContext, window: str) -> str:
     """Where the store keeps the window's page."""
-    return f"reports/{memory.name}/{datetime.fromisoformat(window):{WINDOW_FORMAT}}.html"
+    return layout.window_page(memory.name, datetime.fromisoformat(window))
 
 
 def newest(memory: ModelContext) -> str:

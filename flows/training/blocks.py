@@ -1,4 +1,4 @@
-"""TODO"""
+"""Blocks of the training matrix, kept in files."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""TODO"""
+"""Train an XGBoost booster on blocks, with early stopping."""
 
 from collections.abc import Iterator
 from typing import Any

@@ -1,4 +1,4 @@
-"""TODO"""
+"""Training on a Dask cluster, on rows that lie on its workers."""
 
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
@@ -20,10 +20,10 @@ from flows.training.booster import booster_params, feature_types
 from flows.training.dataset import read_training_set, sorted_sample
 from flows.training.vocabulary import CategoryVocabulary
 from registry import data
+from registry.settings import DASK
 from registry.store import open_store
 from service.model import Model, xgboost
 
-ADDRESS = "PERENNIAL_DASK"
 PATIENCE = 10  # seconds in which the scheduler must answer
 QUANTILES = np.linspace(0, 1, 1001)
 
@@ -34,11 +34,11 @@ def dask_client(address: str) -> Iterator[Any]:
     try:
         import distributed
     except ImportError as error:
-        raise PerennialError(f"{ADDRESS} is {address} and Dask is not installed ({error}); run: pip install 'perennial[cluster]'") from None
+        raise PerennialError(f"{DASK} is {address} and Dask is not installed ({error}); run: pip install 'perennial[cluster]'") from None
     try:
         client = distributed.Client(address, timeout=PATIENCE)
     except (OSError, ValueError, TimeoutError) as error:
-        raise Unavailable(f"no Dask scheduler answers at {address}: {error}; start it, or mend or unset {ADDRESS}") from error
+        raise Unavailable(f"no Dask scheduler answers at {address}: {error}; start it, or mend or unset {DASK}") from error
     with client:
         if not client.scheduler_info()["workers"]:
             raise Unavailable(f"the Dask scheduler at {address} has no workers; start some: dask worker {address}")
@@ -136,7 +136,7 @@ class DistributedTrainingSet:
         vocabularies, newest = self._vocabularies(older=True), self._newest_of_the_older()
         if newest <= np.datetime64(int(min(one.times[0] for one in self.facts if one.older)), "s").item():
             raise PerennialError(f"{self.contract.name}: the older rows all happened by {newest}: none is left to learn from before the newest "
-                                 f"{self.contract.stop_share:.0%}; ingest more, or unset {ADDRESS}")
+                                 f"{self.contract.stop_share:.0%}; ingest more, or unset {DASK}")
         trained, held_out = self._matrix(vocabularies, None, newest), self._matrix(vocabularies, newest, self.cut)
         probe = self._train(trained[0], self.contract.rounds, evals=[(held_out[0], "newest")], early_stopping_rounds=self.contract.patience)
         return {"rounds": probe.best_iteration + 1, "stop_log_loss": float(probe.best_score), "stop_rows": held_out[1]}

@@ -1,4 +1,4 @@
-"""TODO"""
+"""The training set: rows in blocks on disk, read in chunks, so that memory stays small."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass

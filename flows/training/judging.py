@@ -1,4 +1,4 @@
-"""TODO"""
+"""Put a challenger before the gate: the figures it is judged by, and the champion's answers to the same rows."""
 
 import json
 import subprocess

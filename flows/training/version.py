@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import subprocess
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +23,7 @@ from contracts.core.errors import PerennialError
 from contracts.core.features import Columns
 from flows.training import cluster
 from flows.training.dataset import TrainingSet, read_training_set
-from registry import data, models
+from registry import data, models, settings
 from registry.context import ROOT, ModelContext, fetch_version
 from service.model import TWIN, Model, records_of_columns
 from service.profiles import bins_in
@@ -59,7 +58,7 @@ def fit_version(memory: ModelContext) -> str:
 @contextmanager
 def gathered(memory: ModelContext, source: data.DataVersion) -> Iterator[TrainingSet | cluster.DistributedTrainingSet]:
     """The rows of a data version as they are trained on: here, or on the Dask cluster that the environment names."""
-    cut, address = judged_from(memory, source), os.environ.get(cluster.ADDRESS)
+    cut, address = judged_from(memory, source), settings.dask_address()
     if address:
         with cluster.dask_client(address) as client, cluster.lost_workers_named(address):
             yield cluster.distribute(client, memory.contract, memory.store.address, source, cut)

@@ -1,4 +1,4 @@
-"""TODO"""
+"""The vocabulary of a categorical feature, counted while its rows are read."""
 
 from collections.abc import Sequence
 

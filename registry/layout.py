@@ -1,0 +1,74 @@
+"""Every key of the store, built here alone and read back here alone.
+
+    ledger/MODEL/00000000.json                  the events
+    data/MODEL, data/MODEL.bad                  Delta tables: the data versions, the rows set aside
+    models/MODEL/VERSION/FILE                   the files of a version
+    profiles/MODEL/VERSION/WINDOW/REPLICA.bin   traffic in counts
+    predictions/MODEL/VERSION/WINDOW/*.parquet  logged predictions
+    labels/MODEL/DIGEST.parquet                 labels that came for the ids of predictions
+    reports/MODEL/WINDOW.html                   the pages of judged windows
+"""
+
+from datetime import datetime
+from pathlib import Path
+from typing import NamedTuple
+
+from contracts.core.windows import WINDOW_FORMAT
+
+PROFILES, PREDICTIONS = "profiles", "predictions"
+
+
+class TrafficKey(NamedTuple):
+    """What the key of a profile or of a file of predictions says."""
+
+    version: str
+    start: datetime
+
+
+def events(model: str) -> str:
+    return f"ledger/{model}/"
+
+
+def event(model: str, seq: int) -> str:
+    return f"{events(model)}{seq:08d}.json"
+
+
+def data_table(model: str) -> str:
+    return f"data/{model}"
+
+
+def bad_rows_table(model: str) -> str:
+    return f"{data_table(model)}.bad"
+
+
+def version_file(model: str, version: str, name: str) -> str:
+    return f"models/{model}/{version}/{name}"
+
+
+def traffic(kind: str, model: str, version: str | None = None, start: datetime | None = None) -> str:
+    """The prefix of PROFILES or PREDICTIONS: of a model, of one of its versions, of one window of that."""
+    parts = [kind, model, version, start and f"{start:{WINDOW_FORMAT}}"]
+    return "/".join(part for part in parts if part) + "/"
+
+
+def from_spool(kind: str, spool: Path, path: Path) -> str:
+    """The key of a file or folder that replicas wrote as MODEL/VERSION/WINDOW/… in their spool."""
+    return f"{kind}/{path.relative_to(spool).as_posix()}"
+
+
+def parse_traffic(key: str) -> TrafficKey:
+    """Read a key under `traffic`.
+
+    >>> parse_traffic("profiles/flights/4f1c/2013-07-01T0000/replica-1.bin")
+    TrafficKey(version='4f1c', start=datetime.datetime(2013, 7, 1, 0, 0))
+    """
+    _, _, version, window, *_ = key.split("/")
+    return TrafficKey(version, datetime.strptime(window, WINDOW_FORMAT))
+
+
+def labels(model: str, digest: str) -> str:
+    return f"labels/{model}/{digest}.parquet"
+
+
+def window_page(model: str, start: datetime) -> str:
+    return f"reports/{model}/{start:{WINDOW_FORMAT}}.html"

@@ -1,0 +1,64 @@
+"""A store that an older release wrote opens unchanged: `data/store_format_1.tar.gz`, with what that release read in it."""
+
+import json
+import tarfile
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+
+from contracts.pumps import contract, readings
+from flows.monitoring.decision import decided
+from flows.monitoring.outcomes import ingested_events, join_outcomes
+from flows.monitoring.windows import due
+from registry import data
+from registry.context import ModelContext, fetch_version, open_model
+from registry.traffic import labels_by_id, logged_predictions, window_counts
+from service.model import load_model
+
+DATA = Path(__file__).parent / "data"
+
+
+@pytest.fixture
+def context(addresses) -> ModelContext:
+    with tarfile.open(DATA / "store_format_1.tar.gz") as archive:
+        archive.extractall(addresses / "store", filter="data")
+    return open_model("pumps")
+
+
+@pytest.fixture(scope="module")
+def expected() -> dict:
+    return json.loads((DATA / "store_format_1.json").read_text())
+
+
+def test_the_ledger_adds_up_to_the_same_state(context, expected):
+    state = context.ledger.state()
+    read = json.loads(json.dumps(asdict(state) | {"promoted": list(state.promoted)}, default=str))
+    assert read == {name: value for name, value in expected.items() if name in read}
+    assert state.previous == expected["previous"]
+    assert {window: decided(state, window, contract.drift) for window in state.windows} == expected["actions"]
+    assert [window.isoformat() for window in due(context)] == expected["due"]
+
+
+def test_the_ledger_goes_on(context):
+    length = len(context.ledger.events())
+    context.ledger.note(context.ledger.state().champion, "read by a newer release")
+    assert len(open_model("pumps").ledger.events()) == length + 1
+
+
+def test_data_and_models_are_read(context):
+    newest = data.newest(context.store, "pumps")
+    assert len(data.read(context.store, newest)) == newest.rows
+    folder = fetch_version(context, context.ledger.state().champion)
+    samples = json.loads((folder / "samples.json").read_text())
+    columns = contract.columns_of(readings(datetime(2024, 1, 1), datetime(2024, 1, 2)))
+    assert load_model(contract, folder).probabilities(columns).shape == (400, len(samples["probabilities"][0]))
+
+
+def test_traffic_is_read_and_meets_its_labels(context):
+    champion, start = context.ledger.state().champion, datetime(2024, 2, 26)
+    counts, logged = window_counts(context, champion, start), logged_predictions(context, champion, start)
+    assert counts.rows == len(logged) > 0
+    assert list(labels_by_id(context)["id"]) == ["r8-3"]
+    assert list(join_outcomes(context, champion, start, ingested_events(context, start)).labelled["id"]) == ["r8-3"]
