@@ -58,7 +58,7 @@ def free_port() -> int:
 @pytest.fixture(scope="module")
 def moto():
     port = free_port()
-    process = served([str(Path(sys.executable).parent / "moto_server"), "-H", "127.0.0.1", "-p", str(port)], port)
+    process = served([sys.executable, "-m", "tests.s3_server", str(port)], port)
     yield f"http://127.0.0.1:{port}"
     process.terminate()
     process.wait()
