@@ -131,8 +131,8 @@ def _address(model: str) -> str | None:
     from deployments import routes
     from registry.context import open_model
 
-    memory = open_model(model)
-    found = routes.model_url(memory.run, memory.name)
+    context = open_model(model)
+    found = routes.model_url(context.run, context.name)
     return f"POST {found}/predict" if found else None
 
 
@@ -144,15 +144,16 @@ def shadow(
     as_json: AsJson = False,
 ) -> None:
     """Let a version see a share of the traffic and compare it with the champion; no caller sees its answers."""
+    from contracts.core.verdict import as_json as to_json
     from flows.releasing.canary import shadow as watch
     from flows.releasing.image import artifact_of
     from registry.context import open_model
     from registry.models import resolve
 
-    memory = open_model(model)
-    named = resolve(memory.ledger, version)
-    verdict = watch(memory, named, artifact_of(memory, named), share)
-    _say(verdict.as_json(), as_json, f"{model}: {named[:12]} in the shadow: {verdict.kind}\n" + "\n".join(verdict.reasons))
+    context = open_model(model)
+    named = resolve(context.ledger, version)
+    verdict = watch(context, named, artifact_of(context, named), share)
+    _say(to_json(verdict), as_json, f"{model}: {named[:12]} in the shadow: {verdict.kind}\n" + "\n".join(verdict.reasons))
     if not verdict.passed:
         raise typer.Exit(1)
 
@@ -167,9 +168,9 @@ def ship(
     from registry.traffic import ship as copy
     from registry.traffic import ship_periodically
 
-    memory = open_model(model)
-    shipped = ship_periodically(memory, every) if every else copy(memory)
-    console.print(f"{model}: {shipped} new or changed profiles are in {memory.store.address}", highlight=False)
+    context = open_model(model)
+    shipped = ship_periodically(context, every) if every else copy(context)
+    console.print(f"{model}: {shipped} new or changed profiles are in {context.store.address}", highlight=False)
 
 
 @app.command()
@@ -184,9 +185,9 @@ def monitor(
     from registry.context import open_model
     from registry.traffic import ship
 
-    memory = open_model(model)
-    ship(memory)
-    windows = [closed(memory, window.isoformat())] if window else due(memory)
+    context = open_model(model)
+    ship(context)
+    windows = [closed(context, window.isoformat())] if window else due(context)
     judged = {each.isoformat(): directly(flow, model, each.isoformat()) for each in windows}
     lines = [f"{key}: {one['verdict']['kind']} → {one['action']}" for key, one in judged.items()]
     _say(judged, as_json, "\n".join(lines) or f"{model}: no closed window waits to be judged")
@@ -210,9 +211,9 @@ def report(
     from registry.context import open_model
     from service.files import write_atomically
 
-    memory = open_model(model)
-    named = window.isoformat() if window else window_report.newest(memory)
-    content, file = page(memory, named), out or Path("build") / window_report.key(memory, named)
+    context = open_model(model)
+    named = window.isoformat() if window else window_report.newest(context)
+    content, file = page(context, named), out or Path("build") / window_report.key(context, named)
     write_atomically(file, content)
     console.print(f"{model}: window {named}: {file}", highlight=False, soft_wrap=True)
 
@@ -226,15 +227,15 @@ def serve(model: Model, port: Annotated[int, typer.Option(help="The balancer's; 
     from flows.releasing.serving import serve_champion, serving
     from registry.context import open_model
 
-    memory = open_model(model)
+    context = open_model(model)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with serving(memory):
+    with serving(context):
         try:
-            url = serve_champion(memory, port)
-            console.print(f"{model} serves at [bold]{url}/{memory.name}/predict[/]; Ctrl-C ends it")
-            load_balancer.wait_until_stopped(memory.run)
+            url = serve_champion(context, port)
+            console.print(f"{model} serves at [bold]{url}/{context.name}/predict[/]; Ctrl-C ends it")
+            load_balancer.wait_until_stopped(context.run)
         finally:
-            fleet.stop_model(memory.run, memory.name)
+            fleet.stop_model(context.run, context.name)
 
 
 @app.command()
@@ -256,11 +257,11 @@ def history(
     from flows.reporting.status import events
     from registry.context import open_model
 
-    memory = open_model(model)
+    context = open_model(model)
     if at is not None:
-        champion = memory.ledger.state(at=at).champion
+        champion = context.ledger.state(at=at).champion
         return _say({"at": at, "champion": champion}, as_json, f"{model} at {at}: {champion or 'nothing served'}")
-    rows = events(memory)
+    rows = events(context)
     if as_json:
         return _print(rows)
     shown = Table("#", "when (UTC)", "by", "what", "about")

@@ -2,7 +2,6 @@
 
 import logging
 from collections import Counter
-from dataclasses import replace
 from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
@@ -13,16 +12,19 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from msgspec.structs import replace
 from prefect import flow, task
 
 from contracts.core.cells import read_cells
 from contracts.core.errors import CheckFailed, PerennialError
 from contracts.core.validation import check_batch
-from contracts.core.verdict import Verdict
+from contracts.core.verdict import BrokenRule, DataVerdict
 from flows.reporting.artifacts import show_data_check, tag_run
 from flows.tables import read_table
 from registry import data
 from registry.context import ModelContext, open_model
+from registry.data import DataVersion
+from registry.events import Ingested, IngestRefused
 
 MOST_ROWS = 1_000_000  # of a file that are one batch
 
@@ -35,38 +37,39 @@ def ingest(model: str, start: datetime | None = None, end: datetime | None = Non
     tag_run(model)
     version, verdict = ingest_task(model, start, end, file)
     show_data_check(model, version, verdict)
-    return version | {"set_aside": verdict["figures"]["bad"]}
+    return version.as_json() | {"set_aside": verdict.figures.bad}
 
 
 @task(task_run_name="take in {model}")
-def ingest_task(model: str, start: datetime | None, end: datetime | None, file: str | None) -> tuple[dict, dict]:
-    version, verdict = ingest_batch(open_model(model), start, end, file)
-    return version.as_json(), verdict.as_json()
+def ingest_task(model: str, start: datetime | None, end: datetime | None, file: str | None) -> tuple[DataVersion, DataVerdict]:
+    return ingest_batch(open_model(model), start, end, file)
 
 
-def ingest_batch(memory: ModelContext, start: datetime | None = None, end: datetime | None = None, file: str | None = None):
-    """Check what happened in [start, end) and append its good rows; the data version and the Verdict. Raises Refused, storing nothing.
+def ingest_batch(
+    context: ModelContext, start: datetime | None = None, end: datetime | None = None, file: str | None = None,
+) -> tuple[DataVersion, DataVerdict]:
+    """Check what happened in [start, end) and append its good rows. Raises CheckFailed, storing nothing.
 
     Of a large .parquet file some whole days are one batch, checked and stored before the next is read: what is refused then
     comes after what is stored, and to ingest the mended file again adds the rest.
     """
-    start, end = _span(memory, start, end)
-    spans = batches(memory, start, end, Path(file)) if file and Path(file).suffix == ".parquet" else None
+    start, end = _span(context, start, end)
+    spans = batches(context, start, end, Path(file)) if file and Path(file).suffix == ".parquet" else None
     if spans is None:
-        return _ingest_batch(memory, start, end, file)
+        return _ingest_batch(context, start, end, file)
     verdicts = []
     for first, last in spans:
-        version, verdict = _ingest_batch(memory, first, last, file, first == start)
+        version, verdict = _ingest_batch(context, first, last, file, first == start)
         verdicts.append(verdict)
-        log.info("%s: %s rows are held, up to %s", memory.name, f"{version.rows:,}", last)
-    return version, of_all(verdicts)
+        log.info("%s: %s rows are held, up to %s", context.name, f"{version.rows:,}", last)
+    return version, combined(verdicts)
 
 
-def batches(memory: ModelContext, start: datetime, end: datetime, file: Path) -> list[tuple[datetime, datetime]] | None:
+def batches(context: ModelContext, start: datetime, end: datetime, file: Path) -> list[tuple[datetime, datetime]] | None:
     """[start, end) cut at midnights, so that of a large file about MOST_ROWS rows or a day's lie in each; None for one that is
     read whole: it is small, or rows of different days may share a key."""
-    event_time, rows = memory.contract.event_time, Counter()
-    if memory.contract.key and event_time not in memory.contract.key:
+    event_time, rows = context.contract.event_time, Counter()
+    if context.contract.key and event_time not in context.contract.key:
         return None
     low, high = (np.datetime64(limit, "us") for limit in (start, end))
     try:
@@ -88,64 +91,67 @@ def batches(memory: ModelContext, start: datetime, end: datetime, file: Path) ->
     return list(pairwise([*cuts, end]))
 
 
-def of_all(verdicts: list[Verdict]) -> Verdict:
-    """One Verdict on several batches that passed."""
-    rules: dict[tuple[str, str], dict[str, Any]] = {}
-    for rule in (rule for one in verdicts for rule in one.figures["by_rule"]):
-        first = rules.setdefault((rule["column"], rule["rule"]), rule | {"count": 0})
-        first["count"] += rule["count"]
-    sums = {name: sum(one.figures[name] for one in verdicts) for name in ("rows", "bad")}
-    return replace(verdicts[0], reasons=tuple(reason for one in verdicts for reason in one.reasons),
-                   figures={**verdicts[0].figures, **sums, "by_rule": list(rules.values())})
+def combined(verdicts: list[DataVerdict]) -> DataVerdict:
+    """One verdict on several batches that passed; a rule keeps its first examples."""
+    rules: dict[tuple[str, str], BrokenRule] = {}
+    for rule in (rule for verdict in verdicts for rule in verdict.figures.by_rule):
+        known = rules.get((rule.column, rule.rule))
+        rules[rule.column, rule.rule] = replace(known, count=known.count + rule.count) if known else rule
+    figures = replace(
+        verdicts[0].figures, by_rule=list(rules.values()), rows=sum(verdict.figures.rows for verdict in verdicts),
+        bad=sum(verdict.figures.bad for verdict in verdicts))
+    return replace(verdicts[0], reasons=tuple(reason for verdict in verdicts for reason in verdict.reasons), figures=figures)
 
 
-def _ingest_batch(memory: ModelContext, start: datetime, end: datetime, file: str | None, *first: bool):
-    known = data.versions(memory.store, memory.name)
-    batch = read_batch(memory, start, end, file, *first)
-    checked = check_batch(memory.contract, batch)
-    span = {"start": start.isoformat(), "end": end.isoformat()}
+def _ingest_batch(
+    context: ModelContext, start: datetime, end: datetime, file: str | None, first_part: bool | None = None,
+) -> tuple[DataVersion, DataVerdict]:
+    known = data.versions(context.store, context.name)
+    checked = check_batch(context.contract, read_batch(context, start, end, file, first_part))
+    first, last = start.isoformat(), end.isoformat()
     if not checked.verdict.passed:
-        memory.ledger.record("ingest_refused", span | {"verdict": checked.verdict.as_json()}, once=("start", "end", "verdict"))
+        context.ledger.record(
+            IngestRefused(start=first, end=last, verdict=checked.verdict), once=("start", "end", "verdict"))
         raise CheckFailed(checked.verdict, f"nothing of [{start}, {end}) was stored; mend {file or 'the source'} and ingest it again")
     if len(checked.bad):
-        data.set_aside(memory.store, memory.contract, checked.bad, start, end)
-    version = data.append(memory.store, memory.contract, checked.good, start, end)
-    memory.ledger.record("ingested", span | {"data": version.digest, "rows": version.rows, "bad": len(checked.bad)},
-                         once=("data",))
-    return version, replace(checked.verdict, reasons=(*checked.verdict.reasons, *_gap(memory, known, start)))
+        data.set_aside(context.store, context.contract, checked.bad, start, end)
+    version = data.append(context.store, context.contract, checked.good, start, end)
+    context.ledger.record(
+        Ingested(start=first, end=last, data=version.digest, rows=version.rows, bad=len(checked.bad)), once=("data",))
+    return version, replace(checked.verdict, reasons=(*checked.verdict.reasons, *_gap(context, known, start)))
 
 
-def _gap(memory: ModelContext, known: list[data.DataVersion], start: datetime) -> list[str]:
+def _gap(context: ModelContext, known: list[DataVersion], start: datetime) -> list[str]:
     """What is said of the events between the newest ones held and this batch, if there are such."""
     if not known or start <= (held := datetime.fromisoformat(known[-1].end)):
         return []
-    return [f"nothing is held of [{held}, {start}); to fill the gap run: perennial ingest {memory.name} "
+    return [f"nothing is held of [{held}, {start}); to fill the gap run: perennial ingest {context.name} "
             f"--start {held.isoformat()} --end {start.isoformat()}"]
 
 
-def _span(memory: ModelContext, start: datetime | None, end: datetime | None) -> tuple[datetime, datetime]:
+def _span(context: ModelContext, start: datetime | None, end: datetime | None) -> tuple[datetime, datetime]:
     """The batch's window: from the newest version's end to the last midnight whose labels have matured."""
     for given in (start, end):
         if given and given.tzinfo:
-            raise PerennialError(f"{memory.name}: {given} has a zone, event times have none; name it as {given.replace(tzinfo=None)}")
-    matured = datetime.now() - memory.contract.label.matures
+            raise PerennialError(f"{context.name}: {given} has a zone, event times have none; name it as {given.replace(tzinfo=None)}")
+    matured = datetime.now() - context.contract.label.matures
     midnight = matured.replace(hour=0, minute=0, second=0, microsecond=0)
     if start is None:
-        start = datetime.fromisoformat(data.newest(memory.store, memory.name).end)
+        start = datetime.fromisoformat(data.newest(context.store, context.name).end)
     if end is None:
         end = midnight
     if end > matured:
-        raise PerennialError(f"{memory.name}: labels of events before {end} are not all known: they mature after "
-                             f"{memory.contract.label.matures}; name --end {midnight.isoformat()} or earlier")
+        raise PerennialError(f"{context.name}: labels of events before {end} are not all known: they mature after "
+                             f"{context.contract.label.matures}; name --end {midnight.isoformat()} or earlier")
     if end <= start:
-        raise PerennialError(f"{memory.name}: nothing to ingest: [{start}, {end}) is empty; name --start and --end")
+        raise PerennialError(f"{context.name}: nothing to ingest: [{start}, {end}) is empty; name --start and --end")
     return start, end
 
 
-def read_batch(memory: ModelContext, start: datetime, end: datetime, file: str | None = None, first: bool | None = None) -> pd.DataFrame:
+def read_batch(context: ModelContext, start: datetime, end: datetime, file: str | None = None, first: bool | None = None) -> pd.DataFrame:
     """The source's rows of [start, end): the contract's own source, or a .parquet or .csv file. Those of a file without a
     readable event time are there too, for the check to count; of a large file (`first` is given) in the first batch alone."""
-    contract = memory.contract
+    contract = context.contract
     if file is None:
         if contract.source is None:
             raise PerennialError(f"contract {contract.name} has no source; name a file: --file rows.parquet")

@@ -8,7 +8,7 @@ from prefect import flow, task
 from prefect.events import emit_event
 
 from contracts.core.retraining import is_provisional
-from contracts.core.verdict import Verdict
+from contracts.core.verdict import Action, WindowVerdict, as_json
 from flows.monitoring.alerts import update_alerts
 from flows.monitoring.decision import record_and_decide
 from flows.monitoring.evaluation import evaluate_window
@@ -33,33 +33,33 @@ def monitor(model: str, window: str) -> dict[str, Any]:
     drawn = draw_window(model, window, return_state=True)
     show_window(model, window, verdict, action, drawn.result() if drawn.is_completed() else None)
     drawn.result()  # a report that was not drawn fails the run, now that all else is done
-    return {"verdict": verdict, "action": action}
+    return {"verdict": as_json(verdict), "action": str(action)}
 
 
 @task(task_run_name="judge window {window} of {model}")
-def judge_window(model: str, window: str) -> tuple[dict[str, Any], str]:
-    """What the ledger holds of the window, judged now where it holds no answer yet; and what follows."""
-    memory = open_model(model)
-    ship(memory)
-    start = closed(memory, window)
-    held = memory.ledger.state().windows.get(window, {}).get("verdict")
-    answered = held and not is_provisional(Verdict.from_json(held), memory.contract.drift)
-    action = record_and_decide(memory, start, Verdict.from_json(held) if answered else evaluate_window(memory, start))
-    return memory.ledger.state().windows[window]["verdict"], action
+def judge_window(model: str, window: str) -> tuple[WindowVerdict, Action]:
+    """The verdict that the ledger keeps of the window, judged now where it is due; and what follows."""
+    context = open_model(model)
+    ship(context)
+    start = closed(context, window)
+    known = context.ledger.state().windows.get(window)
+    is_final = known and not is_provisional(known.verdict, context.contract.drift)
+    action = record_and_decide(context, start, known.verdict if known and is_final else evaluate_window(context, start))
+    return context.ledger.state().windows[window].verdict, action
 
 
 @task(task_run_name="draw window {window} of {model}")
 def draw_window(model: str, window: str) -> str:
     """Keep the window's report in the store, in place of an earlier one; gives its address."""
-    memory = open_model(model)
-    key = window_report.key(memory, window)
-    put(memory.store, key, report(memory, window))
-    return f"{memory.store.address}/{key}"
+    context = open_model(model)
+    key = window_report.key(context, window)
+    put(context.store, key, report(context, window))
+    return f"{context.store.address}/{key}"
 
 
-def announce(model: str, window: str, verdict: dict[str, Any], action: str) -> None:
+def announce(model: str, window: str, verdict: WindowVerdict, action: Action) -> None:
     """Emit the window's event; its id is the window's and the action's, so that Prefect keeps one of many."""
     emit_event(
         event=f"perennial.window.{action}", resource={"prefect.resource.id": f"perennial.model.{model}"},
         id=uuid5(NAMESPACE_URL, f"perennial/{model}/{window}/{action}"),
-        payload={"model": model, "window": window, "kind": verdict["kind"], "reason": "; ".join(verdict["reasons"])})
+        payload={"model": model, "window": window, "kind": str(verdict.kind), "reason": "; ".join(verdict.reasons)})

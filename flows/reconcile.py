@@ -8,18 +8,18 @@ from prefect import flow
 from prefect.deployments import run_deployment
 
 from contracts.core.loading import known_models
-from contracts.core.verdict import Verdict
+from contracts.core.verdict import Action
 from flows.monitor import announce, monitor
 from flows.monitoring.alerts import update_alerts
 from flows.monitoring.decision import record_and_decide
-from flows.monitoring.windows import _windows_of_traffic, due, stale
+from flows.monitoring.windows import due, stale, windows_of_traffic
 from flows.release import release_version
 from flows.releasing.rollout import served
 from registry.context import ModelContext, open_model
 from registry.traffic import ship
 
 log = logging.getLogger("perennial.monitor")
-PATIENCE = timedelta(minutes=10)  # longer than a training takes
+LONGEST_TRAINING = timedelta(minutes=10)  # a claim that is older was lost
 
 
 @flow(name="reconcile")
@@ -27,27 +27,27 @@ def reconcile(names: list[str] | None = None) -> dict[str, Any]:
     """Do what was lost: judge closed windows, start granted retrainings, bring up the champion's replicas."""
     done: dict[str, Any] = {}
     for model in names or known_models():
-        memory = open_model(model)
-        ship(memory)
-        if missed := stale(memory):
+        context = open_model(model)
+        ship(context)
+        if missed := stale(context):
             log.error("%s is stale: %s", model, "; ".join(missed.reasons))
-            announce(model, missed.figures["since"], missed.as_json(), "page")
-            update_alerts(memory, max(_windows_of_traffic(memory)).isoformat(), missed.as_json(), "page")
-        resend_alerts(memory)
-        judged = {window.isoformat(): monitor(model, window.isoformat())["action"] for window in due(memory)}
-        started = [start_training(model, window) for window in overdue_claims(memory)]
-        released = None if served(memory) else release_version(model, memory.ledger.state().champion)
+            announce(model, str(missed.figures.since), missed, Action.PAGE)
+            update_alerts(context, max(windows_of_traffic(context)).isoformat(), missed, Action.PAGE)
+        resend_alerts(context)
+        judged = {window.isoformat(): monitor(model, window.isoformat())["action"] for window in due(context)}
+        started = [start_training(model, window) for window in overdue_claims(context)]
+        released = None if served(context) else release_version(model, context.ledger.state().champion)
         done[model] = {"windows": judged, "stale": [*missed.reasons] if missed else [], "trainings": started, "released": released}
     return done
 
 
-def resend_alerts(memory: ModelContext) -> None:
+def resend_alerts(context: ModelContext) -> None:
     """Tell once more of the newest judged window: whoever judged it may have died before its alerts were out."""
-    windows = memory.ledger.state().windows
+    windows = context.ledger.state().windows
     if windows:
         newest = max(windows)
-        verdict = windows[newest]["verdict"]
-        update_alerts(memory, newest, verdict, record_and_decide(memory, datetime.fromisoformat(newest), Verdict.from_json(verdict)))
+        verdict = windows[newest].verdict
+        update_alerts(context, newest, verdict, record_and_decide(context, datetime.fromisoformat(newest), verdict))
 
 
 def start_training(model: str, window: str) -> str:
@@ -56,8 +56,8 @@ def start_training(model: str, window: str) -> str:
     return run_deployment("train/train", parameters=parameters, timeout=0, tags=[f"model:{model}"]).name
 
 
-def overdue_claims(memory: ModelContext) -> list[str]:
+def overdue_claims(context: ModelContext) -> list[str]:
     """Granted retrainings that nobody finished for a while: their event or their run was lost."""
-    late = (datetime.now(UTC) - PATIENCE).isoformat()
-    claims = memory.ledger.state().claims
-    return [key for key, claim in claims.items() if claim["state"] == "claimed" and claim["at"] < late]
+    late = datetime.now(UTC) - LONGEST_TRAINING
+    claims = context.ledger.state().claims
+    return [key for key, claim in claims.items() if claim.is_granted and claim.at and claim.at < late]

@@ -43,5 +43,7 @@ def image_of(model: str, version: str, bento: str) -> str:
 
 @task(task_run_name="roll out {model} {version:.12}")
 def roll_out(model: str, version: str, bento: str, image: str | None) -> dict[str, Any]:
-    memory, folder = open_model(model), _kustomization()
-    return release_to_kubernetes(memory, version, image, folder) if folder and image else roll_out_version(memory, version, image or Path(bento))
+    context, folder = open_model(model), _kustomization()
+    if folder and image:
+        return release_to_kubernetes(context, version, image, folder)
+    return roll_out_version(context, version, image or Path(bento))

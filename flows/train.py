@@ -5,6 +5,7 @@ from typing import Any
 from prefect import State, flow, task
 from prefect.client.schemas import FlowRun
 
+from contracts.core.verdict import GateVerdict
 from flows.release import release_version
 from flows.reporting.artifacts import show_gate, tag_run
 from flows.training.judging import judge
@@ -26,8 +27,8 @@ def train(model: str, window: str = BY_HAND, reason: str = "asked by a person", 
     version = train_version(model)
     verdict = judge_version(model, version)
     show_gate(model, version, verdict)
-    outcome, why = verdict["outcome"], verdict["reasons"]
-    if outcome == "passed" and release:
+    outcome, why = str(verdict.outcome), verdict.reasons
+    if verdict.passed and release:
         released = release_version(model, version)
         outcome, why = released["outcome"], (released["canary"] or {"reasons": ()})["reasons"]
     return finish(model, window, version, outcome) | {"why": list(why)}
@@ -44,7 +45,8 @@ def may_run(model: str, window: str) -> bool:
     """Whether the ledger holds an unfinished claim for this window; training by hand needs none."""
     if window == BY_HAND:
         return True
-    return open_model(model).ledger.state().claims.get(window, {}).get("state") == "claimed"
+    claim = open_model(model).ledger.state().claims.get(window)
+    return claim is not None and claim.is_granted
 
 
 @task(task_run_name="fit {model}")
@@ -53,11 +55,11 @@ def train_version(model: str) -> str:
 
 
 @task(task_run_name="judge {model} {version:.12}")
-def judge_version(model: str, version: str) -> dict[str, Any]:
-    return judge(open_model(model), version).as_json()
+def judge_version(model: str, version: str) -> GateVerdict:
+    return judge(open_model(model), version)
 
 
 def finish(model: str, window: str, version: str, outcome: str) -> dict[str, Any]:
     if window != BY_HAND:
-        open_model(model).ledger.retrain_finished(window, outcome, {"version": version})
+        open_model(model).ledger.retrain_finished(window, outcome, version)
     return {"outcome": outcome, "version": version, "window": window}

@@ -39,6 +39,6 @@ def open_model(model: str) -> ModelContext:
 ROOT = Path(__file__).parent.parent
 
 
-def fetch_version(memory: ModelContext, version: str) -> Path:
+def fetch_version(context: ModelContext, version: str) -> Path:
     """The version's files on this machine, their digests checked."""
-    return models.fetch(memory.store, memory.name, version, memory.run / "models")
+    return models.fetch(context.store, context.name, version, context.run / "models")

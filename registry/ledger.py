@@ -1,123 +1,45 @@
-"""The ledger of a model: a chain of events, the state they add up to, and the decisions taken on it."""
+"""The ledger of a model: a chain of events in the store, each with the digest of the one before."""
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from functools import reduce
 from typing import Any
 
+from msgspec import ValidationError
+
+from contracts.core import retraining
 from contracts.core.digests import canonical_json, digest_of
-from contracts.core.errors import Conflict, Corrupt, NotAllowed, NotFound, PerennialError
+from contracts.core.errors import Conflict, Corrupt, PerennialError
 from contracts.core.policies import Drift
-from contracts.core.verdict import Verdict
-from registry import layout, settings
+from contracts.core.retraining import MAX_RUNS, Claim, ClaimState
+from contracts.core.verdict import GateVerdict, WindowVerdict
+from registry import layout, promotion, settings
+from registry.events import (
+    FORMAT,
+    Aliased,
+    Data,
+    Event,
+    Noted,
+    Recorded,
+    Registered,
+    RetrainClaimed,
+    RetrainFailed,
+    RetrainFinished,
+    RetrainRefused,
+    Tagged,
+    WindowJudged,
+    decode_data,
+    encode_data,
+    kind_of,
+)
+from registry.state import State, fold
 from registry.store import Store
 
-FORMAT = 1  # of a stored event: raise it with a change that an older reader can't follow, and keep reading the older
-BROKEN = "the circuit breaker is open"  # begins the reason why no retraining starts until a person has looked
 TRIES = 100  # a writer that loses this many races in a row gives up
-STALE = timedelta(hours=6)  # after which an unfinished retraining counts as abandoned
 DERIVED = ("champion", "previous")
 
-
-@dataclass(frozen=True)
-class Event:
-    """Something that happened: `at` in UTC, `prev` the digest of the event before."""
-
-    seq: int
-    prev: str
-    at: str
-    by: str
-    kind: str
-    data: dict[str, Any]
-
-    @property
-    def digest(self) -> str:
-        return digest_of(asdict(self))
-
-
-@dataclass
-class State:
-    """What the events add up to."""
-
-    versions: list[str] = field(default_factory=list)  # in order of registration: a version's number is its place
-    champion: str | None = None
-    stack: list[str] = field(default_factory=list)  # champions, the present one last; a rollback goes back along it
-    aliases: dict[str, str] = field(default_factory=dict)
-    tags: dict[str, dict[str, str]] = field(default_factory=dict)
-    notes: dict[str, list[str]] = field(default_factory=dict)
-    verdicts: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    windows: dict[str, dict[str, Any]] = field(default_factory=dict)
-    claims: dict[str, dict[str, Any]] = field(default_factory=dict)
-    promoted: dict[str, Event] = field(default_factory=dict)
-    recorded: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    refusals: int = 0  # of retrained challengers, since the last promotion
-    alerts: dict[str, dict[str, Any]] = field(default_factory=dict)  # in the order they were raised
-
-    @property
-    def previous(self) -> str | None:
-        return self.stack[-2] if len(self.stack) > 1 else None
-
-    @property
-    def open_alerts(self) -> list[dict[str, Any]]:
-        return [alert for alert in self.alerts.values() if alert["state"] == "raised"]
-
-
-@dataclass(frozen=True)
-class Claim:
-    """Whether a retraining may run, and if not, why."""
-
-    granted: bool
-    reason: str
-
-
-def fold(state: State, event: Event) -> State:
-    """The state after one more event."""
-    data, version = event.data, event.data.get("version", "")
-    match event.kind:
-        case "registered":
-            state.versions.append(version)
-        case "judged":
-            state.verdicts.setdefault(version, []).append(data)
-        case "promoted":
-            state.champion, state.promoted[version], state.refusals = version, event, 0
-            state.stack.append(version)
-        case "rolled_back":
-            state.champion = data["to"]
-            if data["to"] in state.stack:  # else it was one that an earlier rollback had left: a step forward again
-                del state.stack[state.stack.index(data["to"]) + 1:]
-            else:
-                state.stack.append(data["to"])
-        case "aliased":
-            state.aliases[data["name"]] = version
-        case "tagged":
-            state.tags.setdefault(version, {})[data["key"]] = data["value"]
-        case "noted":
-            state.notes.setdefault(version, []).append(data["text"])
-        case "window_judged":
-            state.windows[data["key"]] = data
-        case "retrain_claimed":
-            state.claims[data["key"]] = data | {"state": "claimed", "at": event.at}
-        case "retrain_refused":
-            state.claims[data["key"]] = data | {"state": "refused", "at": event.at}
-        case "retrain_failed":
-            state.claims[data["key"]] |= {"failures": data["failures"], "at": event.at}
-        case "retrain_finished":
-            state.claims[data["key"]] = state.claims.get(data["key"], {}) | data | {"state": "finished"}
-            state.refusals += data["outcome"] in ("failed", "refused")  # by the gate, by the canary
-        case "alert_raised":
-            state.alerts[data["key"]] = data | {"state": "raised", "sent": []}
-        case "alert_over":
-            state.alerts[data["key"]] |= data | {"state": "over"}
-        case "alert_sent":
-            state.alerts[data["key"]]["sent"].append(data["state"])
-        case _:
-            state.recorded.setdefault(event.kind, []).append(data)
-    return state
-
-
-Decision = Callable[[State], tuple[str, dict[str, Any]] | None]
+Decision = Callable[[State], Data | None]
 
 
 class Ledger:
@@ -132,24 +54,27 @@ class Ledger:
         keys = self.store.list(layout.events(self.model))
         for seq, key in enumerate(keys[len(self._known):], start=len(self._known)):
             if key != self._key(seq):
-                raise Corrupt(f"{self.model}: {key} is where {self._key(seq)} should be in {self.store.address}; restore event {seq} "
-                                  "from a backup, or remove what is no event")
+                raise Corrupt(f"{self.model}: {key} is where {self._key(seq)} should be in {self.store.address}; restore "
+                              f"event {seq} from a backup, or remove what is no event")
             self._known.append(self._read(seq))
         return list(self._known)
 
     def _read(self, seq: int) -> Event:
         try:
             stored = json.loads(self.store.get(self._key(seq)))
-            if stored.pop("format") != FORMAT:
-                raise Corrupt(f"{self.model}: event {seq} has another format than {FORMAT}; upgrade perennial")
-            digest, event = stored.pop("digest"), Event(**stored)
-            appended = (event.seq, event.prev, event.digest) == (seq, self._head(seq), digest)
+            stored_format, digest = stored.pop("format"), stored.pop("digest")
+            is_linked = (stored["seq"], stored["prev"], digest_of(stored)) == (seq, self._head(seq), digest)
         except (ValueError, KeyError, TypeError, AttributeError):  # torn, or other JSON than an event's
-            appended = False
-        if not appended:
+            is_linked = False
+        if not is_linked:
             raise Corrupt(f"{self.model}: event {seq} is not the one that was appended; restore {self._key(seq)} in "
-                              f"{self.store.address} from a backup")
-        return event
+                          f"{self.store.address} from a backup")
+        try:
+            data = decode_data(stored["kind"], stored["data"], stored_format)
+        except (ValidationError, LookupError, TypeError) as error:
+            raise Corrupt(f"{self.model}: event {seq} is of format {stored_format} and kind {stored['kind']!r}, which this "
+                          f"release can't read ({error}); it reads up to format {FORMAT}: upgrade perennial") from error
+        return Event(seq=seq, prev=stored["prev"], at=stored["at"], by=stored["by"], digest=digest, data=data)
 
     def _head(self, seq: int) -> str:
         return self._known[seq - 1].digest if seq else ""
@@ -162,172 +87,126 @@ class Ledger:
         events = self.events()
         if at is not None:
             until = _utc(at)  # clocks may go backwards: an event later than one that follows it had happened, too
-            events = events[:max((n for n, event in enumerate(events, 1) if datetime.fromisoformat(event.at) <= until), default=0)]
+            happened = (n for n, event in enumerate(events, 1) if datetime.fromisoformat(event.at) <= until)
+            events = events[:max(happened, default=0)]
         return reduce(fold, events, State())
 
     def decide(self, decision: Decision) -> Event | None:
         """Append what a pure decision makes of the state; asked again whenever another writer came first."""
         for _ in range(TRIES):
-            wanted = decision(self.state())
-            if wanted is None:
+            data = decision(self.state())
+            if data is None:
                 return None
-            seq = len(self._known)
-            event = Event(seq, self._head(seq), datetime.now(UTC).isoformat(timespec="microseconds"), _who(), *_plain(wanted))
+            event = self._link(data)
             try:
-                self.store.create(self._key(seq), canonical_json({"format": FORMAT, "digest": event.digest, **asdict(event)}))
+                self.store.create(self._key(event.seq), canonical_json(
+                    {"format": FORMAT, "digest": event.digest, **_hashed(event, encode_data(data))}))
             except Conflict:
                 continue
             return event
         raise Conflict(f"{self.model}: {TRIES} other writers came first; try again")
 
-    def record(self, kind: str, data: dict[str, Any], once: tuple[str, ...] = ()) -> Event | None:
+    def _link(self, data: Data) -> Event:
+        seq, at = len(self._known), datetime.now(UTC).isoformat(timespec="microseconds")
+        event = Event(seq=seq, prev=self._head(seq), at=at, by=settings.user(), digest="", data=data)
+        return Event(seq=seq, prev=event.prev, at=at, by=event.by, data=data,
+                     digest=digest_of(_hashed(event, encode_data(data))))
+
+    def record(self, data: Data, once: tuple[str, ...] = ()) -> Event | None:
         """Append an event; where `once` names fields, not a second one with equal values in them."""
-        def decision(state: State):
-            same = (all(old.get(name) == data.get(name) for name in once) for old in state.recorded.get(kind, ()))
-            return None if once and any(same) else (kind, data)
-        return self.decide(decision)
+        def is_known(recorded: Recorded) -> bool:
+            return type(recorded) is type(data) and all(getattr(recorded, name) == getattr(data, name) for name in once)
 
-    def registered(self, version: str, data: dict[str, Any]) -> Event | None:
-        return self.decide(lambda state: None if version in state.versions else ("registered", {"version": version, **data}))
+        return self.decide(lambda state: None if once and any(map(is_known, state.recorded)) else data)
 
-    def judged(self, version: str, verdict: Verdict, against: str | None, data: dict[str, Any]) -> Event | None:
-        """Keep a gate's Verdict; not twice the same outcome against the same champion."""
-        def decision(state: State):
-            last = (state.verdicts.get(version) or [None])[-1]
-            if last and (last["against"], last["verdict"]["outcome"]) == (against, verdict.outcome):
-                return None
-            return "judged", {"version": version, "against": against, "verdict": verdict.as_json(), **data}
-        return self.decide(decision)
+    def registered(self, data: Registered) -> Event | None:
+        return self.decide(lambda state: None if data.version in state.versions else data)
+
+    def judged(self, version: str, verdict: GateVerdict, against: str | None, data: str = "") -> Event | None:
+        """Keep a gate's verdict; not twice the same outcome against the same champion. `data`: the data version's digest."""
+        return self.decide(lambda state: promotion.judgement(state, version, verdict, against, data))
 
     def promote(self, version: str, *, expect: str | None) -> Event | None:
         """Make a version champion in place of `expect`; raises NotAllowed or Conflict."""
-        def decision(state: State):
-            if state.champion == version:
-                return None
-            if state.champion is None and expect:
-                raise Conflict(f"{self.model}: {version[:12]} was not promoted in place of {expect[:12]}: there is no champion; "
-                                    f"run: perennial train {self.model}")
-            if state.champion != expect:
-                winner = state.promoted[state.champion]
-                raise Conflict(
-                    f"{self.model}: {version[:12]} was not promoted: {state.champion[:12]} was, by {winner.by} at "
-                    f"{winner.at}; judge it against that one: perennial train {self.model}")
-            self._must_allow(state, version, expect)
-            return "promoted", {"version": version, "before": expect}
-        return self.decide(decision)
+        return self.decide(lambda state: promotion.promotion(state, self.model, version, expect))
 
     def must_allow(self, version: str) -> None:
         """Raise NotAllowed unless the version is champion or may take the champion's place."""
-        state = self.state()
-        if version != state.champion:
-            self._must_allow(state, version, state.champion)
-
-    def _must_allow(self, state: State, version: str, champion: str | None) -> None:
-        last = (state.verdicts.get(version) or [{"verdict": {"outcome": "missing"}, "against": champion}])[-1]
-        if last["verdict"]["outcome"] != "passed" or last["against"] != champion:
-            raise NotAllowed(f"{self.model}: the gate's verdict on {version[:12]} against {(champion or 'no champion')[:12]} "
-                             f"is {last['verdict']['outcome']}; run: perennial train {self.model}")
+        promotion.must_be_allowed(self.state(), self.model, version)
 
     def roll_back(self, reason: str, to: str | None = None) -> Event | None:
         """Make an earlier champion champion again; a second rollback goes further back."""
-        def decision(state: State):
-            target = to or state.previous
-            if target is None or (target not in state.promoted):
-                raise NotFound(f"{self.model}: {(to or 'no version')[:12]} was never champion before; "
-                                          f"see: perennial history {self.model}")
-            if target == state.champion:
-                return None
-            return "rolled_back", {"from": state.champion, "to": target, "reason": reason}
-        return self.decide(decision)
+        return self.decide(lambda state: promotion.rollback(state, self.model, reason, to))
 
     def alias(self, name: str, version: str) -> Event | None:
         if name in DERIVED:
             raise PerennialError(f"alias {name!r} follows from promotions; choose another name")
-        return self._of(version, lambda state: None if state.aliases.get(name) == version
-                        else ("aliased", {"name": name, "version": version}))
+        return self._annotate(version, lambda state: None if state.aliases.get(name) == version
+                              else Aliased(name=name, version=version))
 
     def tag(self, version: str, key: str, value: str) -> Event | None:
-        return self._of(version, lambda state: None if state.tags.get(version, {}).get(key) == value
-                        else ("tagged", {"version": version, "key": key, "value": value}))
+        return self._annotate(version, lambda state: None if state.tags.get(version, {}).get(key) == value
+                              else Tagged(version=version, key=key, value=value))
 
     def note(self, version: str, text: str) -> Event | None:
-        return self._of(version, lambda state: ("noted", {"version": version, "text": text}))
+        return self._annotate(version, lambda state: Noted(version=version, text=text))
 
-    def _of(self, version: str, decision: Decision) -> Event | None:
+    def _annotate(self, version: str, decision: Decision) -> Event | None:
         if version not in self.state().versions:
             raise PerennialError(f"{self.model}: no version {version!r} is registered; see: perennial history {self.model}")
         return self.decide(decision)
 
-    def window_judged(self, key: str, verdict: Verdict, data: dict[str, Any], again: Callable[[Verdict], bool]) -> Verdict:
-        """Keep a window's Verdict and give the one that is kept: the first, but another answer replaces one to ask for `again`."""
-        def decision(state: State):
-            held = Verdict.from_json(state.windows[key]["verdict"]) if key in state.windows else None
-            if held and (not again(held) or held.as_json() == verdict.as_json()):
-                return None
-            return "window_judged", {"key": key, "verdict": verdict.as_json(), **data}
+    def window_judged(self, data: WindowJudged, is_replaceable: Callable[[WindowVerdict], bool]) -> WindowVerdict:
+        """Keep a window's verdict and give the one that is kept: the first, unless that is replaceable by another answer."""
+        def decision(state: State) -> WindowJudged | None:
+            kept = state.windows.get(data.key)
+            return None if kept and (not is_replaceable(kept.verdict) or kept.verdict == data.verdict) else data
+
         self.decide(decision)
-        return Verdict.from_json(self.state().windows[key]["verdict"])
+        return self.state().windows[data.key].verdict
 
-    def claim_retraining(self, key: str, *, now: datetime, reason: str, drift: Drift, fresh: int) -> Claim:
-        """Ask for a retraining of one cause; `now` is event time, so that a replayed year decides as it would have. `fresh`: the
-        labelled rows that the champion was not trained on.
+    def claim_retraining(self, key: str, *, now: datetime, reason: str, drift: Drift, new_rows: int) -> Claim:
+        """Ask for a retraining of one cause, and give the claim: granted, refused, or finished where it was asked for before.
 
-        Asked again: the same answer while it runs, "already done" once it has.
+        `now` is event time, so that a replayed year decides as it would have. `new_rows`: the labelled rows that the
+        champion was not trained on.
         """
-        def decision(state: State):
+        def decision(state: State) -> RetrainClaimed | RetrainRefused | None:
             if key in state.claims:
                 return None
-            why = self._against(state, now, drift, fresh)
-            facts = {"key": key, "now": now.isoformat(), "reason": reason}
-            return ("retrain_refused", facts | {"why": why}) if why else ("retrain_claimed", facts)
+            refusal = retraining.refusal(
+                state.claims, state.refusals, drift, model=self.model, now=now, clock=datetime.now(UTC), new_rows=new_rows)
+            if refusal:
+                return RetrainRefused(key=key, now=now, reason=reason, why=refusal.why, rule=refusal.rule)
+            return RetrainClaimed(key=key, now=now, reason=reason)
+
         self.decide(decision)
-        claim = self.state().claims[key]
-        said = {"claimed": "granted", "finished": "already done"}.get(claim["state"]) or claim["why"]
-        return Claim(claim["state"] == "claimed", said)
+        return self.state().claims[key]
 
-    def _against(self, state: State, now: datetime, drift: Drift, fresh: int) -> str:
-        """Why no retraining may start now; empty if it may."""
-        if state.refusals >= drift.refusals:
-            return (f"{BROKEN}: {state.refusals} challengers in a row were refused; look at their verdicts: perennial history "
-                    f"{self.model}; a promotion closes it: perennial train {self.model}")
-        if fresh < drift.new_rows:
-            return f"{fresh} labelled rows are new since the champion was trained, {drift.new_rows} are needed"
-        granted = [claim for claim in state.claims.values() if claim["state"] != "refused"]
-        for claim in granted:
-            fresh = datetime.now(UTC) - datetime.fromisoformat(claim["at"]) < STALE
-            if claim["state"] == "claimed" and fresh:
-                return f"the retraining of {claim['key']} is in flight"
-        times = [datetime.fromisoformat(claim["now"]) for claim in granted]
-        if times and now < max(times) + drift.cooldown:
-            return f"cooldown until {max(times) + drift.cooldown}"
-        if sum(now - timedelta(days=7) < time <= now for time in times) >= drift.weekly_budget:
-            return f"the weekly budget of {drift.weekly_budget} is spent"
-        return ""
+    def retrain_finished(self, key: str, outcome: str, version: str) -> Event | None:
+        def decision(state: State) -> RetrainFinished | None:
+            is_finished = key in state.claims and state.claims[key].state is ClaimState.FINISHED
+            return None if is_finished else RetrainFinished(key=key, outcome=outcome, version=version)
 
-    def retrain_finished(self, key: str, outcome: str, data: dict[str, Any]) -> Event | None:
-        return self.decide(lambda state: None if state.claims.get(key, {}).get("state") == "finished"
-                           else ("retrain_finished", {"key": key, "outcome": outcome, **data}))
+        return self.decide(decision)
 
-    def retrain_failed(self, key: str, why: str, tries: int = 3) -> Event | None:
-        """A run of a granted retraining failed: it may run again, but after `tries` of them it is over."""
-        def decision(state: State):
-            claim = state.claims.get(key, {})
-            if claim.get("state") != "claimed":
+    def retrain_failed(self, key: str, why: str) -> Event | None:
+        """A run of a granted retraining failed: it may run again, but after MAX_RUNS of them it is over."""
+        def decision(state: State) -> RetrainFailed | RetrainFinished | None:
+            claim = state.claims.get(key)
+            if claim is None or claim.state is not ClaimState.CLAIMED:
                 return None
-            failures = claim.get("failures", 0) + 1
-            over = {"outcome": "failed", "why": f"{failures} runs failed, the last: {why}"}
-            return ("retrain_finished", {"key": key} | over) if failures >= tries else (
-                "retrain_failed", {"key": key, "why": why, "failures": failures})
+            failures = claim.failures + 1
+            if failures < MAX_RUNS:
+                return RetrainFailed(key=key, why=why, failures=failures)
+            return RetrainFinished(key=key, outcome="failed", why=f"{failures} runs failed, the last: {why}")
+
         return self.decide(decision)
 
 
-def _plain(wanted: tuple[str, dict[str, Any]]) -> tuple[str, dict[str, Any]]:
-    kind, data = wanted
-    return kind, json.loads(canonical_json(data))
-
-
-def _who() -> str:
-    return settings.user()
+def _hashed(event: Event, data: dict[str, Any]) -> dict[str, Any]:
+    """What an event's digest is taken over."""
+    return {"seq": event.seq, "prev": event.prev, "at": event.at, "by": event.by, "kind": kind_of(event.data), "data": data}
 
 
 def _utc(at: str) -> datetime:

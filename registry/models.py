@@ -10,6 +10,7 @@ from typing import Any
 from contracts.core.digests import canonical_json, digest_of
 from contracts.core.errors import Conflict, Corrupt, NoChampion, NotFound
 from registry import layout
+from registry.events import encode_data
 from registry.ledger import Ledger
 from registry.store import Store
 
@@ -75,12 +76,13 @@ def resolve(ledger: Ledger, ref: str) -> str:
     """The version that champion, previous, an alias, a number or the start of a digest names."""
     state = ledger.state()
     if ref in ("champion", "previous"):
-        found = state.champion if ref == "champion" else state.previous
-        if found is None and state.champion:
-            raise NoChampion(f"{ledger.model}: no champion was before {state.champion[:12]}, which is the first: there is nothing to go back to")
-        if found is None:
+        named = state.champion if ref == "champion" else state.previous
+        if named is None and state.champion:
+            raise NoChampion(f"{ledger.model}: no champion was before {state.champion[:12]}, which is the first: there is "
+                             "nothing to go back to")
+        if named is None:
             raise NoChampion(f"{ledger.model}: no {ref} in {ledger.store.address}; run: perennial train {ledger.model}")
-        return found
+        return named
     if ref in state.aliases:
         return state.aliases[ref]
     if ref.isdigit() and 1 <= int(ref) <= len(state.versions):
@@ -94,6 +96,6 @@ def resolve(ledger: Ledger, ref: str) -> str:
 
 def lineage(store: Store, ledger: Ledger, version: str) -> dict[str, Any]:
     """Where a version came from and what became of it: its manifest, and the ledger's events that name it."""
-    events = [{"at": event.at, "kind": event.kind, **event.data} for event in ledger.events()
-              if version in (event.data.get("version"), event.data.get("to"), event.data.get("from"))]
+    events = [{"at": event.at, "kind": event.kind, **encode_data(event.data)} for event in ledger.events()
+              if version in (getattr(event.data, name, None) for name in ("version", "to", "from_"))]
     return {"version": version, "manifest": manifest(store, ledger.model, version), "events": events}

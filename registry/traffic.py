@@ -22,6 +22,7 @@ from contracts.core.errors import Conflict, Corrupt, NotFound
 from contracts.core.features import Columns
 from registry import layout
 from registry.context import ModelContext
+from registry.events import LabelsStored
 from registry.layout import PREDICTIONS, PROFILES
 from service.prediction_log import NOT_A_LOG, SUFFIX, unpack_log
 
@@ -31,15 +32,15 @@ if TYPE_CHECKING:
 log = logging.getLogger("perennial.traffic")
 
 
-def ship(memory: ModelContext, patient: bool = False) -> int:
+def ship(context: ModelContext, patient: bool = False) -> int:
     """Copy the replicas' profiles and predictions from this machine's spool to the store, newer over older; how many were new.
 
     What is no profile is set aside as a `.junk` file beside it, for a person to look at.
     """
-    shipped, junk = ship_predictions(memory, patient), []
-    for path in sorted(memory.spool.glob(f"{memory.name}/*/*/*.bin")):
+    shipped, junk = ship_predictions(context, patient), []
+    for path in sorted(context.spool.glob(f"{context.name}/*/*/*.bin")):
         try:
-            shipped += _replace(memory, layout.from_spool(PROFILES, memory.spool, path), path.read_bytes())
+            shipped += _replace(context, layout.from_spool(PROFILES, context.spool, path), path.read_bytes())
         except Corrupt:
             junk.append(str(path.replace(path.with_suffix(".junk"))))
     if junk:
@@ -47,27 +48,27 @@ def ship(memory: ModelContext, patient: bool = False) -> int:
     return shipped
 
 
-def ship_periodically(memory: ModelContext, seconds: float) -> int:
+def ship_periodically(context: ModelContext, seconds: float) -> int:
     """Ship every so often; SIGTERM and SIGINT end it after a last time, when the replica beside it has written all."""
     told, shipped = Event(), 0
     for each in (signal.SIGTERM, signal.SIGINT):
         signal.signal(each, lambda *_: told.set())
     while not told.wait(seconds):
-        shipped += ship(memory, patient=True)
-    return shipped + ship(memory)
+        shipped += ship(context, patient=True)
+    return shipped + ship(context)
 
 
-def _replace(memory: ModelContext, key: str, content: bytes) -> bool:
+def _replace(context: ModelContext, key: str, content: bytes) -> bool:
     """Put a profile in the store unless as much is there already; once more where another monitor came first."""
     while True:
         try:
-            there, tag = memory.store.read(key)
+            there, tag = context.store.read(key)
         except NotFound:
             there, tag = None, ""
         if there == content or _records(content) <= (_records(there) if there else -1):  # a replica's profile only grows
             return False
         with suppress(Conflict):
-            memory.store.swap(key, content, tag) if tag else memory.store.create(key, content)
+            context.store.swap(key, content, tag) if tag else context.store.create(key, content)
             return True
 
 
@@ -82,12 +83,12 @@ def _records(content: bytes) -> int:
         raise Corrupt(f"{len(content)} bytes are no profile: {error}; remove them") from error
 
 
-def window_counts(memory: ModelContext, version: str, start: datetime) -> "WindowCounts":
+def window_counts(context: ModelContext, version: str, start: datetime) -> "WindowCounts":
     """What all replicas of a version saw in a window."""
     from service.profiles import NO_TRAFFIC, read_counts  # whylogs is slow to import
 
-    keys = memory.store.list(layout.traffic(PROFILES, memory.name, version, start))
-    return sum((read_counts(memory.store.get(key)) for key in keys), NO_TRAFFIC)
+    keys = context.store.list(layout.traffic(PROFILES, context.name, version, start))
+    return sum((read_counts(context.store.get(key)) for key in keys), NO_TRAFFIC)
 
 
 ENOUGH, LONG = 4 * 2**20, 600  # bytes, or seconds that the first of them waited, that are packed while nobody asks for them
@@ -95,20 +96,20 @@ ENOUGH, LONG = 4 * 2**20, 600  # bytes, or seconds that the first of them waited
 NO_PREDICTIONS = pd.DataFrame({"id": np.array([], object)})
 
 
-def ship_predictions(memory: ModelContext, patient: bool = False) -> int:
+def ship_predictions(context: ModelContext, patient: bool = False) -> int:
     """Pack the spool's files of a version and window into a Parquet file of the store; how many were packed.
 
     The `patient` wait for ENOUGH of them. A crash between the store and the spool packs them once more: a prediction's id
     tells that it is there already.
     """
-    files, packed = sorted(memory.spool.glob(f"{memory.name}/*/*/*{SUFFIX}")), 0
+    files, packed = sorted(context.spool.glob(f"{context.name}/*/*/*{SUFFIX}")), 0
     for folder, here in groupby(files, lambda path: path.parent):
         parts = _readable(here)
         if parts and not (patient and _young(parts)):
             table = pa.concat_tables([pa.table(columns) for _, columns in parts.values()], promote_options="permissive")
             name = sha256("".join(path.name for path in parts).encode()).hexdigest()[:32]
             with suppress(Conflict):  # packed, and not yet removed
-                memory.store.create(f"{layout.from_spool(PREDICTIONS, memory.spool, folder)}/{name}.parquet", _parquet(table))
+                context.store.create(f"{layout.from_spool(PREDICTIONS, context.spool, folder)}/{name}.parquet", parquet(table))
             for path in parts:
                 path.unlink(missing_ok=True)
             packed += len(parts)
@@ -132,26 +133,26 @@ def _readable(paths: Iterable[Path]) -> dict[Path, tuple[bytes, Columns]]:
     return found
 
 
-def _parquet(table: pa.Table) -> bytes:
+def parquet(table: pa.Table) -> bytes:
     file = BytesIO()
     pq.write_table(table, file, compression="zstd")
     return file.getvalue()
 
 
-def logged_predictions(memory: ModelContext, version: str, start: datetime) -> pd.DataFrame:
+def logged_predictions(context: ModelContext, version: str, start: datetime) -> pd.DataFrame:
     """A version's predictions of the events of a window, each once: id, what the caller sent, each class's probability."""
-    return _read(memory, memory.store.list(layout.traffic(PREDICTIONS, memory.name, version, start)))
+    return read_predictions(context, context.store.list(layout.traffic(PREDICTIONS, context.name, version, start)))
 
 
-def _read(memory: ModelContext, keys: list[str]) -> pd.DataFrame:
-    tables = [pq.read_table(BytesIO(memory.store.get(key))) for key in keys]
+def read_predictions(context: ModelContext, keys: list[str]) -> pd.DataFrame:
+    tables = [pq.read_table(BytesIO(context.store.get(key))) for key in keys]
     if not tables:
         return NO_PREDICTIONS
     return pa.concat_tables(tables, promote_options="permissive").to_pandas().drop_duplicates("id", ignore_index=True)
 
 
-def labels_by_id(memory: ModelContext) -> pd.DataFrame:
+def labels_by_id(context: ModelContext) -> pd.DataFrame:
     """All labels that came for ids, each id once: the first that the ledger knows of."""
-    kept = [one["labels"] for one in memory.ledger.state().recorded.get("labelled", ())]
-    found = [pq.read_table(BytesIO(memory.store.get(layout.labels(memory.name, digest)))).to_pandas() for digest in kept]
+    kept = [stored.labels for stored in context.ledger.state().of_kind(LabelsStored)]
+    found = [pq.read_table(BytesIO(context.store.get(layout.labels(context.name, digest)))).to_pandas() for digest in kept]
     return pd.concat(found).drop_duplicates("id", ignore_index=True) if found else NO_PREDICTIONS

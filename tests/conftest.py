@@ -40,9 +40,9 @@ def addresses(tmp_path, monkeypatch) -> Path:
 @pytest.fixture
 def pumps(addresses) -> ModelContext:
     """Six weeks of the pumps' readings, ingested."""
-    memory = open_model(PUMPS)
-    ingest_batch(memory, datetime(2024, 1, 1), datetime(2024, 2, 12))
-    return memory
+    context = open_model(PUMPS)
+    ingest_batch(context, datetime(2024, 1, 1), datetime(2024, 2, 12))
+    return context
 
 
 @pytest.fixture(scope="session")
@@ -56,11 +56,11 @@ def flights_version(flights_home) -> tuple[ModelContext, str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PERENNIAL_STORE", str(flights_home / "store"))
         patch.setenv("PERENNIAL_RUN", str(flights_home / "run"))
-        memory = open_model("flights")
-    ingest_batch(memory, datetime(2013, 1, 1), datetime(2013, 2, 1))
-    version = fit_version(memory)
-    judge(memory, version)
-    return memory, version
+        context = open_model("flights")
+    ingest_batch(context, datetime(2013, 1, 1), datetime(2013, 2, 1))
+    version = fit_version(context)
+    judge(context, version)
+    return context, version
 
 
 @pytest.fixture(scope="session")
@@ -71,14 +71,14 @@ def flights_bento(flights_version) -> Path:
 @pytest.fixture(scope="module")
 def replica(flights_version, flights_bento):
     """One replica of the flights' bento, in its own process."""
-    memory, version = flights_version
-    started = replicas.start(flights_bento, version, 1, memory.run, memory.name,
-                             {"PERENNIAL_PROFILES": str(memory.spool), "PERENNIAL_PROFILE_SECONDS": "600"})
+    context, version = flights_version
+    started = replicas.start(flights_bento, version, 1, context.run, context.name,
+                             {"PERENNIAL_PROFILES": str(context.spool), "PERENNIAL_PROFILE_SECONDS": "600"})
     try:
         fleet.wait_ready(started)
         yield started[0]
     finally:
-        replicas.stop(started, memory.run, memory.name)
+        replicas.stop(started, context.run, context.name)
 
 
 @pytest.fixture(scope="session")

@@ -6,10 +6,11 @@ from math import inf, nan
 import numpy as np
 import pytest
 
-from contracts.core.canary import CanarySide, canary_verdict, distance, percentile
+from contracts.core.canary import CanarySide, canary_verdict, class_share_distance, percentile
 from contracts.core.diff import diff_contracts
 from contracts.core.digests import canonical_json
 from contracts.core.policies import Rollout
+from contracts.core.verdict import as_json
 from contracts.flights import contract
 from deployments.load_balancer import BUCKETS
 
@@ -38,8 +39,8 @@ def kind(stable: CanarySide, challenger: CanarySide, latency_ms: float = 50, **l
 def test_alike_sides_pass():
     fine = verdict(side(900), side(100))
     assert (fine.question, fine.outcome, fine.kind, fine.reasons) == ("canary", "passed", "fine", ())
-    assert fine.figures["challenger"]["requests"] == 100 and fine.figures["distance"] < 0.01
-    canonical_json(fine.as_json())
+    assert fine.figures.challenger.requests == 100 and fine.figures.distance < 0.01
+    canonical_json(as_json(fine))
 
 
 @pytest.mark.parametrize("requests, outcome", [(0, "insufficient"), (99, "insufficient"), (100, "passed")])
@@ -56,7 +57,7 @@ def test_a_side_without_figures_is_not_passed():
     for one, other, found in ((blank, side(500), "insufficient"), (side(500), blank, "unseen")):
         judged = verdict(one, other)
         assert judged.kind == found and len(judged.reasons) == 2
-        canonical_json(judged.as_json())
+        canonical_json(as_json(judged))
     assert verdict(side(500), blank).outcome == "failed"  # it answered, and what it answered is not counted
     assert kind(side(0), side(100)) == "insufficient"
 
@@ -111,7 +112,7 @@ def test_different_answers(shares, found):
 def test_the_limit_of_the_distance_once_chance_is_small(off, found):
     shares = {"on_time": 0.6 - off, "late": 0.25 + off, "disrupted": 0.15}
     many = side(20_000, shares=shares)
-    assert distance(side(20_000), many) == pytest.approx(off, abs=0.001)
+    assert class_share_distance(side(20_000), many) == pytest.approx(off, abs=0.001)
     assert (kind(side(20_000), many) == "different answers") == found
 
 
@@ -140,7 +141,7 @@ def test_many_records_of_few_requests_prove_little():
 def test_memory(grown, found):
     judged = verdict(side(900), side(100, grown_mb=grown))
     assert (judged.kind == "memory") == found
-    canonical_json(judged.as_json())
+    canonical_json(as_json(judged))
 
 
 def test_deaths():

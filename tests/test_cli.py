@@ -19,8 +19,8 @@ def perennial(*words: str, cwd=ROOT, **environ: str) -> subprocess.CompletedProc
 @pytest.fixture
 def remembered(flights_version):
     """The addresses of a store that holds one flights version, not promoted."""
-    memory, _ = flights_version
-    return {"PERENNIAL_STORE": memory.store.address, "PERENNIAL_RUN": str(memory.run)}
+    context, _ = flights_version
+    return {"PERENNIAL_STORE": context.store.address, "PERENNIAL_RUN": str(context.run)}
 
 
 def test_every_command_explains_itself():

@@ -32,10 +32,10 @@ def scheduler():
 
 @pytest.fixture
 def flights(addresses):
-    memory = open_model("flights")
+    context = open_model("flights")
     for week in range(WEEKS):
-        ingest_batch(memory, START + timedelta(weeks=week), START + timedelta(weeks=week + 1))
-    return memory
+        ingest_batch(context, START + timedelta(weeks=week), START + timedelta(weeks=week + 1))
+    return context
 
 
 def quality(rows, contract):
@@ -55,8 +55,8 @@ def test_two_workers_find_what_one_machine_finds(scheduler, flights, tmp_path):
         model, other = there.fit(2), here.fit(2)
         assert model.vocabularies == other.vocabularies
         mine, theirs = quality(here, flights.contract), quality(there, flights.contract)
-        assert mine["rows"] == theirs["rows"] > 4_000 and mine["log_loss"] != 0
-        assert abs(mine["log_loss"] - theirs["log_loss"]) < 0.01 and abs(mine["auc"] - theirs["auc"]) < 0.02
+        assert mine.rows == theirs.rows > 4_000 and mine.log_loss != 0
+        assert abs(mine.log_loss - theirs.log_loss) < 0.01 and abs(mine.auc - theirs.auc) < 0.02
         history = there.rounds()
         assert 1 <= history["rounds"] <= flights.contract.rounds
         assert abs(history["stop_rows"] / (there.older * flights.contract.stop_share) - 1) < 0.05

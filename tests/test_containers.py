@@ -29,6 +29,7 @@ from flows.training.judging import judge
 from flows.training.version import SAMPLES, fit_version
 from registry import images
 from registry.context import ModelContext, fetch_version, open_model
+from registry.events import Imaged, ShadowJudged
 from registry.images import Images
 from service import profiles
 from tests.conftest import PUMPS
@@ -85,7 +86,7 @@ def test_an_image_is_labelled_with_its_origin_and_unprivileged(shipped):
     assert labels["org.opencontainers.image.base.digest"].startswith("sha256:")
     assert attrs["Config"]["User"] == images.USER and attrs["Config"]["Healthcheck"]
     assert not any("pypi" in line or "index" in line for line in attrs["Config"]["Env"])
-    assert context.ledger.state().recorded["imaged"] == [{"version": version, "image": image}]
+    assert context.ledger.state().of_kind(Imaged) == [Imaged(version=version, image=image)]
 
 
 def test_the_image_has_no_compiler_and_no_git(container):
@@ -138,7 +139,7 @@ def test_the_same_version_built_twice_has_the_same_digest(shipped, tmp_path, mon
     monkeypatch.setenv("PERENNIAL_RUN", str(tmp_path))
     other_run = ModelContext(context.contract, context.store, context.ledger, tmp_path)
     assert ship_image(other_run, version, build_bento(other_run, version)) == image
-    assert len(context.ledger.state().recorded["imaged"]) == 1
+    assert len(context.ledger.state().of_kind(Imaged)) == 1
 
 
 def test_a_second_version_adds_one_small_layer(shipped, flights_bento, prefix, tmp_path):
@@ -282,7 +283,7 @@ def test_a_challenger_that_fails_requests_is_refused_and_callers_get_no_errors(t
     assert set(callers.results) == {200} and context.ledger.state().champion == first
     assert running_versions(context) == {first} and rollout.served(context)
     last = context.ledger.events()[-1]
-    assert last.kind == "release_failed" and "failed" in last.data["why"]
+    assert last.kind == "release_failed" and "failed" in last.data.why
 
 
 def test_a_shadow_is_compared_and_callers_get_only_the_champions_answers(two_versions):
@@ -291,9 +292,9 @@ def test_a_shadow_is_compared_and_callers_get_only_the_champions_answers(two_ver
     with Callers(f"{balancer.url}/pumps/predict") as callers:
         verdict = canary.shadow(context, second, artifact_of(context, second), share=0.5)
     assert verdict.passed
-    assert verdict.figures["challenger"]["answered"] >= context.contract.rollout.requests
+    assert verdict.figures.challenger.answered >= context.contract.rollout.requests
     assert set(callers.results) == {200} and callers.versions == {first} and rollout.served(context)
-    assert context.ledger.state().recorded["shadow_judged"][-1]["version"] == second
+    assert context.ledger.state().of_kind(ShadowJudged)[-1].version == second
     assert profiled_rows(context, second) > 0
 
 
@@ -308,7 +309,7 @@ def test_a_rebuilt_image_of_the_champion_takes_over_and_is_used_by_rollbacks(two
     assert set(callers.results) == {200}
     assert {replica.image for replica in fleet.running(context.run, "pumps")} == {image}
     never_served = f"{image[:-64]}{'0' * 64}"
-    context.ledger.record("imaged", {"version": first, "image": never_served})
+    context.ledger.record(Imaged(version=first, image=never_served))
     assert artifact_of(context, first) == image and rollout.served(context)
 
 

@@ -4,17 +4,18 @@ import json
 from dataclasses import replace
 from datetime import timedelta
 
+import msgspec
 import numpy as np
 import pytest
 
 from contracts.core.binning import MonitoredColumn
-from contracts.core.drift import drift, drift_scores, findings
+from contracts.core.drift import drift, find_drift
 from contracts.core.drift_tests import rows_needed
-from contracts.core.performance import Performance, measure_performance
+from contracts.core.performance import measure_performance
 from contracts.core.policies import Drift
 from contracts.core.reference import learn_reference
 from contracts.core.retraining import needs_person, wants_retraining
-from contracts.core.verdict import Verdict
+from contracts.core.verdict import Performance, WindowVerdict, as_json
 from contracts.flights import contract as FLIGHTS
 from contracts.pumps import contract as PUMPS
 
@@ -45,10 +46,10 @@ def counted(seen: dict[str, MonitoredColumn]):
     return {name: REFERENCE[name].bins.count(one.values) for name, one in seen.items()}
 
 
-def judged(seen=None, policy=POLICY, scores=None, bad=0, rows=None, reference=REFERENCE) -> Verdict:
+def judged(seen=None, policy=POLICY, scores=None, bad=0, rows=None, reference=REFERENCE) -> WindowVerdict:
     seen = traffic(2_000, seed=1) if seen is None else seen
     rows = max((len(one.values) for one in seen.values()), default=0) if rows is None else rows
-    return drift(replace(FLIGHTS, drift=replace(policy, cooldown=timedelta(days=14))), reference, counted(seen), rows=rows, scores=scores,
+    return drift(replace(FLIGHTS, drift=replace(policy, cooldown=timedelta(days=14))), reference, counted(seen), rows=rows, performance=scores,
                  bad=bad)
 
 
@@ -69,7 +70,7 @@ def test_the_same_world_is_fine():
     verdict = judged()
     assert (verdict.kind, verdict.outcome, verdict.reasons) == ("fine", "passed", ())
     assert not wants_retraining(verdict, POLICY) and not needs_person(verdict)
-    assert set(verdict.figures["checks"]["dest"]) == {"values", "missing", "new"} and max(drift_scores(verdict.figures).values()) <= 1
+    assert set(verdict.figures.checks["dest"]) == {"values", "missing", "new"} and max(verdict.figures.drift_scores.values()) <= 1
 
 
 def test_of_windows_of_the_same_world_hardly_any_fails():
@@ -97,7 +98,7 @@ def test_moved_answers_are_prediction_drift(name):
     ("dest.new", {"dest": becomes("XXX", 0.3)})])
 def test_a_floor_that_the_contract_sets_from_both_sides(check, change, side):
     name, what = check.split(".")
-    effect = judged(usual(**change)).figures["checks"][name][what]["effect"]
+    effect = judged(usual(**change)).figures.checks[name][what].effect
     verdict = judged(usual(**change), replace(POLICY, floors={check: effect * side}, severity={name: "drift"}))
     assert any(reason.startswith(f"{name}: ") for reason in verdict.reasons) == (side < 1)
 
@@ -107,21 +108,21 @@ def test_an_effect_that_chance_may_have_done_is_none_however_large():
     shift = {"temp": lambda values: values + 2.5}
     assert judged(usual(60, **shift), few).kind == "fine"
     assert judged(usual(2_000, **shift), few).kind == "input drift"
-    assert judged(usual(60, **shift), few).figures["checks"]["temp"]["values"]["effect"] > 0.1
+    assert judged(usual(60, **shift), few).figures.checks["temp"]["values"].effect > 0.1
 
 
 def test_an_effect_that_does_not_matter_is_none_however_sure():
     seen = usual(400_000, temp=lambda values: values + 0.2)
     trivial = judged(seen, reference=REFERENCE | {"temp": replace(
         REFERENCE["temp"], counts=REFERENCE["temp"].counts * 100, ordinary={"missing": 0.0, "values": 0.0})})
-    check = trivial.figures["checks"]["temp"]["values"]
-    assert trivial.kind == "fine" and check["chance"] < 1e-9 and check["effect"] < check["floor"]
+    check = trivial.figures.checks["temp"]["values"]
+    assert trivial.kind == "fine" and check.p_value < 1e-9 and check.effect < check.threshold
 
 
 def test_more_columns_ask_for_more_certainty():
-    checks = {one.column: one for one in findings(replace(FLIGHTS, drift=POLICY), REFERENCE, counted(usual(temp=lambda v: v + 2)))}
-    alone = findings(replace(FLIGHTS, drift=POLICY), {"temp": REFERENCE["temp"]}, counted(usual(temp=lambda v: v + 2)))
-    assert checks["temp"].chance > next(one.chance for one in alone if one.check == "values")
+    checks = {one.column: one for one in find_drift(replace(FLIGHTS, drift=POLICY), REFERENCE, counted(usual(temp=lambda v: v + 2)))}
+    alone = find_drift(replace(FLIGHTS, drift=POLICY), {"temp": REFERENCE["temp"]}, counted(usual(temp=lambda v: v + 2)))
+    assert checks["temp"].p_value > next(one.p_value for one in alone if one.check == "values")
 
 
 def test_one_outlier_hides_nothing():
@@ -170,7 +171,7 @@ def test_what_follows_can_be_set_for_a_column_or_a_check(to, kind):
 
 def test_an_ignored_column_is_not_judged():
     verdict = judged(usual(temp=lambda values: values + 50), replace(POLICY, ignore=("temp",)))
-    assert verdict.kind == "fine" and "temp" not in verdict.figures["checks"]
+    assert verdict.kind == "fine" and "temp" not in verdict.figures.checks
 
 
 @pytest.mark.parametrize(("rows", "kind"), [(0, "insufficient"), (99, "insufficient"), (100, "input drift")])
@@ -218,7 +219,8 @@ def test_refused_records_from_both_sides(bad, kind):
 
 
 def labels(gap: float, rows: int = 1_000) -> Performance:
-    return Performance(rows, 0.5, gap, {"late": 0.5, "on_time": 0.5}, {"late": 0.4, "on_time": 0.6}, 0.4, 0.6)
+    return Performance(rows=rows, log_loss=0.5, gap=gap, low=0.4, high=0.6, observed={"late": 0.5, "on_time": 0.5},
+                       expected={"late": 0.4, "on_time": 0.6})
 
 
 @pytest.mark.parametrize(("gap", "rows", "kind"), [
@@ -229,7 +231,7 @@ def test_labels_from_both_sides(gap, rows, kind):
     verdict = judged(scores=labels(gap, rows))
     assert verdict.kind == kind
     assert wants_retraining(verdict, POLICY) == (kind != "fine")
-    assert verdict.figures["scores"]["rows"] == rows
+    assert verdict.figures.performance.rows == rows
     if gap == 0.0201 and verdict.reasons:
         assert verdict.reasons == (
             "labels: late 50.0% for 40.0%, on_time 50.0% for 60.0% expected, on 100 rows: gap 0.0201, limit 0.02",)
@@ -271,7 +273,7 @@ def test_the_gravest_finding_names_the_verdict_and_all_are_told():
 
 def test_verdict_survives_json():
     verdict = judged(usual(temp=lambda values: values + 10, seats=without(0.9)), scores=labels(0.5))
-    stored = json.loads(json.dumps(verdict.as_json(), allow_nan=False))
-    assert Verdict.from_json(stored) == verdict
+    stored = json.loads(json.dumps(as_json(verdict), allow_nan=False))
+    assert msgspec.convert(stored, WindowVerdict) == verdict
     assert stored["figures"]["checks"]["seats"]["missing"]["effect"] == pytest.approx(0.8, abs=0.01)
-    assert stored["figures"]["rows"] == 2_000 and drift_scores(stored["figures"])["seats"] > 5
+    assert stored["figures"]["rows"] == 2_000 and verdict.figures.drift_scores["seats"] > 5

@@ -88,7 +88,7 @@ def test_blocks_learn_nearly_as_well_as_the_whole(january, tmp_path, monkeypatch
     def loss(most, rounds):
         monkeypatch.setattr(dataset, "MOST_ROWS", most)
         rows = ready(january, tmp_path)
-        return classification_metrics(flights, *rows.newest(rows.fit(rounds, older=True)))["log_loss"]
+        return classification_metrics(flights, *rows.newest(rows.fit(rounds, older=True))).log_loss
     whole, blocks, untrained = loss(10**6, 30), loss(10_000, 30), loss(10**6, 1)
     assert blocks != whole and blocks - whole < 0.3 * (untrained - whole)
 

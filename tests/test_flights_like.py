@@ -22,7 +22,7 @@ def test_they_are_as_many_as_asked_for_and_pass_the_contract(frames):
     assert [len(frame) for frame in frames] == [YEAR, 5_000]
     for frame in frames:
         checked = check_batch(contract, frame)
-        assert checked.verdict.passed and checked.verdict.figures["bad"] == 0
+        assert checked.verdict.passed and checked.verdict.figures.bad == 0
         assert checked.good.dtypes.equals(contract.source(datetime(2013, 1, 1), datetime(2013, 1, 2)).dtypes)
 
 
@@ -47,7 +47,7 @@ def test_more_than_all_the_years_hold_is_in_order_too_and_no_key_is_there_twice(
     together = pd.concat(frames)
     assert len(together) == 2 * YEAR + 10 and max(map(len, frames)) < 1.02 * YEAR
     assert together["departs"].is_monotonic_increasing and not together.duplicated(list(contract.key)).any()
-    assert all(check_batch(contract, frame).verdict.figures["bad"] == 0 for frame in frames[:1])
+    assert all(check_batch(contract, frame).verdict.figures.bad == 0 for frame in frames[:1])
     with pytest.raises(ValueError, match="ask for fewer"):
         next(flights_like.flights_like(61 * YEAR))
 

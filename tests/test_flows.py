@@ -12,12 +12,12 @@ import pytest
 from prefect.blocks.notifications import CustomWebhookNotificationBlock
 from prefect.client.orchestration import get_client
 
-from contracts.core.verdict import Verdict
+from contracts.core.verdict import Action
 from contracts.pumps import contract, readings
 from deployments import processes, replicas
 from flows.ingest import ingest
 from flows.monitor import monitor
-from flows.monitoring.alerts import Alert, record_alerts, unsent
+from flows.monitoring.alerts import AlertMessage, record_alerts, unsent
 from flows.monitoring.alerts import send as send_alerts
 from flows.monitoring.notifications import notify_through, to_pagerduty, to_webhook
 from flows.monitoring.windows import due
@@ -29,6 +29,7 @@ from registry.context import open_model
 from registry.traffic import ship
 from service.model import records_of_columns
 from tests.conftest import PUMPS
+from tests.verdicts import window_verdict
 
 WEEK = timedelta(days=7)
 START, SHIFT = datetime(2024, 1, 1), datetime(2024, 3, 4)
@@ -90,8 +91,8 @@ def test_the_loop_closes_by_itself_on_a_second_contract(servers, hooked):
     first = train(PUMPS)
     assert first["outcome"] == "released"
     assert train(PUMPS)["version"] == first["version"]
-    memory = open_model(PUMPS)
-    assert len(replicas.running(memory.run, "pumps")) == 2
+    context = open_model(PUMPS)
+    assert len(replicas.running(context.run, "pumps")) == 2
     assert len(send(servers, datetime(2024, 2, 12), datetime(2024, 2, 19))) == 7 * 400
 
     ingest(PUMPS, datetime(2024, 2, 12), SHIFT + 2 * WEEK)  # the gate judges on the newer of two weeks
@@ -101,18 +102,18 @@ def test_the_loop_closes_by_itself_on_a_second_contract(servers, hooked):
 
     send(servers, SHIFT, SHIFT + WEEK)
     time.sleep(1)
-    ship(memory)
-    assert SHIFT in due(memory)
+    ship(context)
+    assert SHIFT in due(context)
     moved = monitor(PUMPS, SHIFT.isoformat())
     assert moved["action"] == "retrain" and any("heat" in reason for reason in moved["verdict"]["reasons"])
-    assert b"heat furthest" in memory.store.get(f"reports/pumps/{SHIFT:%Y-%m-%dT%H%M}.html")
+    assert b"heat furthest" in context.store.get(f"reports/pumps/{SHIFT:%Y-%m-%dT%H%M}.html")
     monitor(PUMPS, SHIFT.isoformat())  # the same window again: no second retraining
-    until(lambda: memory.ledger.state().claims[SHIFT.isoformat()]["state"] == "finished", 120)
-    state = memory.ledger.state()
+    until(lambda: context.ledger.state().claims[SHIFT.isoformat()].state == "finished", 120)
+    state = context.ledger.state()
     assert state.champion != first["version"] and state.previous == first["version"]
-    assert [event.kind for event in memory.ledger.events()].count("retrain_claimed") == 1
+    assert [event.kind for event in context.ledger.events()].count("retrain_claimed") == 1
     assert httpx.get(f"{servers.url}/pumps/model").json()["version"] == state.champion
-    assert {one.version for one in replicas.running(memory.run, "pumps")} == {state.champion}
+    assert {one.version for one in replicas.running(context.run, "pumps")} == {state.champion}
 
 
 def test_a_webhook_is_told_once_of_a_cause_and_once_when_it_is_over(servers, hooked):
@@ -124,19 +125,19 @@ def test_a_webhook_is_told_once_of_a_cause_and_once_when_it_is_over(servers, hoo
     def of(path, state):
         return [body for to, body in told() if to == path and state in str(body)]
 
-    memory, after = open_model(PUMPS), (SHIFT + WEEK).isoformat()
-    verdict = memory.ledger.state().windows[SHIFT.isoformat()]["verdict"]
+    context, after = open_model(PUMPS), (SHIFT + WEEK).isoformat()
+    verdict = context.ledger.state().windows[SHIFT.isoformat()].verdict
     [raised] = until(lambda: of("/webhook", "'raised'"))
-    assert raised.items() >= {"model": "pumps", "kind": verdict["kind"], "since": SHIFT.isoformat(), "state": "raised",
-                              "what": "; ".join(verdict["reasons"]), "doing": "a retraining was started"}.items()
+    assert raised.items() >= {"model": "pumps", "kind": verdict.kind, "since": SHIFT.isoformat(), "state": "raised",
+                              "what": "; ".join(verdict.reasons), "doing": "a retraining was started"}.items()
     assert raised["far"]["heat"] > 1
 
     send(servers, SHIFT + WEEK, SHIFT + 2 * WEEK)
     time.sleep(1)
     assert [monitor(PUMPS, after)["action"] for _ in range(2)] == ["fine", "fine"]
     until(lambda: len(told()) >= 6)
-    alert = Alert(**{name: value for name, value in raised.items() if name != "id"})
-    send_alerts(memory, [alert, alert])  # as by one that was killed before it wrote down that they were sent
+    alert = AlertMessage(**{name: value for name, value in raised.items() if name != "id"})
+    send_alerts(context, [alert, alert])  # as by one that was killed before it wrote down that they were sent
     time.sleep(1)  # for what would be one too many
     [over] = of("/webhook", "'over'")
     assert (over["kind"], over["state"], over["doing"]) == (raised["kind"], "over", f"nothing more: the window {after} shows it no longer")
@@ -144,7 +145,7 @@ def test_a_webhook_is_told_once_of_a_cause_and_once_when_it_is_over(servers, hoo
     assert opened["dedup_key"] == resolved["dedup_key"] and opened["payload"]["custom_details"] == raised
     [first], [_] = of("/text", ", raised"), of("/text", ", over")
     assert first["text"].startswith(f"pumps: {raised['kind']}, raised\n{raised['what']}") and "a retraining was started" in first["text"]
-    assert len(told()) == 6 and memory.ledger.state().open_alerts == []
+    assert len(told()) == 6 and context.ledger.state().open_alerts == []
 
 
 def test_without_an_address_nothing_is_passed_on(servers, hooked):
@@ -165,52 +166,52 @@ def engines():
 
 
 def test_a_lost_event_and_a_killed_run_are_made_up_for(servers, monkeypatch):
-    memory, window = open_model(PUMPS), (SHIFT + 3 * WEEK).isoformat()
+    context, window = open_model(PUMPS), (SHIFT + 3 * WEEK).isoformat()
     ingest(PUMPS, SHIFT + 2 * WEEK, SHIFT + 5 * WEEK)
     reason = "a cause whose event was lost"
-    assert memory.ledger.claim_retraining(window, now=SHIFT + 4 * WEEK, reason=reason, drift=contract.drift, fresh=1_000).granted
-    broken = Verdict("drift", "failed", ("its judge died here",), kind="broken contract", figures={"checks": {}})
-    assert record_alerts(memory, window, broken.as_json(), "page") == unsent("pumps", memory.ledger.state()) != []
+    assert context.ledger.claim_retraining(window, now=SHIFT + 4 * WEEK, reason=reason, drift=contract.drift, new_rows=1_000).is_granted
+    broken = window_verdict("broken contract", "its judge died here")
+    assert record_alerts(context, window, broken, Action.PAGE) == unsent("pumps", context.ledger.state()) != []
     assert reconcile([PUMPS])[PUMPS]["trainings"] == []  # too young to be lost
-    assert unsent("pumps", memory.ledger.state()) == []
+    assert unsent("pumps", context.ledger.state()) == []
 
-    monkeypatch.setattr("flows.reconcile.PATIENCE", timedelta(0))
+    monkeypatch.setattr("flows.reconcile.LONGEST_TRAINING", timedelta(0))
     before = {process.pid for process in engines()}
     assert len(reconcile([PUMPS])[PUMPS]["trainings"]) == 1
     [started] = until(lambda: [process for process in engines() if process.pid not in before])
     started.kill()
     until(lambda: all(run.state.is_final() for run in trainings()))
-    assert memory.ledger.state().claims[window]["state"] == "claimed"
+    assert context.ledger.state().claims[window].state == "claimed"
     assert len(reconcile([PUMPS])[PUMPS]["trainings"]) == 1
-    until(lambda: memory.ledger.state().claims[window]["state"] == "finished", 120)
-    kinds = [event.kind for event in memory.ledger.events()]
+    until(lambda: context.ledger.state().claims[window].state == "finished", 120)
+    kinds = [event.kind for event in context.ledger.events()]
     assert kinds.count("retrain_claimed") == 2 and kinds.count("retrain_finished") == 2
-    assert served(memory)
+    assert served(context)
 
 
 def test_an_event_that_comes_again_trains_nothing(servers):
-    memory = open_model(PUMPS)
-    versions = memory.ledger.state().versions
+    context = open_model(PUMPS)
+    versions = context.ledger.state().versions
     assert train(PUMPS, window=SHIFT.isoformat())["outcome"] == "nothing to do"
-    assert memory.ledger.state().versions == versions
+    assert context.ledger.state().versions == versions
 
 
 def test_a_rollback_is_what_callers_meet_and_what_the_ledger_says(servers):
-    memory = open_model(PUMPS)
-    now, before = memory.ledger.state().champion, memory.ledger.state().previous
+    context = open_model(PUMPS)
+    now, before = context.ledger.state().champion, context.ledger.state().previous
     roll_back(PUMPS, "previous", "the test asked")
-    assert httpx.get(f"{servers.url}/pumps/model").json()["version"] == before == memory.ledger.state().champion != now
-    told, done = memory.ledger.events()[-2:]
-    assert (told.kind, told.data["reason"], done.kind, done.data["version"]) == ("rolled_back", "the test asked", "released", before)
+    assert httpx.get(f"{servers.url}/pumps/model").json()["version"] == before == context.ledger.state().champion != now
+    told, done = context.ledger.events()[-2:]
+    assert (told.kind, told.data.reason, done.kind, done.data.version) == ("rolled_back", "the test asked", "released", before)
 
 
 def test_a_champion_whose_replicas_died_is_brought_up_again(servers):
-    memory = open_model(PUMPS)
-    for replica in replicas.running(memory.run, "pumps"):
+    context = open_model(PUMPS)
+    for replica in replicas.running(context.run, "pumps"):
         processes.terminate(replica.log.__eq__, 5)
-    assert not served(memory)
-    assert reconcile([PUMPS])[PUMPS]["released"]["version"] == memory.ledger.state().champion
-    assert served(memory) and httpx.get(f"{servers.url}/pumps/readyz").status_code == 200
+    assert not served(context)
+    assert reconcile([PUMPS])[PUMPS]["released"]["version"] == context.ledger.state().champion
+    assert served(context) and httpx.get(f"{servers.url}/pumps/readyz").status_code == 200
 
 
 def test_the_orchestrator_shows_what_was_done(servers):

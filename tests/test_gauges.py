@@ -15,46 +15,47 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from contracts.core.verdict import Verdict
+from contracts.core.verdict import Action, ColumnCheck, Performance
 from contracts.pumps import contract
 from deployments.processes import available_port
 from flows.ingest import ingest_batch
 from flows.monitoring.alerts import record_alerts
 from flows.reporting.exporter import GAUGES, samples
 from registry.context import open_model
+from registry.events import Registered, WindowJudged
 from tests.conftest import PUMPS
+from tests.verdicts import gate_verdict, window_verdict
 
 ROOT = Path(__file__).parent.parent
 GRAFANA = ROOT / "deployments" / "grafana"
 WEEK, START = timedelta(days=7), datetime(2024, 1, 1)
-SCORES = {"log_loss": 0.4, "low": 0.35, "high": 0.45, "gap": 0.03, "coverage": 0.9, "rows": 2_800}
-DRIFTED = Verdict("drift", "failed", ("heat moved",), kind="input drift", figures={
-    "scores": SCORES, "checks": {"heat": {"values": {"effect": 0.3, "floor": 0.1, "chance": 0.0, "drifted": True}}}})
-PASSED, FINE = Verdict("gate", "passed"), Verdict("drift", "passed", kind="fine", figures={"checks": {}})
-BROKEN = Verdict("drift", "failed", ("gone",), kind="broken contract", figures={"checks": {}})
+SCORES = Performance(log_loss=0.4, low=0.35, high=0.45, gap=0.03, coverage=0.9, rows=2_800)
+HEAT = {"values": ColumnCheck(effect=0.3, threshold=0.1, p_value=0.0, drifted=True)}
+DRIFTED = window_verdict("input drift", "heat moved", performance=SCORES, checks={"heat": HEAT})
+FINE, BROKEN = window_verdict("fine"), window_verdict("broken contract", "gone")
 
 
 @pytest.fixture
-def memory(addresses):
+def context(addresses):
     """A champion, labels of three weeks, traffic of the fourth, and three windows: broken, watched, and one that retrains."""
-    memory = open_model(PUMPS)
-    ingest_batch(memory, START, START + 3 * WEEK)
-    memory.ledger.registered("v1", {})
-    memory.ledger.judged("v1", PASSED, None, {})
-    memory.ledger.promote("v1", expect=None)
-    memory.store.create(f"profiles/pumps/v1/{START + 3 * WEEK:%Y-%m-%dT%H%M}/one.bin", b"")
+    context = open_model(PUMPS)
+    ingest_batch(context, START, START + 3 * WEEK)
+    context.ledger.registered(Registered(version="v1"))
+    context.ledger.judged("v1", gate_verdict(), None)
+    context.ledger.promote("v1", expect=None)
+    context.store.create(f"profiles/pumps/v1/{START + 3 * WEEK:%Y-%m-%dT%H%M}/one.bin", b"")
     for at, verdict, action in ((0, BROKEN, "page"), (1, DRIFTED, "watch"), (2, DRIFTED, "retrain")):
         window = (START + at * WEEK).isoformat()
-        memory.ledger.window_judged(window, verdict, {}, again=lambda held: False)
+        context.ledger.window_judged(WindowJudged(key=window, verdict=verdict), lambda _: False)
         if action == "retrain":
-            memory.ledger.claim_retraining(window, now=START + 3 * WEEK, reason="heat", drift=contract.drift, fresh=1_000)
-        record_alerts(memory, window, verdict.as_json(), action)
-    return memory
+            context.ledger.claim_retraining(window, now=START + 3 * WEEK, reason="heat", drift=contract.drift, new_rows=1_000)
+        record_alerts(context, window, verdict, Action(action))
+    return context
 
 
-def test_the_gauges_say_what_ledger_and_store_hold(memory):
+def test_the_gauges_say_what_ledger_and_store_hold(context):
     now = START + 4 * WEEK
-    found = {(name.removeprefix("perennial_"), *labels): value for name, labels, value in samples(memory, now)}
+    found = {(name.removeprefix("perennial_"), *labels): value for name, labels, value in samples(context, now)}
     assert found == {
         ("champion_info", "v1", "1"): 1, ("drift_over_floor", "heat"): pytest.approx(3), ("log_loss",): 0.4, ("log_loss_low",): 0.35,
         ("log_loss_high",): 0.45, ("label_gap",): 0.03, ("label_coverage",): 0.9,
@@ -68,7 +69,7 @@ def test_of_a_model_that_nobody_trained_there_is_nothing_but_that_it_can_be_read
 
 
 @pytest.fixture
-def exporter(memory):
+def exporter(context):
     """`perennial metrics` for this store; what a scrape finds, and the process."""
     port = available_port(9464)
     process = subprocess.Popen([Path(sys.executable).parent / "perennial", "metrics", PUMPS, "flights", "--port", str(port)], cwd=ROOT,
@@ -87,18 +88,18 @@ def exporter(memory):
     process.communicate()
 
 
-def test_the_exporter_outlives_a_store_that_cant_be_read_and_ends_at_ctrl_c(memory, exporter):
+def test_the_exporter_outlives_a_store_that_cant_be_read_and_ends_at_ctrl_c(context, exporter):
     scrape, process, port = exporter
     first = scrape()
     assert first["perennial_up", PUMPS] == first["perennial_up", "flights"] == 1
     assert first["perennial_open_alerts", PUMPS, "input drift"] == 1
 
     window = (START + 3 * WEEK).isoformat()
-    memory.ledger.window_judged(window, FINE, {}, again=lambda held: False)
-    record_alerts(memory, window, FINE.as_json(), "fine")
+    context.ledger.window_judged(WindowJudged(key=window, verdict=FINE), lambda _: False)
+    record_alerts(context, window, FINE, Action.FINE)
     assert scrape()["perennial_open_alerts", PUMPS, "input drift"] == 0  # read anew
 
-    event = memory.store.folder / "ledger" / "pumps" / f"{len(memory.ledger.events()):08d}.json"
+    event = context.store.folder / "ledger" / "pumps" / f"{len(context.ledger.events()):08d}.json"
     event.write_bytes(b"torn")
     broken = scrape()
     assert broken["perennial_up", PUMPS] == 0 and broken["perennial_up", "flights"] == 1

@@ -12,7 +12,6 @@ import pytest
 
 from contracts.core import windows
 from contracts.core.errors import PerennialError
-from contracts.core.verdict import Verdict
 from contracts.pumps import contract, readings
 from flows.ingest import ingest_batch
 from flows.monitor import judge_window
@@ -21,6 +20,7 @@ from flows.monitoring.evaluation import evaluate_window
 from flows.monitoring.windows import closed, due
 from flows.training.version import fit_version
 from registry.context import ModelContext, fetch_version, open_model
+from registry.events import WindowJudged
 from registry.folder_store import FolderStore
 from registry.traffic import _records, _replace, ship
 from service import profiles
@@ -28,9 +28,10 @@ from service.files import write_atomically
 from service.model import load_model
 from service.profiler import Profiler
 from tests.conftest import PUMPS
+from tests.verdicts import gate_verdict, window_verdict
 
 WEEK, LAST = timedelta(days=7), datetime(2024, 2, 5)  # the newest labelled window
-PASSED = Verdict("gate", "passed")
+PASSED = gate_verdict()
 
 
 @pytest.fixture(scope="module")
@@ -40,35 +41,35 @@ def trained(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PERENNIAL_STORE", str(home / "store"))
         patch.setenv("PERENNIAL_RUN", str(home / "run"))
-        memory = open_model(PUMPS)
-    ingest_batch(memory, datetime(2024, 1, 1), LAST)
-    first = fit_version(memory)
-    ingest_batch(memory, LAST, LAST + WEEK)
-    second = fit_version(memory)
-    memory.ledger.judged(first, PASSED, None, {})
-    memory.ledger.promote(first, expect=None)
-    memory.ledger.judged(second, PASSED, first, {})
-    return memory, first, second
+        context = open_model(PUMPS)
+    ingest_batch(context, datetime(2024, 1, 1), LAST)
+    first = fit_version(context)
+    ingest_batch(context, LAST, LAST + WEEK)
+    second = fit_version(context)
+    context.ledger.judged(first, PASSED, None)
+    context.ledger.promote(first, expect=None)
+    context.ledger.judged(second, PASSED, first)
+    return context, first, second
 
 
 @pytest.fixture
-def memory(trained, tmp_path, addresses) -> ModelContext:
+def context(trained, tmp_path, addresses) -> ModelContext:
     shutil.copytree(trained[0].store.folder, tmp_path / "store")
     return open_model(PUMPS)
 
 
-def profile(memory: ModelContext, version: str, start: datetime = LAST, rows: int = 2_800, hotter: float = 0.0) -> bytes:
+def profile(context: ModelContext, version: str, start: datetime = LAST, rows: int = 2_800, hotter: float = 0.0) -> bytes:
     """What a replica of the version would write of the window's first rows."""
     traffic = readings(start, start + WEEK).head(rows)
     traffic["heat"] += hotter
     columns = contract.columns_of(traffic)
-    files = fetch_version(memory, version)
+    files = fetch_version(context, version)
     probabilities = np.asarray(load_model(contract, files).probabilities(columns))
     return profiles.to_bytes(profiles.profile_rows(contract, profiles.bins_in(files), columns, probabilities, probabilities.argmax(axis=1)))
 
 
-def leave(memory: ModelContext, version: str, content: bytes, start: datetime = LAST, replica: str = "one"):
-    path = memory.spool / "pumps" / version / start.strftime(windows.WINDOW_FORMAT) / f"{replica}.bin"
+def leave(context: ModelContext, version: str, content: bytes, start: datetime = LAST, replica: str = "one"):
+    path = context.spool / "pumps" / version / start.strftime(windows.WINDOW_FORMAT) / f"{replica}.bin"
     write_atomically(path, content)
     return path
 
@@ -83,164 +84,164 @@ def judged(window: datetime = LAST):
     ("2031-01-06T00:00:00", "ingest pumps"), ("teatime", "as 2013-07-01T00:00:00"), ("9999-12-31T00:00:00", "as 2013"),
     ("2024-02-05T00:00:00+00:00", "without a zone"),
 ])
-def test_what_is_no_closed_window_is_refused_and_not_written_down(memory, window, remedy):
-    before = memory.ledger.events()
+def test_what_is_no_closed_window_is_refused_and_not_written_down(context, window, remedy):
+    before = context.ledger.events()
     with pytest.raises(PerennialError, match=remedy) as refused:
         judge_window.fn(PUMPS, window)
-    assert refused.value.exit_code == 2 and memory.ledger.events() == before
-    assert closed(memory, "2024-02-05T00:00:00") == LAST
+    assert refused.value.exit_code == 2 and context.ledger.events() == before
+    assert closed(context, "2024-02-05T00:00:00") == LAST
 
 
-def test_a_window_judged_twice_has_one_answer(memory, trained):
-    leave(memory, trained[1], profile(memory, trained[1]))
+def test_a_window_judged_twice_has_one_answer(context, trained):
+    leave(context, trained[1], profile(context, trained[1]))
     assert judged()[1] == "fine"
-    leave(memory, trained[1], profile(memory, trained[1], hotter=40), replica="two")
+    leave(context, trained[1], profile(context, trained[1], hotter=40), replica="two")
     verdict, action = judged()
-    assert (verdict["kind"], action) == ("fine", "fine") and memory.ledger.state().claims == {}
-    assert record_and_decide(memory, LAST, evaluate_window(memory, LAST)) == "fine"  # a judge that began before the first had ended
-    assert [event.kind for event in memory.ledger.events()].count("window_judged") == 1
+    assert (verdict.kind, action) == ("fine", "fine") and context.ledger.state().claims == {}
+    assert record_and_decide(context, LAST, evaluate_window(context, LAST)) == "fine"  # a judge that began before the first had ended
+    assert [event.kind for event in context.ledger.events()].count("window_judged") == 1
 
 
-def test_an_answer_takes_the_place_of_insufficient_and_keeps_it(memory, trained):
-    leave(memory, trained[1], profile(memory, trained[1], rows=10, hotter=40))
+def test_an_answer_takes_the_place_of_insufficient_and_keeps_it(context, trained):
+    leave(context, trained[1], profile(context, trained[1], rows=10, hotter=40))
     assert judged()[1] == judged()[1] == "insufficient"
-    leave(memory, trained[1], profile(memory, trained[1], hotter=40), replica="two")
+    leave(context, trained[1], profile(context, trained[1], hotter=40), replica="two")
     verdict, action = judged()
-    assert (verdict["kind"], action) == ("input drift", "retrain")
-    assert memory.ledger.state().windows[LAST.isoformat()]["verdict"] == verdict
-    less = Verdict("drift", "insufficient", kind="insufficient")
-    memory.ledger.window_judged(LAST.isoformat(), less, {}, again=lambda held: held.outcome == "insufficient")
+    assert (verdict.kind, action) == ("input drift", "retrain")
+    assert context.ledger.state().windows[LAST.isoformat()].verdict == verdict
+    less = WindowJudged(key=LAST.isoformat(), verdict=window_verdict("insufficient"))
+    context.ledger.window_judged(less, lambda kept: kept.outcome == "insufficient")
     assert judged() == (verdict, "retrain")
-    memory.ledger.retrain_finished(LAST.isoformat(), "passed", {})
+    context.ledger.retrain_finished(LAST.isoformat(), "passed", "v2")
     assert judged() == (verdict, "retrain")
-    assert [event.kind for event in memory.ledger.events()].count("window_judged") == 2
+    assert [event.kind for event in context.ledger.events()].count("window_judged") == 2
 
 
-def test_drift_must_persist_where_the_contract_says_so(memory, trained):
+def test_drift_must_persist_where_the_contract_says_so(context, trained):
     """Of the last three windows two, the newest among them; what was told before does not start a retraining later."""
-    memory = replace(memory, contract=replace(contract, drift=replace(contract.drift, persist=(2, 3))))
-    drifted, fine = Verdict("drift", "failed", ("heat moved",), kind="input drift"), Verdict("drift", "passed", kind="fine")
+    context = replace(context, contract=replace(contract, drift=replace(contract.drift, persist=(2, 3))))
+    drifted, fine = window_verdict("input drift", "heat moved"), window_verdict("fine")
     starts = [LAST + index * WEEK for index in range(6)]
-    said = [record_and_decide(memory, start, verdict) for start, verdict in zip(starts, (drifted, fine, fine, drifted, fine, drifted))]
+    said = [record_and_decide(context, start, verdict) for start, verdict in zip(starts, (drifted, fine, fine, drifted, fine, drifted))]
     assert said == ["watch", "fine", "fine", "watch", "fine", "retrain"]
-    assert record_and_decide(memory, starts[3], drifted) == "watch" and list(memory.ledger.state().claims) == [starts[5].isoformat()]
+    assert record_and_decide(context, starts[3], drifted) == "watch" and list(context.ledger.state().claims) == [starts[5].isoformat()]
 
 
-def followed(memory: ModelContext, champion: str, end: datetime) -> str:
+def followed(context: ModelContext, champion: str, end: datetime) -> str:
     """A new champion, trained on events up to `end`, whose bins divide the old one's."""
-    ingest_batch(memory, datetime(2024, 2, 12), end)
-    version = fit_version(memory)
-    memory.ledger.judged(version, PASSED, champion, {})
-    memory.ledger.promote(version, expect=champion)
+    ingest_batch(context, datetime(2024, 2, 12), end)
+    version = fit_version(context)
+    context.ledger.judged(version, PASSED, champion)
+    context.ledger.promote(version, expect=champion)
     return version
 
 
-def test_what_moved_a_retraining_at_a_time_is_told_against_the_first_champion(memory, trained):
+def test_what_moved_a_retraining_at_a_time_is_told_against_the_first_champion(context, trained):
     _, first, _ = trained
-    third = followed(memory, first, datetime(2024, 2, 19))
-    leave(memory, third, profile(memory, third, hotter=2))
-    figures = judged()[0]["figures"]
-    assert figures["version"] == third and figures["crept"]["heat"] > 1 >= figures["crept"]["vibration"]
+    third = followed(context, first, datetime(2024, 2, 19))
+    leave(context, third, profile(context, third, hotter=2))
+    figures = judged()[0].figures
+    assert figures.version == third and figures.cumulative["heat"] > 1 >= figures.cumulative["vibration"]
 
 
-def test_the_fields_that_the_service_refused_are_named(memory, trained):
+def test_the_fields_that_the_service_refused_are_named(context, trained):
     _, first, _ = trained
-    files = fetch_version(memory, first)
-    profiler = Profiler(contract, profiles.bins_in(files), first, memory.spool, seconds=1_000)
+    files = fetch_version(context, first)
+    profiler = Profiler(contract, profiles.bins_in(files), first, context.spool, seconds=1_000)
     profiler.bad(np.full(300, np.datetime64(LAST)), ["heat"] * 300 + ["starts"] * 2)
     profiler.close()
-    leave(memory, first, profile(memory, first))
+    leave(context, first, profile(context, first))
     verdict, action = judged()
-    assert action == "page" and verdict["reasons"][0].endswith("limit: 5%: heat in 300, starts in 2")
+    assert action == "page" and verdict.reasons[0].endswith("limit: 5%: heat in 300, starts in 2")
 
 
-def test_an_open_circuit_breaker_pages(memory):
-    drifted = Verdict("drift", "failed", ("heat moved",), kind="input drift")
-    memory = replace(memory, contract=replace(contract, drift=replace(contract.drift, refusals=1)))
-    assert record_and_decide(memory, LAST, drifted) == "retrain"
-    memory.ledger.retrain_finished(LAST.isoformat(), "failed", {})
-    assert record_and_decide(memory, LAST + 3 * WEEK, drifted) == "page"
-    assert "1 challengers in a row were refused" in memory.ledger.state().claims[(LAST + 3 * WEEK).isoformat()]["why"]
+def test_an_open_circuit_breaker_pages(context):
+    drifted = window_verdict("input drift", "heat moved")
+    context = replace(context, contract=replace(contract, drift=replace(contract.drift, refusals=1)))
+    assert record_and_decide(context, LAST, drifted) == "retrain"
+    context.ledger.retrain_finished(LAST.isoformat(), "failed", "v2")
+    assert record_and_decide(context, LAST + 3 * WEEK, drifted) == "page"
+    assert "1 challengers in a row were refused" in context.ledger.state().claims[(LAST + 3 * WEEK).isoformat()].why
 
 
-def test_a_window_of_few_rows_is_judged_together_with_those_before_it(memory, trained):
+def test_a_window_of_few_rows_is_judged_together_with_those_before_it(context, trained):
     for back in range(3):
         start = LAST - back * WEEK
-        leave(memory, trained[1], profile(memory, trained[1], start, rows=90, hotter=40), start)
-    ship(memory)
-    verdict = evaluate_window(memory, LAST)
-    assert (verdict.kind, verdict.figures["rows"], verdict.figures["since"]) == ("input drift", 270, (LAST - 2 * WEEK).isoformat())
+        leave(context, trained[1], profile(context, trained[1], start, rows=90, hotter=40), start)
+    ship(context)
+    verdict = evaluate_window(context, LAST)
+    assert (verdict.kind, verdict.figures.rows, verdict.figures.since) == ("input drift", 270, (LAST - 2 * WEEK).isoformat())
 
 
-def test_windows_further_back_than_four_are_not_asked(memory, trained):
+def test_windows_further_back_than_four_are_not_asked(context, trained):
     for back in (0, 4):
         start = LAST - back * WEEK
-        leave(memory, trained[1], profile(memory, trained[1], start, rows=110, hotter=40), start)
-    ship(memory)
-    verdict = evaluate_window(memory, LAST)
-    assert (verdict.kind, verdict.figures["rows"]) == ("insufficient", 110)
+        leave(context, trained[1], profile(context, trained[1], start, rows=110, hotter=40), start)
+    ship(context)
+    verdict = evaluate_window(context, LAST)
+    assert (verdict.kind, verdict.figures.rows) == ("insufficient", 110)
 
 
-def test_a_former_champions_window_is_judged_against_that_champion(memory, trained):
+def test_a_former_champions_window_is_judged_against_that_champion(context, trained):
     _, first, second = trained
-    leave(memory, first, profile(memory, first, rows=1_000))
-    leave(memory, second, profile(memory, second, rows=900, hotter=40))  # in the shadow, say: it was never champion
-    ship(memory)
-    assert due(memory) == [LAST]
-    memory.ledger.promote(second, expect=first)
-    assert due(memory) == [LAST]
+    leave(context, first, profile(context, first, rows=1_000))
+    leave(context, second, profile(context, second, rows=900, hotter=40))  # in the shadow, say: it was never champion
+    ship(context)
+    assert due(context) == [LAST]
+    context.ledger.promote(second, expect=first)
+    assert due(context) == [LAST]
     verdict, action = judged()
-    assert (verdict["figures"]["version"], action) == (first, "fine")
-    assert due(memory) == []
+    assert (verdict.figures.version, action) == (first, "fine")
+    assert due(context) == []
 
 
-def test_a_week_that_two_champions_answered_is_judged_as_one(memory, trained):
+def test_a_week_that_two_champions_answered_is_judged_as_one(context, trained):
     """Its first days alone would be drift in whatever changes with the day; what the model answered is not mixed."""
     _, first, _ = trained
-    third = followed(memory, first, datetime(2024, 2, 26))
+    third = followed(context, first, datetime(2024, 2, 26))
     for version, hotter in ((first, 0), (third, 40)):
-        leave(memory, version, profile(memory, version, rows=1_000 + hotter, hotter=hotter))
+        leave(context, version, profile(context, version, rows=1_000 + hotter, hotter=hotter))
     verdict, _ = judged()
-    checks = verdict["figures"]["checks"]
-    assert (verdict["figures"]["version"], verdict["figures"]["rows"], verdict["kind"]) == (third, 2_040, "input drift")
-    assert checks["heat"]["values"]["drifted"] and checks["vibration"]["values"]["effect"] < 0.1
+    checks = verdict.figures.checks
+    assert (verdict.figures.version, verdict.figures.rows, verdict.kind) == (third, 2_040, "input drift")
+    assert checks["heat"]["values"].drifted and checks["vibration"]["values"].effect < 0.1
 
 
 @pytest.mark.parametrize("rows", [999, 1_001])
-def test_the_version_with_most_of_the_windows_rows_is_judged(memory, trained, rows):
+def test_the_version_with_most_of_the_windows_rows_is_judged(context, trained, rows):
     _, first, second = trained
-    memory.ledger.promote(second, expect=first)
-    leave(memory, first, profile(memory, first, rows=1_000))
-    leave(memory, second, profile(memory, second, rows=rows))
-    assert judged()[0]["figures"]["version"] == (second if rows > 1_000 else first)
+    context.ledger.promote(second, expect=first)
+    leave(context, first, profile(context, first, rows=1_000))
+    leave(context, second, profile(context, second, rows=rows))
+    assert judged()[0].figures.version == (second if rows > 1_000 else first)
 
 
-def test_a_version_that_the_contract_has_outgrown_is_not_asked(memory, trained, monkeypatch):
+def test_a_version_that_the_contract_has_outgrown_is_not_asked(context, trained, monkeypatch):
     _, first, second = trained
-    leave(memory, first, profile(memory, first))
-    memory.ledger.promote(second, expect=first)
-    ship(memory)
+    leave(context, first, profile(context, first))
+    context.ledger.promote(second, expect=first)
+    ship(context)
     monkeypatch.setitem(contract.__dict__, "serving", "of another contract")
-    assert due(memory) == []
+    assert due(context) == []
 
 
-def test_a_grown_profile_replaces_a_smaller_one_and_never_the_other_way(memory, trained):
-    small, large = (profile(memory, trained[1], rows=rows) for rows in (100, 200))
+def test_a_grown_profile_replaces_a_smaller_one_and_never_the_other_way(context, trained):
+    small, large = (profile(context, trained[1], rows=rows) for rows in (100, 200))
     key = f"profiles/pumps/{trained[1]}/{LAST:{windows.WINDOW_FORMAT}}/one.bin"
-    memory.store.create(key, b"")  # as an earlier Perennial shipped it
+    context.store.create(key, b"")  # as an earlier Perennial shipped it
     for content, shipped in ((small, 1), (small, 0), (large, 1), (small, 0)):
-        leave(memory, trained[1], content)
-        assert ship(memory) == shipped
-    assert _records(memory.store.get(key)) == 200
+        leave(context, trained[1], content)
+        assert ship(context) == shipped
+    assert _records(context.store.get(key)) == 200
 
 
 @pytest.mark.parametrize("there", [False, True])
-def test_of_two_shippers_at_once_none_fails_and_the_newer_profile_stays(memory, trained, monkeypatch, there):
+def test_of_two_shippers_at_once_none_fails_and_the_newer_profile_stays(context, trained, monkeypatch, there):
     """Both have read before either writes."""
-    old, small, large = (profile(memory, trained[1], rows=rows) for rows in (50, 100, 200))
+    old, small, large = (profile(context, trained[1], rows=rows) for rows in (50, 100, 200))
     if there:
-        leave(memory, trained[1], old)
-        ship(memory)
+        leave(context, trained[1], old)
+        ship(context)
     key = f"profiles/pumps/{trained[1]}/{LAST:{windows.WINDOW_FORMAT}}/one.bin"
     both, read, readers = Barrier(2, timeout=10), FolderStore.read, []
 
@@ -254,15 +255,15 @@ def test_of_two_shippers_at_once_none_fails_and_the_newer_profile_stays(memory, 
 
     monkeypatch.setattr(FolderStore, "read", together)
     with ThreadPoolExecutor(2) as pool:
-        shipped = sum(pool.map(lambda content: _replace(memory, key, content), (large, small)))
-    assert 1 <= shipped <= 2 and _records(memory.store.get(key)) == 200
+        shipped = sum(pool.map(lambda content: _replace(context, key, content), (large, small)))
+    assert 1 <= shipped <= 2 and _records(context.store.get(key)) == 200
 
 
 @pytest.mark.parametrize("junk", [b"", b"junk", "torn"])
-def test_junk_in_the_spool_stops_no_window(memory, trained, junk, caplog):
-    whole = profile(memory, trained[1])
-    leave(memory, trained[1], whole)
-    path = leave(memory, trained[1], whole[:len(whole) // 2] if junk == "torn" else junk, replica="two")
+def test_junk_in_the_spool_stops_no_window(context, trained, junk, caplog):
+    whole = profile(context, trained[1])
+    leave(context, trained[1], whole)
+    path = leave(context, trained[1], whole[:len(whole) // 2] if junk == "torn" else junk, replica="two")
     with caplog.at_level(logging.WARNING):
         assert judged()[1] == "fine"
     assert "1 files are no profiles" in caplog.text and str(path.with_suffix(".junk")) in caplog.text and not path.exists()

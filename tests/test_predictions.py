@@ -10,7 +10,6 @@ import pandas as pd
 import pytest
 
 from contracts.core.errors import PerennialError
-from contracts.core.verdict import Verdict
 from contracts.core.windows import WINDOW_FORMAT
 from contracts.flights import contract, source
 from flows.ingest import ingest_batch
@@ -24,35 +23,36 @@ from service.model import load_model
 from service.prediction_log import SUFFIX, PredictionLog, unpack_log
 from service.profiler import Profiler
 from service.profiles import bins_in
+from tests.verdicts import gate_verdict
 
 WEEK, WINDOW = timedelta(days=7), datetime(2013, 2, 4)
 
 
 @pytest.fixture
-def memory(flights_version, tmp_path, addresses) -> ModelContext:
+def context(flights_version, tmp_path, addresses) -> ModelContext:
     """The flights' model as champion; its events are ingested up to the window's start."""
     shutil.copytree(flights_version[0].store.folder, tmp_path / "store")
-    memory = open_model("flights")
-    memory.ledger.judged(flights_version[1], Verdict("gate", "passed"), None, {})
-    memory.ledger.promote(flights_version[1], expect=None)
-    ingest_batch(memory, datetime(2013, 2, 1), WINDOW)
-    return memory
+    context = open_model("flights")
+    context.ledger.judged(flights_version[1], gate_verdict(), None)
+    context.ledger.promote(flights_version[1], expect=None)
+    ingest_batch(context, datetime(2013, 2, 1), WINDOW)
+    return context
 
 
-def answer(memory: ModelContext, version: str, rows: pd.DataFrame, replica: str = "one", by=None, **changed) -> None:
+def answer(context: ModelContext, version: str, rows: pd.DataFrame, replica: str = "one", by=None, **changed) -> None:
     """What a replica would leave in the spool that was asked these rows; `changed`: columns as the caller sent them."""
     columns = contract.columns_of(rows.assign(**changed), contract.sent_columns)
-    files = fetch_version(memory, version)
+    files = fetch_version(context, version)
     model = load_model(contract, files)
     probabilities = (by or model.probabilities)(columns)
-    profiler = Profiler(memory.contract, bins_in(files), version, memory.spool, seconds=1_000, replica=replica)
+    profiler = Profiler(context.contract, bins_in(files), version, context.spool, seconds=1_000, replica=replica)
     for part in np.array_split(np.arange(len(rows)), 3):
         given = {name: values[part] for name, values in columns.items()}
         profiler.add(given, probabilities[part], model.classes(probabilities[part]), first=int(part[0]))
     profiler.close()
 
 
-def judged(memory: ModelContext, start: datetime = WINDOW) -> tuple[dict, str]:
+def judged(context: ModelContext, start: datetime = WINDOW) -> tuple[dict, str]:
     return judge_window.fn("flights", start.isoformat())
 
 
@@ -65,47 +65,47 @@ def version(flights_version) -> str:
     return flights_version[1]
 
 
-def test_every_prediction_is_logged_once_with_its_id(memory, version):
+def test_every_prediction_is_logged_once_with_its_id(context, version):
     rows = week().head(500)
-    answer(memory, version, rows)
-    ship(memory)
-    found = logged_predictions(memory, version, WINDOW)
-    assert set(found["id"]) == {f"one-{number:x}" for number in range(500)} and not list(memory.spool.rglob(f"*{SUFFIX}"))
+    answer(context, version, rows)
+    ship(context)
+    found = logged_predictions(context, version, WINDOW)
+    assert set(found["id"]) == {f"one-{number:x}" for number in range(500)} and not list(context.spool.rglob(f"*{SUFFIX}"))
     for name in contract.sent_columns:
         np.testing.assert_array_equal(contract.columns_of(found, (name,))[name], contract.columns_of(rows, (name,))[name])
 
 
-def test_a_crash_between_the_store_and_the_spool_logs_nothing_twice(memory, version, monkeypatch):
-    answer(memory, version, week().head(30))
+def test_a_crash_between_the_store_and_the_spool_logs_nothing_twice(context, version, monkeypatch):
+    answer(context, version, week().head(30))
     with monkeypatch.context() as patch:
         patch.setattr("pathlib.Path.unlink", lambda *_, **__: None)
-        ship(memory)
-    answer(memory, version, week().head(40), replica="two")
-    ship(memory)
-    ship(memory)
-    assert len(logged_predictions(memory, version, WINDOW)) == 70
+        ship(context)
+    answer(context, version, week().head(40), replica="two")
+    ship(context)
+    ship(context)
+    assert len(logged_predictions(context, version, WINDOW)) == 70
 
 
-def test_what_nobody_waits_for_is_packed_together(memory, version, monkeypatch):
-    answer(memory, version, week().head(30))
-    assert ship(memory, patient=True) == 1 and list(memory.spool.rglob(f"*{SUFFIX}"))  # the profile alone
+def test_what_nobody_waits_for_is_packed_together(context, version, monkeypatch):
+    answer(context, version, week().head(30))
+    assert ship(context, patient=True) == 1 and list(context.spool.rglob(f"*{SUFFIX}"))  # the profile alone
     monkeypatch.setattr("registry.traffic.ENOUGH", 100)
-    ship(memory, patient=True)
-    assert not list(memory.spool.rglob(f"*{SUFFIX}")) and len(logged_predictions(memory, version, WINDOW)) == 30
+    ship(context, patient=True)
+    assert not list(context.spool.rglob(f"*{SUFFIX}")) and len(logged_predictions(context, version, WINDOW)) == 30
 
 
-def test_junk_in_the_spool_is_set_aside_and_said(memory, version, caplog):
+def test_junk_in_the_spool_is_set_aside_and_said(context, version, caplog):
     for replica in ("one", "two"):
-        answer(memory, version, week().head(30), replica=replica)
-    [torn] = memory.spool.rglob(f"one-*{SUFFIX}")
+        answer(context, version, week().head(30), replica=replica)
+    [torn] = context.spool.rglob(f"one-*{SUFFIX}")
     torn.write_bytes(torn.read_bytes()[:-5])
     with caplog.at_level(logging.WARNING):
-        ship(memory)
-    assert str(torn.with_suffix(".junk")) in caplog.text and len(logged_predictions(memory, version, WINDOW)) == 30
+        ship(context)
+    assert str(torn.with_suffix(".junk")) in caplog.text and len(logged_predictions(context, version, WINDOW)) == 30
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5])
-def test_the_contract_says_which_share_is_logged(memory, version, share, tmp_path):
+def test_the_contract_says_which_share_is_logged(context, version, share, tmp_path):
     log = PredictionLog(replace(contract, logged=share), tmp_path / "log", "one")
     numbers, columns = np.arange(5_000), contract.columns_of(week().head(5_000))
     log.add("x", numbers, columns, np.full((5_000, 3), 1 / 3, np.float32))
@@ -129,61 +129,61 @@ def test_a_disk_that_fails_keeps_predictions_waiting_and_bounds_them(tmp_path, c
     assert 90_000 < sum(file.stat().st_size for file in kept) <= 100_000 and tmp_path / "log" / "x" / f"one-59{SUFFIX}" in kept
 
 
-def test_a_window_is_scored_by_what_was_answered_when_its_labels_are_in(memory, version):
-    answer(memory, version, week())
-    ingest_batch(memory, WINDOW, WINDOW + WEEK)
-    verdict, _ = judged(memory)
-    scores, estimate = verdict["figures"]["scores"], verdict["figures"]["estimate"]
-    assert scores["coverage"] == 1 and scores["rows"] == len(week()) == estimate["rows"]
-    assert scores["low"] < scores["log_loss"] < scores["high"] and 0.3 < estimate["log_loss"] < 1.2
-    assert verdict["kind"] not in ("broken contract", "training/serving skew", "stale")
+def test_a_window_is_scored_by_what_was_answered_when_its_labels_are_in(context, version):
+    answer(context, version, week())
+    ingest_batch(context, WINDOW, WINDOW + WEEK)
+    verdict, _ = judged(context)
+    scores, estimate = verdict.figures.performance, verdict.figures.estimate
+    assert scores.coverage == 1 and scores.rows == len(week()) == estimate.rows
+    assert scores.low < scores.log_loss < scores.high and 0.3 < estimate.log_loss < 1.2
+    assert verdict.kind not in ("broken contract", "training/serving skew", "stale")
 
 
-def test_a_window_without_labels_shows_an_estimate(memory, version):
-    answer(memory, version, week())
-    ship(memory)
-    [waits] = unlabelled_windows(memory)
-    assert (waits["window"], waits["rows"]) == (WINDOW.isoformat(), len(week()))
-    ingest_batch(memory, WINDOW, WINDOW + WEEK)
-    figures = judged(memory)[0]["figures"]
-    assert unlabelled_windows(memory) == [] and figures["estimate"] == {name: waits[name] for name in ("rows", "log_loss", "accuracy")}
+def test_a_window_without_labels_shows_an_estimate(context, version):
+    answer(context, version, week())
+    ship(context)
+    [(window, estimate)] = unlabelled_windows(context).items()
+    assert (window, estimate.rows) == (WINDOW.isoformat(), len(week()))
+    ingest_batch(context, WINDOW, WINDOW + WEEK)
+    figures = judged(context)[0].figures
+    assert unlabelled_windows(context) == {} and figures.estimate == estimate
 
 
-def test_labels_that_come_late_are_waited_for_and_then_judged_again(memory, version):
+def test_labels_that_come_late_are_waited_for_and_then_judged_again(context, version):
     rows = week()
-    answer(memory, version, rows)
-    half, file = rows["carrier"].isin(["UA", "B6"]), memory.run / "half.parquet"
+    answer(context, version, rows)
+    half, file = rows["carrier"].isin(["UA", "B6"]), context.run / "half.parquet"
     file.parent.mkdir(exist_ok=True)
     rows[half].to_parquet(file)
-    ingest_batch(memory, WINDOW, WINDOW + WEEK, str(file))
-    verdict, action = judged(memory)
-    assert verdict["figures"]["scores"]["coverage"] == pytest.approx(half.mean()) and verdict["kind"] != "worse on labels"
-    assert due(memory) == []
+    ingest_batch(context, WINDOW, WINDOW + WEEK, str(file))
+    verdict, action = judged(context)
+    assert verdict.figures.performance.coverage == pytest.approx(half.mean()) and verdict.kind != "worse on labels"
+    assert due(context) == []
     rows.sample(frac=1, random_state=0).to_parquet(file)
-    ingest_batch(memory, WINDOW, WINDOW + WEEK, str(file))
-    assert due(memory) == [WINDOW]
-    assert judged(memory)[0]["figures"]["scores"]["coverage"] == 1 and due(memory) == []
+    ingest_batch(context, WINDOW, WINDOW + WEEK, str(file))
+    assert due(context) == [WINDOW]
+    assert judged(context)[0].figures.performance.coverage == 1 and due(context) == []
 
 
-def test_labels_may_come_for_ids_before_after_and_twice(memory, version):
+def test_labels_may_come_for_ids_before_after_and_twice(context, version):
     """Callers who can't say which event it is get an id, and say later what came of it."""
     rows = week()
-    file = memory.run / "labels.csv"
+    file = context.run / "labels.csv"
     file.parent.mkdir(exist_ok=True)
     labelled = pd.DataFrame({"id": [f"one-{number:x}" for number in range(len(rows))], "arr_delay": rows["arr_delay"]})
     labelled.head(100).to_csv(file, index=False)
-    assert store_labels(memory, str(file)) == 100  # before the log came
-    answer(memory, version, rows, flight=None)
-    ingest_batch(memory, WINDOW, WINDOW + WEEK)
-    assert judged(memory)[0]["figures"]["scores"]["coverage"] == pytest.approx(100 / len(rows)) and due(memory) == []
+    assert store_labels(context, str(file)) == 100  # before the log came
+    answer(context, version, rows, flight=None)
+    ingest_batch(context, WINDOW, WINDOW + WEEK)
+    assert judged(context)[0].figures.performance.coverage == pytest.approx(100 / len(rows)) and due(context) == []
     for _ in range(2):
         labelled.sample(frac=1, random_state=0).to_csv(file, index=False)
-        store_labels(memory, str(file))
-    assert due(memory) == [WINDOW]
-    scores = judged(memory)[0]["figures"]["scores"]
-    assert (scores["coverage"], scores["rows"]) == (1, len(rows)) and due(memory) == []
+        store_labels(context, str(file))
+    assert due(context) == [WINDOW]
+    scores = judged(context)[0].figures.performance
+    assert (scores.coverage, scores.rows) == (1, len(rows)) and due(context) == []
     observed = np.bincount(contract.labels_of(rows), minlength=3) / len(rows)
-    assert [scores["observed"][name] for name in contract.label.classes] == pytest.approx(observed.tolist())
+    assert [scores.observed[name] for name in contract.label.classes] == pytest.approx(observed.tolist())
 
 
 @pytest.mark.parametrize(("rows", "said"), [
@@ -191,52 +191,52 @@ def test_labels_may_come_for_ids_before_after_and_twice(memory, version):
     (pd.DataFrame({"id": ["a", "b"], "arr_delay": ["5", "late"]}), "arr_delay is 'late' in row 1, no float"),
     (pd.DataFrame({"id": [], "arr_delay": []}), "holds no row"),
 ])
-def test_labels_that_can_not_be_read_are_refused(memory, rows, said):
-    file = memory.run / "labels.csv"
+def test_labels_that_can_not_be_read_are_refused(context, rows, said):
+    file = context.run / "labels.csv"
     file.parent.mkdir(exist_ok=True)
     rows.to_csv(file, index=False)
     with pytest.raises(PerennialError, match=said):
-        store_labels(memory, str(file))
+        store_labels(context, str(file))
 
 
-def test_labels_that_come_twice_count_once(memory, version):
-    answer(memory, version, week())
-    ingest_batch(memory, WINDOW, WINDOW + WEEK)
-    ingest_batch(memory, WINDOW, WINDOW + WEEK + timedelta(days=1))
-    assert judged(memory)[0]["figures"]["scores"]["rows"] == len(week())
+def test_labels_that_come_twice_count_once(context, version):
+    answer(context, version, week())
+    ingest_batch(context, WINDOW, WINDOW + WEEK)
+    ingest_batch(context, WINDOW, WINDOW + WEEK + timedelta(days=1))
+    assert judged(context)[0].figures.performance.rows == len(week())
 
 
-def test_callers_that_do_not_say_which_event_it_is_are_scored_by_asking_the_model_again(memory, version):
-    answer(memory, version, week(), flight=None)
-    ingest_batch(memory, WINDOW, WINDOW + WEEK)
-    scores = judged(memory)[0]["figures"]["scores"]
-    assert scores["coverage"] is None and scores["rows"] == len(week())
+def test_callers_that_do_not_say_which_event_it_is_are_scored_by_asking_the_model_again(context, version):
+    answer(context, version, week(), flight=None)
+    ingest_batch(context, WINDOW, WINDOW + WEEK)
+    scores = judged(context)[0].figures.performance
+    assert scores.coverage is None and scores.rows == len(week())
 
 
-def test_a_column_in_another_unit_is_named_with_the_unit_and_since_when_and_where(memory, version):
+def test_a_column_in_another_unit_is_named_with_the_unit_and_since_when_and_where(context, version):
     rows, friday = week(), datetime(2013, 2, 8)
     celsius = rows["temp"].where((rows["departs"] < friday) | (rows["origin"] != "JFK"), (rows["temp"] - 32) / 1.8)
-    answer(memory, version, rows, temp=celsius)
-    ingest_batch(memory, WINDOW, WINDOW + WEEK)
-    verdict, action = judged(memory)
-    [said] = [reason for reason in verdict["reasons"] if reason.startswith("temp: sent otherwise")]
-    assert (verdict["kind"], action) == ("broken contract", "page") and memory.ledger.state().claims == {}
+    answer(context, version, rows, temp=celsius)
+    ingest_batch(context, WINDOW, WINDOW + WEEK)
+    verdict, action = judged(context)
+    [said] = [reason for reason in verdict.reasons if reason.startswith("temp: sent otherwise")]
+    assert (verdict.kind, action) == ("broken contract", "page") and context.ledger.state().claims == {}
     assert "ingested = 1.8 x sent +32" in said and "with origin JFK" in said and "since 2013-02-08T0" in said
 
 
-def test_other_values_than_were_ingested_are_skew_and_teach_nothing(memory, version):
+def test_other_values_than_were_ingested_are_skew_and_teach_nothing(context, version):
     rows = week()
-    answer(memory, version, rows, dest=rows["dest"].where(rows["carrier"] != "AA", "XXX"))
-    ingest_batch(memory, WINDOW, WINDOW + WEEK)
-    verdict, action = judged(memory)
-    [said] = [reason for reason in verdict["reasons"] if reason.startswith("dest: sent otherwise")]
+    answer(context, version, rows, dest=rows["dest"].where(rows["carrier"] != "AA", "XXX"))
+    ingest_batch(context, WINDOW, WINDOW + WEEK)
+    verdict, action = judged(context)
+    [said] = [reason for reason in verdict.reasons if reason.startswith("dest: sent otherwise")]
     assert action == "page" and "with carrier AA" in said
-    assert verdict["kind"] in ("training/serving skew", "broken contract")
+    assert verdict.kind in ("training/serving skew", "broken contract")
 
 
 @pytest.mark.parametrize("share", [0.008, 0.011])
-def test_a_service_that_answers_otherwise_than_its_model_is_skew(memory, version, share):
-    model = load_model(contract, fetch_version(memory, version))
+def test_a_service_that_answers_otherwise_than_its_model_is_skew(context, version, share):
+    model = load_model(contract, fetch_version(context, version))
 
     def astray(columns):
         found = model.probabilities(columns).copy()
@@ -244,58 +244,58 @@ def test_a_service_that_answers_otherwise_than_its_model_is_skew(memory, version
         found[wrong] = found[wrong][:, ::-1]
         return found
 
-    answer(memory, version, week(), by=astray)
-    ingest_batch(memory, WINDOW, WINDOW + WEEK)
-    verdict, action = judged(memory)
-    told = [reason for reason in verdict["reasons"] if "otherwise than the registered model" in reason]
+    answer(context, version, week(), by=astray)
+    ingest_batch(context, WINDOW, WINDOW + WEEK)
+    verdict, action = judged(context)
+    told = [reason for reason in verdict.reasons if "otherwise than the registered model" in reason]
     assert bool(told) == (share > contract.drift.skew) and (action == "page") == bool(told)
 
 
-def test_a_callers_clock_a_day_ahead_is_named(memory, version):
+def test_a_callers_clock_a_day_ahead_is_named(context, version):
     rows = week()
     ahead = (np.arange(len(rows)) % 3 == 0) & (rows["departs"] < WINDOW + timedelta(days=6)).to_numpy()
-    answer(memory, version, rows, departs=rows["departs"] + pd.to_timedelta(np.where(ahead, 24, 0), unit="h"))
-    ingest_batch(memory, WINDOW, WINDOW + WEEK)
-    verdict, action = judged(memory)
-    assert any("happened 24 hours earlier: a caller's clock is wrong" in reason for reason in verdict["reasons"]), verdict["reasons"]
-    assert (verdict["kind"], action) == ("broken contract", "page")
+    answer(context, version, rows, departs=rows["departs"] + pd.to_timedelta(np.where(ahead, 24, 0), unit="h"))
+    ingest_batch(context, WINDOW, WINDOW + WEEK)
+    verdict, action = judged(context)
+    assert any("happened 24 hours earlier: a caller's clock is wrong" in reason for reason in verdict.reasons), verdict.reasons
+    assert (verdict.kind, action) == ("broken contract", "page")
 
 
-def test_labels_that_are_merely_missing_are_nobodys_clock(memory, version):
+def test_labels_that_are_merely_missing_are_nobodys_clock(context, version):
     rows = week()
-    answer(memory, version, rows)
-    file = memory.run / "most.parquet"
+    answer(context, version, rows)
+    file = context.run / "most.parquet"
     file.parent.mkdir(exist_ok=True)
     rows[np.arange(len(rows)) % 3 > 0].to_parquet(file)
-    ingest_batch(memory, WINDOW, WINDOW + WEEK, str(file))
-    assert not any("clock" in reason for reason in judged(memory)[0]["reasons"])
+    ingest_batch(context, WINDOW, WINDOW + WEEK, str(file))
+    assert not any("clock" in reason for reason in judged(context)[0].reasons)
 
 
-def test_a_week_without_traffic_pages(memory, version):
-    answer(memory, version, week())
-    ship(memory)
-    ingest_batch(memory, WINDOW, WINDOW + WEEK)
-    ingest_batch(memory, WINDOW + WEEK, WINDOW + 2 * WEEK)
-    assert due(memory) == [WINDOW, WINDOW + WEEK]
-    verdict, action = judged(memory, WINDOW + WEEK)
-    assert (verdict["kind"], action) == ("stale", "page") and "no traffic, though" in verdict["reasons"][0]
+def test_a_week_without_traffic_pages(context, version):
+    answer(context, version, week())
+    ship(context)
+    ingest_batch(context, WINDOW, WINDOW + WEEK)
+    ingest_batch(context, WINDOW + WEEK, WINDOW + 2 * WEEK)
+    assert due(context) == [WINDOW, WINDOW + WEEK]
+    verdict, action = judged(context, WINDOW + WEEK)
+    assert (verdict.kind, action) == ("stale", "page") and "no traffic, though" in verdict.reasons[0]
 
 
-def test_labels_that_stay_away_page(memory, version):
-    answer(memory, version, week())
-    ship(memory)
-    assert stale(memory) is None
-    answer(memory, version, week(WINDOW + WEEK), replica="two")
-    ship(memory)
-    assert stale(memory) is None  # they may come any day
-    answer(memory, version, week(WINDOW + 2 * WEEK), replica="three")
-    ship(memory)
-    said = stale(memory)
-    assert (said.kind, said.figures["since"]) == ("stale", WINDOW.isoformat()) and "perennial ingest flights" in said.reasons[0]
+def test_labels_that_stay_away_page(context, version):
+    answer(context, version, week())
+    ship(context)
+    assert stale(context) is None
+    answer(context, version, week(WINDOW + WEEK), replica="two")
+    ship(context)
+    assert stale(context) is None  # they may come any day
+    answer(context, version, week(WINDOW + 2 * WEEK), replica="three")
+    ship(context)
+    said = stale(context)
+    assert (said.kind, said.figures.since) == ("stale", WINDOW.isoformat()) and "perennial ingest flights" in said.reasons[0]
 
 
-def test_the_log_of_a_version_that_logged_nothing_is_empty(memory, version):
-    assert isinstance(memory.store, FolderStore)
-    found = join_outcomes(memory, version, WINDOW, ingested_events(memory, datetime(2013, 1, 7)))
-    assert found.logged.empty and found.met.empty and not found.could_meet
+def test_the_log_of_a_version_that_logged_nothing_is_empty(context, version):
+    assert isinstance(context.store, FolderStore)
+    found = join_outcomes(context, version, WINDOW, ingested_events(context, datetime(2013, 1, 7)))
+    assert found.logged.empty and found.joined.empty and not found.can_join
     assert WINDOW.strftime(WINDOW_FORMAT) == "2013-02-04T0000"

@@ -9,9 +9,10 @@ import pytest
 
 from contracts.core.classification import calibration_error, class_distance, classification_metrics
 from contracts.core.digests import canonical_json
-from contracts.core.evaluation import gate, paired
+from contracts.core.evaluation import gate, paired_difference
 from contracts.core.policies import Gate
 from contracts.core.validation import check_batch
+from contracts.core.verdict import Example, as_json
 from contracts.flights import contract as flights
 from contracts.pumps import contract as pumps
 
@@ -53,7 +54,7 @@ def test_both_sides_of_the_limit_of_bad_rows(week):
     assert check_batch(flights, rows).verdict.passed  # 2 of 200: the limit of 1 % itself
     rows.loc[:2, "temp"] = 500.0
     verdict = check_batch(flights, rows).verdict
-    assert verdict.outcome == "failed" and verdict.kind == "broken contract"
+    assert verdict.outcome == "failed"
     assert any("temp" in reason and "3 rows" in reason and "500.0" in reason for reason in verdict.reasons)
 
 
@@ -87,7 +88,7 @@ def test_both_sides_of_a_changed_type(week):
     rows = week.head(100).astype({"distance": object})
     rows.loc[:49, "distance"] = "far"
     verdict = check_batch(replace(flights, bad_rows=0.5), rows).verdict
-    assert verdict.passed and verdict.figures["by_rule"][0]["examples"][0] == {"row": 0, "value": "far"}
+    assert verdict.passed and verdict.figures.by_rule[0].examples[0] == Example(row=0, value="far")
     rows.loc[:50, "distance"] = "far"
     verdict = check_batch(replace(flights, bad_rows=1), rows).verdict
     assert verdict.outcome == "failed" and verdict.reasons == ("distance: type float, found object, 51 rows, such as far, far, far",)
@@ -129,7 +130,7 @@ def judged(labels, challenger, champion=None, shops=None, **costs):
 def test_the_first_model_passes_on_the_absolute_limits_alone():
     labels, good, _ = world()
     verdict = judged(labels, good)
-    assert verdict.passed and "paired" not in verdict.figures
+    assert verdict.passed and verdict.figures.paired is None
 
 
 @pytest.mark.parametrize(("limit", "said"), [
@@ -167,8 +168,8 @@ def test_a_gain_that_could_be_luck_does_not_pass():
     labels, good, _ = world(n=500)
     noise = np.random.default_rng(1).normal(0, 0.1, len(labels)).astype(np.float32)
     champion = np.clip(good + np.column_stack([noise, -noise]), 0.01, 0.99)
-    difference = paired(LIMITS, labels, champion, worse(champion, 0.02))
-    assert difference["low"] < 0 < difference["high"]
+    difference = paired_difference(LIMITS, labels, champion, worse(champion, 0.02))
+    assert difference.low < 0 < difference.high
 
 
 def test_the_interval_holds_the_true_difference_about_as_often_as_it_says():
@@ -178,9 +179,9 @@ def test_the_interval_holds_the_true_difference_about_as_often_as_it_says():
         labels, good, _ = world(n=400, seed=seed)
         if truth is None:
             many, best, _ = world(n=200_000, seed=999)
-            truth = paired(replace(LIMITS, confidence=0.5), many[:20_000], best[:20_000], worse(best)[:20_000])["difference"]
-        found = paired(LIMITS, labels, good, worse(good))
-        inside += found["low"] <= truth <= found["high"]
+            truth = paired_difference(replace(LIMITS, confidence=0.5), many[:20_000], best[:20_000], worse(best)[:20_000]).difference
+        found = paired_difference(LIMITS, labels, good, worse(good))
+        inside += found.low <= truth <= found.high
     assert 50 <= inside <= 60
 
 
@@ -201,10 +202,10 @@ def test_what_are_no_probabilities_is_a_verdict(broken):
     bad[5, 0] = broken if not np.isfinite(broken) else bad[5, 0] + broken
     verdict = judged(labels, bad, good, shops, refit_shift=float("nan"))
     assert verdict.outcome == "failed" and "the challenger answers 1 of 2000 rows with" in verdict.reasons[0]
-    assert verdict.figures["challenger"]["log_loss"] is None and canonical_json(verdict.as_json())
+    assert verdict.figures.challenger.log_loss is None and canonical_json(as_json(verdict))
     verdict = judged(labels, good, bad, shops)
     assert verdict.outcome == "insufficient" and "the champion answers 1 of 2000" in verdict.reasons[0]
-    assert canonical_json(verdict.as_json())
+    assert canonical_json(as_json(verdict))
 
 
 def test_a_model_of_other_classes_is_a_verdict():
@@ -225,7 +226,7 @@ def test_rows_without_a_value_and_those_of_small_slices_are_slices_too(behind, n
     assert verdict.outcome == "failed" and verdict.reasons[0].startswith(f"starts={name} falls behind")
     shops[0] = "north"  # 99 rows are too few to judge, but are shown
     verdict = judged(labels, challenger, champion, shops)
-    assert verdict.passed and (name, 99) in [(one["value"], one["rows"]) for one in verdict.figures["slices"]]
+    assert verdict.passed and (name, 99) in [(one.value, one.rows) for one in verdict.figures.slices]
 
 
 def test_a_slice_column_without_values_is_insufficient():
@@ -249,8 +250,8 @@ def test_scores_of_known_predictions():
     labels = np.array([0, 1, 1, 0])
     certain = np.array([[0.9, 0.1], [0.1, 0.9], [0.1, 0.9], [0.9, 0.1]])
     found = classification_metrics(CONTRACT, labels, certain)
-    assert found["auc"] == 1 and found["recall"] == {"runs": 1.0, "stops": 1.0}
-    assert found["log_loss"] == pytest.approx(-np.log(0.9))
+    assert found.auc == 1 and found.recall == {"runs": 1.0, "stops": 1.0}
+    assert found.log_loss == pytest.approx(-np.log(0.9))
     assert calibration_error(labels, certain) == pytest.approx(0.1)
 
 

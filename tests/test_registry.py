@@ -17,8 +17,8 @@ import pytest
 
 from contracts.core import errors
 from contracts.core.errors import Conflict, Corrupt, NotAllowed, NotFound, PerennialError, Unavailable, UnsafeStore
+from contracts.core.retraining import RefusalRule
 from contracts.core.validation import check_batch
-from contracts.core.verdict import Verdict
 from contracts.pumps import contract as pumps
 from contracts.pumps import readings
 from flows.ingest import ingest_batch
@@ -28,12 +28,14 @@ from flows.training.judging import judge
 from flows.training.version import fit_version
 from registry import data, models
 from registry.context import open_model
+from registry.events import Noted, Registered
 from registry.folder_store import FolderStore
-from registry.ledger import BROKEN, Ledger
+from registry.ledger import Ledger
 from registry.store import open_store
 from tests.conftest import PUMPS
+from tests.verdicts import gate_verdict
 
-PASSED, FAILED = Verdict("gate", "passed"), Verdict("gate", "failed", ("no",))
+PASSED, FAILED = gate_verdict(), gate_verdict("failed", "no")
 A, B, C = "a" * 64, "b" * 64, "c" * 64
 KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "testtest", "AWS_DEFAULT_REGION": "us-east-1"}
 
@@ -83,7 +85,7 @@ def store(request, tmp_path):
 def ledger(store):
     made = Ledger(store, "pumps")
     for version in (A, B, C):
-        made.registered(version, {})
+        made.registered(Registered(version=version))
     return made
 
 
@@ -178,7 +180,7 @@ def test_opening_a_store_leaves_nothing_in_it(store):
 
 def test_champion_and_previous_follow_from_events(ledger):
     for version, before in ((A, None), (B, A), (C, B)):
-        ledger.judged(version, PASSED, before, {})
+        ledger.judged(version, PASSED, before)
         ledger.promote(version, expect=before)
     assert ledger.promote(C, expect=B) is None  # said twice, done once
     state = ledger.state()
@@ -192,9 +194,9 @@ def test_champion_and_previous_follow_from_events(ledger):
 
 
 def test_what_served_at_a_time(ledger):
-    ledger.judged(A, PASSED, None, {})
+    ledger.judged(A, PASSED, None)
     first = ledger.promote(A, expect=None)
-    ledger.judged(B, PASSED, A, {})
+    ledger.judged(B, PASSED, A)
     second = ledger.promote(B, expect=A)
     assert ledger.state(at=first.at).champion == A and ledger.state(at=second.at).champion == B
     assert ledger.state(at="2000-01-01T00:00:00").champion is None
@@ -207,14 +209,14 @@ def test_what_served_at_a_time_though_a_writers_clock_was_ahead(ledger, monkeypa
             return datetime.now(zone) + timedelta(hours=2)
     with monkeypatch.context() as patch:
         patch.setattr("registry.ledger.datetime", Ahead)
-        ahead = ledger.judged(A, PASSED, None, {})
+        ahead = ledger.judged(A, PASSED, None)
     promoted = ledger.promote(A, expect=None)
     assert promoted.at < ahead.at
     assert ledger.state(at=promoted.at).champion == A
 
 
 def test_a_promotion_in_place_of_a_champion_that_is_not_there_is_lost(ledger):
-    ledger.judged(A, PASSED, B, {})
+    ledger.judged(A, PASSED, B)
     with pytest.raises(Conflict, match=r"there is no champion; run: perennial train pumps"):
         ledger.promote(A, expect=B)
 
@@ -222,23 +224,23 @@ def test_a_promotion_in_place_of_a_champion_that_is_not_there_is_lost(ledger):
 def test_only_a_passing_verdict_against_the_champion_promotes(ledger):
     with pytest.raises(NotAllowed):
         ledger.promote(A, expect=None)
-    ledger.judged(A, FAILED, None, {})
+    ledger.judged(A, FAILED, None)
     with pytest.raises(NotAllowed, match="is failed"):
         ledger.promote(A, expect=None)
-    ledger.judged(A, PASSED, None, {})
+    ledger.judged(A, PASSED, None)
     ledger.promote(A, expect=None)
-    ledger.judged(B, PASSED, None, {})
+    ledger.judged(B, PASSED, None)
     with pytest.raises(NotAllowed):
         ledger.promote(B, expect=A)
 
 
 def test_of_two_racing_promotions_one_wins_and_the_other_learns_who(store, ledger):
     for version in (A, B):
-        ledger.judged(version, PASSED, None, {})
+        ledger.judged(version, PASSED, None)
 
     def promoted(version):
         try:
-            return Ledger(store, "pumps").promote(version, expect=None).data["version"]
+            return Ledger(store, "pumps").promote(version, expect=None).data.version
         except Conflict as error:
             return error
     with ThreadPoolExecutor(2) as pool:
@@ -248,9 +250,9 @@ def test_of_two_racing_promotions_one_wins_and_the_other_learns_who(store, ledge
 
 def test_many_writers_leave_one_unbroken_chain(store):
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda n: Ledger(store, "pumps").record("said", {"n": n}), range(40)))
+        list(pool.map(lambda n: Ledger(store, "pumps").record(Noted(version="v", text=str(n))), range(40)))
     events = Ledger(store, "pumps").events()
-    assert sorted(event.data["n"] for event in events) == list(range(40))
+    assert sorted(int(event.data.text) for event in events) == list(range(40))
     assert all(after.prev == before.digest for before, after in pairwise(events))
 
 
@@ -259,42 +261,42 @@ def test_a_changed_or_removed_event_is_noticed(tmp_path, harm):
     store = FolderStore(tmp_path)
     ledger = Ledger(store, "pumps")
     for n in range(3):
-        ledger.record("said", {"n": n})
+        ledger.record(Noted(version="v", text=str(n)))
     file = tmp_path / "ledger/pumps/00000001.json"
     if harm == "removed":
         file.unlink()
     else:
-        file.write_text(json.dumps(json.loads(file.read_text()) | {"data": {"n": 7}}))
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"data": {"version": "v", "text": "7"}}))
     with pytest.raises(Corrupt, match="event 1"):
         Ledger(store, "pumps").events()
 
 
 @pytest.mark.parametrize("harm", [
     lambda whole: whole[:50], lambda _: b"", lambda _: b"[]", lambda _: b"5", lambda _: b"\xff\xfe",
-    lambda whole: whole.replace(b'"format":1,', b""), lambda whole: whole.replace(b'"format":1,', b'"format":1,"x":2,'),
-    lambda whole: whole.replace(b'"n":1', b'"n":NaN'), lambda whole: whole.replace(b'"seq":1', b'"seq":"1"'),
+    lambda whole: whole.replace(b'"format":2,', b""), lambda whole: whole.replace(b'"format":2,', b'"format":2,"x":2,'),
+    lambda whole: whole.replace(b'"text":"1"', b'"text":NaN'), lambda whole: whole.replace(b'"seq":1', b'"seq":"1"'),
 ], ids=["torn", "empty", "list", "number", "bytes", "no format", "a field more", "not a number", "text"])
 def test_a_file_that_is_no_event_is_named_with_the_remedy(tmp_path, harm):
     for n in range(3):
-        Ledger(FolderStore(tmp_path), "pumps").record("said", {"n": n})
+        Ledger(FolderStore(tmp_path), "pumps").record(Noted(version="v", text=str(n)))
     file = tmp_path / "ledger/pumps/00000001.json"
     file.write_bytes(harm(file.read_bytes()))
     with pytest.raises(Corrupt, match=r"event 1 .*ledger/pumps/00000001\.json in .*from a backup"):
         Ledger(FolderStore(tmp_path), "pumps").events()
 
 
-def claim(ledger, key, day, drift=pumps.drift, fresh=500):
-    return ledger.claim_retraining(key, now=datetime(2024, 1, day), reason="drift", drift=drift, fresh=fresh)
+def claim(ledger, key, day, drift=pumps.drift, new_rows=500):
+    return ledger.claim_retraining(key, now=datetime(2024, 1, day), reason="drift", drift=drift, new_rows=new_rows)
 
 
 def test_a_retraining_is_granted_once_one_at_a_time_and_after_the_cooldown(ledger):
-    assert claim(ledger, "one", 1).granted and claim(ledger, "one", 1).granted  # a killed run takes it up again
-    assert "in flight" in claim(ledger, "two", 20).reason
-    ledger.retrain_finished("one", "passed", {})
-    assert claim(ledger, "one", 1).reason == "already done"
-    assert "cooldown until 2024-01-15" in claim(ledger, "three", 14).reason
-    assert claim(ledger, "four", 15).granted
-    assert "in flight" in claim(ledger, "two", 20).reason  # refused once, refused for good
+    assert claim(ledger, "one", 1).is_granted and claim(ledger, "one", 1).is_granted  # a killed run takes it up again
+    assert "in flight" in claim(ledger, "two", 20).why
+    ledger.retrain_finished("one", "passed", A)
+    assert claim(ledger, "one", 1).state == "finished"
+    assert "cooldown until 2024-01-15" in claim(ledger, "three", 14).why
+    assert claim(ledger, "four", 15).is_granted
+    assert "in flight" in claim(ledger, "two", 20).why  # refused once, refused for good
     assert [event.kind for event in ledger.events()].count("retrain_claimed") == 2
 
 
@@ -302,38 +304,39 @@ def test_a_retraining_whose_runs_fail_is_over_after_three(ledger):
     claim(ledger, "one", 1)
     for failures in (1, 2):
         ledger.retrain_failed("one", "no disk")
-        assert claim(ledger, "one", 1).granted and ledger.state().claims["one"]["failures"] == failures
+        assert claim(ledger, "one", 1).is_granted and ledger.state().claims["one"].failures == failures
     ledger.retrain_failed("one", "no disk")
     over = ledger.state().claims["one"]
-    assert (over["state"], over["outcome"]) == ("finished", "failed") and "3 runs failed, the last: no disk" in over["why"]
+    assert (over.state, over.outcome) == ("finished", "failed") and "3 runs failed, the last: no disk" in over.why
     assert ledger.retrain_failed("one", "late") is None and ledger.retrain_failed("never claimed", "?") is None
-    assert claim(ledger, "two", 15).granted
+    assert claim(ledger, "two", 15).is_granted
 
 
 def test_the_weekly_budget(ledger):
     free = type(pumps.drift)(cooldown=timedelta(0), weekly_budget=2)
     for key, day in (("one", 1), ("two", 2)):
-        assert claim(ledger, key, day, free).granted
-        ledger.retrain_finished(key, "passed", {})
-    assert "budget of 2" in claim(ledger, "three", 7, free).reason
-    assert claim(ledger, "four", 8, free).granted
+        assert claim(ledger, key, day, free).is_granted
+        ledger.retrain_finished(key, "passed", A)
+    assert "budget of 2" in claim(ledger, "three", 7, free).why
+    assert claim(ledger, "four", 8, free).is_granted
 
 
 def test_a_retraining_needs_new_labelled_rows(ledger):
-    assert "499 labelled rows are new" in claim(ledger, "one", 1, fresh=499).reason
-    assert claim(ledger, "two", 1, fresh=500).granted
+    assert "499 labelled rows are new" in claim(ledger, "one", 1, new_rows=499).why
+    assert claim(ledger, "two", 1, new_rows=500).is_granted
 
 
 def test_after_refusals_in_a_row_a_person_must_look_until_a_challenger_is_promoted(ledger):
     eager = type(pumps.drift)(cooldown=timedelta(0), weekly_budget=99, refusals=2)
     for key, outcome in (("one", "failed"), ("two", "refused")):
-        assert claim(ledger, key, 1, eager).granted
-        ledger.retrain_finished(key, outcome, {})
-    assert claim(ledger, "three", 2, eager).reason.startswith(BROKEN) and "2 challengers in a row" in claim(ledger, "three", 2, eager).reason
-    ledger.registered(A, {})
-    ledger.judged(A, Verdict("gate", "passed"), ledger.state().champion, {})
+        assert claim(ledger, key, 1, eager).is_granted
+        ledger.retrain_finished(key, outcome, B)
+    refused = claim(ledger, "three", 2, eager)
+    assert refused.rule is RefusalRule.CIRCUIT_BREAKER and "2 challengers in a row" in refused.why
+    ledger.registered(Registered(version=A))
+    ledger.judged(A, PASSED, ledger.state().champion)
     ledger.promote(A, expect=ledger.state().champion)
-    assert claim(ledger, "four", 3, eager).granted
+    assert claim(ledger, "four", 3, eager).is_granted
 
 
 def test_aliases_tags_and_notes(ledger):
@@ -432,24 +435,24 @@ def test_a_model_lives_on_s3_alone(s3, tmp_path, monkeypatch):
     """Ingest, train, judge, promote and a window's verdict with no folder but the run's own."""
     monkeypatch.setenv("PERENNIAL_STORE", f"{s3}/team")
     monkeypatch.setenv("PERENNIAL_RUN", str(tmp_path / "run"))
-    memory = open_model(PUMPS)
-    version = ingest_batch(memory, datetime(2024, 1, 1), datetime(2024, 1, 22))[0]
-    assert ingest_batch(memory, datetime(2024, 1, 1), datetime(2024, 1, 22))[0] == version
-    trained = fit_version(memory)
-    assert fit_version(memory) == trained and judge(memory, trained).passed
-    memory.ledger.promote(trained, expect=None)
+    context = open_model(PUMPS)
+    version = ingest_batch(context, datetime(2024, 1, 1), datetime(2024, 1, 22))[0]
+    assert ingest_batch(context, datetime(2024, 1, 1), datetime(2024, 1, 22))[0] == version
+    trained = fit_version(context)
+    assert fit_version(context) == trained and judge(context, trained).passed
+    context.ledger.promote(trained, expect=None)
     verdict = evaluate_window(open_model(PUMPS), datetime(2024, 1, 15))
-    assert verdict.kind == "insufficient" and verdict.figures["scores"]["rows"] == 7 * 400
-    assert record_and_decide(memory, datetime(2024, 1, 15), verdict) == "insufficient"
-    assert models.lineage(memory.store, memory.ledger, trained)["manifest"]["data"]["digest"] == version.digest
+    assert verdict.kind == "insufficient" and verdict.figures.performance.rows == 7 * 400
+    assert record_and_decide(context, datetime(2024, 1, 15), verdict) == "insufficient"
+    assert models.lineage(context.store, context.ledger, trained)["manifest"]["data"]["digest"] == version.digest
     assert {path.name for path in tmp_path.iterdir()} == {"run"}
 
 
 def test_a_rollback_forward_again_keeps_what_lies_below(tmp_path):
-    ledger, passed = Ledger(FolderStore(tmp_path), "m"), Verdict("gate", "passed")
+    ledger = Ledger(FolderStore(tmp_path), "m")
     for version, before in (("a", None), ("b", "a")):
-        ledger.registered(version, {})
-        ledger.judged(version, passed, before, {})
+        ledger.registered(Registered(version=version))
+        ledger.judged(version, PASSED, before)
         ledger.promote(version, expect=before)
     ledger.roll_back("bad", to="a")
     ledger.roll_back("not bad", to="b")

@@ -65,14 +65,14 @@ def fuse(monkeypatch) -> Fuse:
 @pytest.fixture
 def base(addresses, fuse):
     """Three weeks ingested."""
-    memory = open_model(PUMPS)
-    ingest_batch(memory, START, END)
-    return memory
+    context = open_model(PUMPS)
+    ingest_batch(context, START, END)
+    return context
 
 
-def in_every_way_it_may_fail(memory: ModelContext, fuse: Fuse, run, end_state) -> int:
+def in_every_way_it_may_fail(context: ModelContext, fuse: Fuse, run, end_state) -> int:
     """Run from the same store with 0, 1, 2, … writes before the power fails, then again; how many writes there are."""
-    store, kept = memory.store.folder, memory.run.parent / "kept"
+    store, kept = context.store.folder, context.run.parent / "kept"
     shutil.copytree(store, kept)
     run(open_model(PUMPS))
     expected = end_state(open_model(PUMPS))
@@ -91,8 +91,8 @@ def in_every_way_it_may_fail(memory: ModelContext, fuse: Fuse, run, end_state) -
             fuse.left = float("inf")
 
 
-def kinds(memory: ModelContext) -> list[str]:
-    return [event.kind for event in memory.ledger.events()]
+def kinds(context: ModelContext) -> list[str]:
+    return [event.kind for event in context.ledger.events()]
 
 
 def test_an_ingest(base, fuse, monkeypatch):
@@ -100,26 +100,26 @@ def test_an_ingest(base, fuse, monkeypatch):
     batch.loc[3, "vibration"] = 1_000.0
     monkeypatch.setattr(flows.ingest, "read_batch", lambda *_: batch)
 
-    def end_state(memory):
-        newest = data.newest(memory.store, "pumps")
-        return newest.digest, newest.rows, len(data.read(memory.store, newest)), len(data.bad_rows(memory.store, "pumps")), kinds(memory)
+    def end_state(context):
+        newest = data.newest(context.store, "pumps")
+        return newest.digest, newest.rows, len(data.read(context.store, newest)), len(data.bad_rows(context.store, "pumps")), kinds(context)
 
-    assert in_every_way_it_may_fail(base, fuse, lambda memory: ingest_batch(memory, END, END + WEEK), end_state) == 3
+    assert in_every_way_it_may_fail(base, fuse, lambda context: ingest_batch(context, END, END + WEEK), end_state) == 3
 
 
-def train_and_promote(memory: ModelContext) -> None:
-    version = fit_version(memory)
-    before = memory.ledger.state().champion
-    verdict = judge(memory, version)
+def train_and_promote(context: ModelContext) -> None:
+    version = fit_version(context)
+    before = context.ledger.state().champion
+    verdict = judge(context, version)
     if verdict.passed and before != version:
-        memory.ledger.promote(version, expect=before)
+        context.ledger.promote(version, expect=before)
 
 
 def test_a_training_and_its_promotion(base, fuse):
-    def end_state(memory):
-        state = memory.ledger.state()
-        files = {key for key in memory.store.list("models/")}
-        return state.champion, state.versions, kinds(memory), files
+    def end_state(context):
+        state = context.ledger.state()
+        files = {key for key in context.store.list("models/")}
+        return state.champion, state.versions, kinds(context), files
 
     assert in_every_way_it_may_fail(base, fuse, train_and_promote, end_state) > 8
 
@@ -138,14 +138,14 @@ def test_a_windows_verdict(base, fuse):
     write_atomically(base.spool / "pumps" / champion / END.strftime(windows.WINDOW_FORMAT) / "one-0.bin", profiles.to_bytes(seen))
     assert late > END
 
-    def run(memory):
-        ship(memory)
-        verdict = evaluate_window(memory, END)
+    def run(context):
+        ship(context)
+        verdict = evaluate_window(context, END)
         assert verdict.kind == "input drift"
-        assert record_and_decide(memory, END, verdict) == "retrain"
+        assert record_and_decide(context, END, verdict) == "retrain"
 
-    def end_state(memory):
-        return kinds(memory), memory.ledger.state().windows.keys(), memory.store.list("profiles/")
+    def end_state(context):
+        return kinds(context), context.ledger.state().windows.keys(), context.store.list("profiles/")
 
     assert in_every_way_it_may_fail(base, fuse, run, end_state) == 3
 
@@ -160,28 +160,28 @@ def two_versions(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PERENNIAL_STORE", str(home / "store"))
         patch.setenv("PERENNIAL_RUN", str(home / "run"))
-        memory = open_model(PUMPS)
-    ingest_batch(memory, START, datetime(2024, 2, 12))
-    train_and_promote(memory)
-    first = memory.ledger.state().champion
-    ingest_batch(memory, datetime(2024, 2, 12), datetime(2024, 3, 18))
-    second = fit_version(memory)
-    assert judge(memory, second).passed
+        context = open_model(PUMPS)
+    ingest_batch(context, START, datetime(2024, 2, 12))
+    train_and_promote(context)
+    first = context.ledger.state().champion
+    ingest_batch(context, datetime(2024, 2, 12), datetime(2024, 3, 18))
+    second = fit_version(context)
+    assert judge(context, second).passed
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rollout, "REPLICAS", 1)
-        yield memory, first, second
-    fleet.stop_all(memory.run)
+        yield context, first, second
+    fleet.stop_all(context.run)
 
 
 @pytest.mark.parametrize(("room", "step"), STEPS, ids=[step for _, step in STEPS])
 def test_a_release(two_versions, tmp_path, monkeypatch, room, step):
     """Killed right after a step: what served goes on, and the release run again finishes with nothing left over."""
-    memory, first, second = two_versions
+    context, first, second = two_versions
     store = tmp_path / "store"
-    shutil.copytree(memory.store.folder, store)
-    memory = ModelContext(contract, FolderStore(store), Ledger(FolderStore(store), "pumps"), memory.run)
-    rollout.roll_out_version(memory, first, build_bento(memory, first))
-    bento = build_bento(memory, second)
+    shutil.copytree(context.store.folder, store)
+    context = ModelContext(contract, FolderStore(store), Ledger(FolderStore(store), "pumps"), context.run)
+    rollout.roll_out_version(context, first, build_bento(context, first))
+    bento = build_bento(context, second)
 
     whole = getattr(room, step)
 
@@ -192,37 +192,37 @@ def test_a_release(two_versions, tmp_path, monkeypatch, room, step):
     with monkeypatch.context() as patch:
         patch.setattr(room, step, killed)
         with pytest.raises(PowerFails):
-            rollout.roll_out_version(memory, second, bento)
-    assert routes.champion_urls(memory.run, "pumps")
-    assert all(processes.is_answering(f"{url}/readyz") for url in routes.champion_urls(memory.run, "pumps"))
+            rollout.roll_out_version(context, second, bento)
+    assert routes.champion_urls(context.run, "pumps")
+    assert all(processes.is_answering(f"{url}/readyz") for url in routes.champion_urls(context.run, "pumps"))
 
-    rollout.roll_out_version(memory, second, bento)
-    running = replicas.running(memory.run, "pumps")
+    rollout.roll_out_version(context, second, bento)
+    running = replicas.running(context.run, "pumps")
     assert [one.version for one in running] == [second] * rollout.REPLICAS
-    assert sorted(one.url for one in running) == routes.champion_urls(memory.run, "pumps") and rollout.served(memory)
-    assert memory.ledger.state().champion == second
-    assert [kinds(memory).count(kind) for kind in ("promoted", "released", "release_failed")] == [2, 2, 0]
+    assert sorted(one.url for one in running) == routes.champion_urls(context.run, "pumps") and rollout.served(context)
+    assert context.ledger.state().champion == second
+    assert [kinds(context).count(kind) for kind in ("promoted", "released", "release_failed")] == [2, 2, 0]
 
 
 @pytest.mark.parametrize("model", [(), ("pumps",)])
 def test_down_ends_what_a_release_started(two_versions, tmp_path, model):
-    memory, first, _ = two_versions
-    shutil.copytree(memory.store.folder, tmp_path / "store")
-    memory = ModelContext(contract, FolderStore(tmp_path / "store"), Ledger(FolderStore(tmp_path / "store"), "pumps"), memory.run)
-    rollout.roll_out_version(memory, first, bento.build_bento(memory, first))
-    environ = {"PERENNIAL_RUN": str(memory.run), "PERENNIAL_STORE": memory.store.address, "PERENNIAL_DEMO": str(tmp_path / "demo"),
+    context, first, _ = two_versions
+    shutil.copytree(context.store.folder, tmp_path / "store")
+    context = ModelContext(contract, FolderStore(tmp_path / "store"), Ledger(FolderStore(tmp_path / "store"), "pumps"), context.run)
+    rollout.roll_out_version(context, first, bento.build_bento(context, first))
+    environ = {"PERENNIAL_RUN": str(context.run), "PERENNIAL_STORE": context.store.address, "PERENNIAL_DEMO": str(tmp_path / "demo"),
                "PYTHONPATH": str(ROOT)}
     said = perennial("down", *model, **environ)
     assert said.returncode == 0 and "ended pumps (1 replicas)" in said.stdout, said.stderr
-    assert routes.routed_models(memory.run) == replicas.running(memory.run, "pumps") == []
+    assert routes.routed_models(context.run) == replicas.running(context.run, "pumps") == []
     assert "no model served" in perennial("down", *model, **environ).stdout
 
 
 def test_killed_before_the_old_replicas_are_retired_the_reconciler_notices(two_versions, tmp_path, monkeypatch):
-    memory, first, second = two_versions
-    shutil.copytree(memory.store.folder, tmp_path / "store")
-    memory = ModelContext(contract, FolderStore(tmp_path / "store"), Ledger(FolderStore(tmp_path / "store"), "pumps"), memory.run)
-    rollout.roll_out_version(memory, first, bento.build_bento(memory, first))
+    context, first, second = two_versions
+    shutil.copytree(context.store.folder, tmp_path / "store")
+    context = ModelContext(contract, FolderStore(tmp_path / "store"), Ledger(FolderStore(tmp_path / "store"), "pumps"), context.run)
+    rollout.roll_out_version(context, first, bento.build_bento(context, first))
 
     def killed(*_, **__):
         raise PowerFails
@@ -230,18 +230,18 @@ def test_killed_before_the_old_replicas_are_retired_the_reconciler_notices(two_v
     with monkeypatch.context() as patch:
         patch.setattr(rollout, "_retire", killed)
         with pytest.raises(PowerFails):
-            rollout.roll_out_version(memory, second, bento.build_bento(memory, second))
-    assert len(replicas.running(memory.run, "pumps")) == 2 and not rollout.served(memory)
-    rollout.roll_out_version(memory, second, bento.build_bento(memory, second))
-    assert len(replicas.running(memory.run, "pumps")) == 1 and rollout.served(memory)
+            rollout.roll_out_version(context, second, bento.build_bento(context, second))
+    assert len(replicas.running(context.run, "pumps")) == 2 and not rollout.served(context)
+    rollout.roll_out_version(context, second, bento.build_bento(context, second))
+    assert len(replicas.running(context.run, "pumps")) == 1 and rollout.served(context)
 
 
 def test_a_champion_with_other_features_is_asked_over_http(two_versions):
     """A data scientist adds or drops a feature: the challenger is still judged against what serves."""
-    memory, first, _ = two_versions
-    rollout.roll_out_version(memory, first, bento.build_bento(memory, first))
+    context, first, _ = two_versions
+    rollout.roll_out_version(context, first, bento.build_bento(context, first))
     rows = readings(datetime(2024, 2, 12), datetime(2024, 2, 14))
-    fewer = ModelContext(replace(contract, features=contract.features[:2]), memory.store, memory.ledger, memory.run)
-    same = champion_probabilities(memory, first, rows)
+    fewer = ModelContext(replace(contract, features=contract.features[:2]), context.store, context.ledger, context.run)
+    same = champion_probabilities(context, first, rows)
     asked = champion_probabilities(fewer, first, rows)
     assert np.array_equal(same, asked) and len(asked) == len(rows)

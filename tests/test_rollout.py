@@ -58,16 +58,17 @@ def test_shipping_goes_on_until_it_is_told_to_end_and_then_ships_a_last_time(pum
     assert stored(pumps) == {"one-0.bin", "two-0.bin"}
 
 
-def leave(memory, name: str) -> None:
-    columns = memory.contract.columns_of(readings(datetime(2024, 2, 19), datetime(2024, 2, 20)))
+def leave(context, name: str) -> None:
+    columns = context.contract.columns_of(readings(datetime(2024, 2, 19), datetime(2024, 2, 20)))
     even = np.full((len(columns["heat"]), 2), 0.5)
     rows = (columns, even, even.argmax(axis=1))
-    view = profiles.profile_rows(memory.contract, {key: Bins.of(*one) for key, one in monitored_columns(memory.contract, *rows).items()}, *rows)
-    write_atomically(memory.spool / "pumps" / ("f" * 64) / "20240219T000000" / name, profiles.to_bytes(view))
+    bins = {name: Bins.of(*column) for name, column in monitored_columns(context.contract, *rows).items()}
+    view = profiles.profile_rows(context.contract, bins, *rows)
+    write_atomically(context.spool / "pumps" / ("f" * 64) / "20240219T000000" / name, profiles.to_bytes(view))
 
 
-def stored(memory) -> set[str]:
-    return {key.rsplit("/", 1)[-1] for key in memory.store.list("profiles/pumps/")}
+def stored(context) -> set[str]:
+    return {key.rsplit("/", 1)[-1] for key in context.store.list("profiles/pumps/")}
 
 
 def test_one_rollout_at_a_time_and_a_rollback_is_heard_by_the_one_under_way(pumps):

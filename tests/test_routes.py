@@ -15,7 +15,7 @@ import pytest
 from contracts.core.canary import CanarySide, canary_verdict, percentile
 from contracts.core.errors import ReleaseFailed, Unavailable
 from contracts.core.policies import Rollout
-from contracts.core.verdict import Verdict
+from contracts.core.verdict import CanaryVerdict
 from deployments import fleet, load_balancer, processes, replicas, routes
 from deployments.canary_metrics import Counters, canary_sides, read_counters
 from deployments.replicas import Replica
@@ -118,7 +118,7 @@ def sides_since(before: Counters, run: Path) -> tuple[CanarySide, CanarySide]:
     return canary_sides(before, read_counters(run, "m"), deaths=0, grown_mb=0.0)
 
 
-def verdict_since(before: Counters, run: Path) -> Verdict:
+def verdict_since(before: Counters, run: Path) -> CanaryVerdict:
     return canary_verdict(*sides_since(before, run), Rollout(requests=20), latency_ms=50)
 
 
@@ -150,7 +150,7 @@ def test_a_bad_canary_fails_and_no_caller_gets_its_errors(run, balancer, champio
     assert results[200] == 160
     verdict = verdict_since(before, run)
     assert (verdict.outcome, verdict.kind) == ("failed", kind), verdict
-    assert verdict.figures["challenger"]["requests"] == 40
+    assert verdict.figures.challenger.requests == 40
 
 
 def test_a_callers_mistake_does_not_count_against_the_challenger(run, balancer, champion):
@@ -179,7 +179,7 @@ def test_a_shadow_gets_its_share_and_answers_no_caller(run, balancer, champion):
     assert results[200] == 200 and shadow.url not in results
     assert processes.wait_until(lambda: sides_since(before, run)[1].requests == 50, 5)
     verdict = verdict_since(before, run)
-    assert (verdict.kind, verdict.figures["stable"]["requests"]) == ("different answers", 200)
+    assert (verdict.kind, verdict.figures.stable.requests) == ("different answers", 200)
 
 
 @pytest.mark.parametrize("behaviour, counts", [("broken", (20, 0)), ("refuses", (0, 20)), ("dies", (20, 0))])

@@ -170,9 +170,9 @@ def test_a_refused_record_says_when_it_was_where_that_can_be_read():
 
 def test_one_request_that_cannot_be_scored_fails_alone(flights_version):
     """Whatever its fault is: the requests that came in the same turn of the event loop are answered."""
-    memory, version = flights_version
-    api = PredictionApi(flights, fetch_version(memory, version), {"version": version})
-    api.replica, api.answered, api.model = "x", 0, Fussy(load_model(flights, fetch_version(memory, version)))
+    context, version = flights_version
+    api = PredictionApi(flights, fetch_version(context, version), {"version": version})
+    api.replica, api.answered, api.model = "x", 0, Fussy(load_model(flights, fetch_version(context, version)))
     api.predicted = MagicMock()
 
     async def turn():
@@ -354,15 +354,15 @@ def test_the_bento_serves_in_a_clean_environment(flights_bento, samples, tmp_pat
 
 
 def test_a_stopped_replica_leaves_all_its_traffic_in_profiles_and_no_sample(flights_version, flights_bento):
-    memory, version = flights_version
-    spool = memory.run / "stopped"
-    started = replicas.start(flights_bento, version, 1, memory.run, memory.name,
+    context, version = flights_version
+    spool = context.run / "stopped"
+    started = replicas.start(flights_bento, version, 1, context.run, context.name,
                              {"PERENNIAL_PROFILES": str(spool), "PERENNIAL_PROFILE_SECONDS": "600"})
     fleet.wait_ready(started)
-    answers_like_trainer(memory, started[0])
+    answers_like_trainer(context, started[0])
     rows_of(started[0], [GOOD] * 7)
     rows_of(started[0], [GOOD | {"departs": "2013-01-22T10:00:00"}] * 2)
-    replicas.stop(started, memory.run, memory.name)
+    replicas.stop(started, context.run, context.name)
     starts = windows(spool, "flights", version)
     assert starts == [datetime(2013, 1, 14), datetime(2013, 1, 21)]
     assert [profiles.rows(collect(spool, "flights", version, start)) for start in starts] == [7, 2]

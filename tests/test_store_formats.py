@@ -2,18 +2,23 @@
 
 import json
 import tarfile
-from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
+from msgspec import to_builtins
 
+from contracts.core.digests import digest_of
+from contracts.core.errors import Corrupt
+from contracts.core.retraining import ClaimState, RefusalRule
 from contracts.pumps import contract, readings
 from flows.monitoring.decision import decided
 from flows.monitoring.outcomes import ingested_events, join_outcomes
 from flows.monitoring.windows import due
-from registry import data
+from registry import data, layout
 from registry.context import ModelContext, fetch_version, open_model
+from registry.events import FORMAT, encode_data, kind_of
 from registry.traffic import labels_by_id, logged_predictions, window_counts
 from service.model import load_model
 
@@ -34,11 +39,45 @@ def expected() -> dict:
 
 def test_the_ledger_adds_up_to_the_same_state(context, expected):
     state = context.ledger.state()
-    read = json.loads(json.dumps(asdict(state) | {"promoted": list(state.promoted)}, default=str))
-    assert read == {name: value for name, value in expected.items() if name in read}
+    read = to_builtins(state, str_keys=True) | {"promoted": list(state.promoted), "recorded": {}}
+    for event in state.recorded:
+        read["recorded"].setdefault(kind_of(event), []).append(encode_data(event))
+    assert_holds(read, {name: value for name, value in expected.items() if name in read})
     assert state.previous == expected["previous"]
     assert {window: decided(state, window, contract.drift) for window in state.windows} == expected["actions"]
     assert [window.isoformat() for window in due(context)] == expected["due"]
+
+
+def assert_holds(read: Any, older: Any) -> None:
+    """All that the older release read is there; fields may have come since."""
+    if isinstance(older, dict):
+        for name, value in older.items():
+            if name == "kind" and older.get("question") in ("data", "gate"):  # it said no more than the outcome
+                continue
+            assert name in read, f"{name} of {older} is gone"
+            assert_holds(read[name], value)
+    elif isinstance(older, list):
+        assert len(read) == len(older)
+        for new, old in zip(read, older):
+            assert_holds(new, old)
+    else:
+        assert read == older or datetime.fromisoformat(read) == datetime.fromisoformat(older)
+
+
+def test_a_refusal_of_format_1_says_its_rule(context):
+    claims = context.ledger.state().claims
+    assert {claim.rule for claim in claims.values() if claim.state is ClaimState.REFUSED} == {
+        RefusalRule.COOLDOWN, RefusalRule.CIRCUIT_BREAKER, RefusalRule.IN_FLIGHT}
+
+
+def test_an_event_of_a_later_format_is_not_misread(context):
+    ledger, event = context.ledger, {"seq": 1, "prev": "", "at": "2024-01-01T00:00:00+00:00", "by": "x", "kind": "dreamt", "data": {}}
+    event |= {"seq": len(ledger.events()), "prev": ledger.events()[-1].digest}
+    digest = digest_of(event)
+    content = json.dumps({"format": FORMAT + 1, "digest": digest, **event}).encode()
+    context.store.create(layout.event("pumps", event["seq"]), content)
+    with pytest.raises(Corrupt, match=rf"is of format {FORMAT + 1} and kind 'dreamt'.*upgrade perennial"):
+        ledger.events()
 
 
 def test_the_ledger_goes_on(context):

@@ -13,6 +13,7 @@ from contracts.core.localization import LoggedRows, locate_drift
 from contracts.core.performance import estimate_performance, measure_performance
 from contracts.core.reference import learn_reference
 from contracts.core.skew import find_skew, when, where
+from contracts.core.verdict import ColumnCheck
 from contracts.pumps import contract
 
 RNG = np.random.default_rng(0)
@@ -41,13 +42,13 @@ def test_drift_that_began_in_the_window_is_dated_and_goes_on(reference):
     values = ordinary() + 12 * (np.datetime64("2024-01-04") <= TIMES)
     found = locate_drift(rows(values), "heat", reference, "values", 0.1)
     assert (found.first, found.last, found.ongoing, found.slice) == ("2024-01-04", "2024-01-07", True, "")
-    assert found.said() == "since 2024-01-04"
+    assert str(found) == "since 2024-01-04"
 
 
 def test_drift_of_one_day_is_over(reference):
     values = np.where((np.datetime64("2024-01-03") <= TIMES) & (np.datetime64("2024-01-04") > TIMES), np.nan, ordinary())
     found = locate_drift(rows(values), "heat", reference, "missing", 0.05)
-    assert found.said() == "on 2024-01-03"
+    assert str(found) == "on 2024-01-03"
 
 
 def test_the_slice_that_carries_it_is_named_and_no_other(reference):
@@ -64,10 +65,11 @@ def test_a_column_that_was_not_logged_has_no_trace(reference):
 
 def test_a_verdict_says_since_when_and_takes_it_over_from_the_window_before(reference):
     values = ordinary() + 12
-    judged = drift(contract, {"heat": reference}, {"heat": reference.bins.count(values)}, rows=WEEK, seen=rows(values))
-    assert "since 2024-01-01" in judged.reasons[0] and judged.figures["checks"]["heat"]["values"]["since"] == "2024-01-01"
-    earlier = {"heat": {"values": {"drifted": True, "since": "2023-12-28"}}}
-    later = drift(contract, {"heat": reference}, {"heat": reference.bins.count(values)}, rows=WEEK, seen=rows(values), before=earlier)
+    judged = drift(contract, {"heat": reference}, {"heat": reference.bins.count(values)}, rows=WEEK, logged=rows(values))
+    assert "since 2024-01-01" in judged.reasons[0] and judged.figures.checks["heat"]["values"].since == "2024-01-01"
+    check = ColumnCheck(effect=0.5, threshold=0.1, p_value=0.0, drifted=True, since="2023-12-28")
+    earlier = {"heat": {"values": check}}
+    later = drift(contract, {"heat": reference}, {"heat": reference.bins.count(values)}, rows=WEEK, logged=rows(values), previous=earlier)
     assert "since 2023-12-28" in later.reasons[0]
 
 
@@ -82,7 +84,7 @@ def placed(drift_policy=contract.drift) -> Contract:
 def test_another_unit_is_told_from_other_values(spoil, unit):
     heat, columns = ordinary(), {"measured_at": TIMES}
     [found] = find_skew(contract, columns | {"heat": spoil(heat)}, {"heat": heat})
-    assert found.broken == unit and found.column == "heat" and ("another unit" in found.said) == unit
+    assert found.is_broken == unit and found.column == "heat" and ("another unit" in found.reason) == unit
 
 
 @pytest.mark.parametrize(("many", "told"), [(28, 0), (29, 1)])
@@ -110,5 +112,5 @@ def test_an_estimate_is_right_where_probabilities_are():
     probabilities = RNG.dirichlet([2, 2], 20_000)
     labels = (RNG.random(20_000) < probabilities[:, 1]).astype(int)
     estimate, score = estimate_performance(probabilities), measure_performance(contract, labels, probabilities)
-    assert score.low < estimate["log_loss"] < score.high and score.log_loss == pytest.approx(estimate["log_loss"], abs=0.02)
-    assert estimate["accuracy"] == pytest.approx((probabilities.argmax(axis=1) == labels).mean(), abs=0.02)
+    assert score.low < estimate.log_loss < score.high and score.log_loss == pytest.approx(estimate.log_loss, abs=0.02)
+    assert estimate.accuracy == pytest.approx((probabilities.argmax(axis=1) == labels).mean(), abs=0.02)

@@ -2,12 +2,12 @@
 
 import re
 import shutil
-from dataclasses import replace
 from datetime import datetime, timedelta
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 from prefect.states import Completed, Failed
 from typer.testing import CliRunner
 
@@ -15,7 +15,8 @@ from contracts.core.binning import MOST_BINS, Bins
 from contracts.core.drift import drift
 from contracts.core.errors import PerennialError
 from contracts.core.reference import BinnedComparison, Reference
-from contracts.core.verdict import Verdict
+from contracts.core.retraining import RefusalRule
+from contracts.core.verdict import Action, Estimate, Performance
 from contracts.pumps import contract
 from flows import monitor
 from flows.cli import app
@@ -26,18 +27,19 @@ from flows.reporting import artifacts, pages, window_report
 from flows.reporting.charts import BARS, bars
 from flows.reporting.pages import report
 from registry.context import ModelContext, fetch_version, open_model
-from registry.ledger import BROKEN
+from registry.events import AlertRaised, Registered, RetrainRefused, WindowJudged
 from registry.store import put
 from registry.traffic import ship
 from service import profiles
 from tests.conftest import PUMPS
 from tests.test_monitor import LAST, WEEK, leave, profile, trained  # noqa: F401  a fixture
+from tests.verdicts import window_verdict
 
 EVIL = "<script>alert(1)</script>\"' & ‮{{ 7 * 7 }}"
 
 
 @pytest.fixture
-def memory(trained, tmp_path, addresses) -> ModelContext:  # noqa: F811
+def context(trained, tmp_path, addresses) -> ModelContext:  # noqa: F811
     shutil.copytree(trained[0].store.folder, tmp_path / "store")
     return open_model(PUMPS)
 
@@ -69,75 +71,78 @@ class Page(HTMLParser):
         self.text += f" {data} " if self.inside != "style" else ""
 
 
-def judge(memory: ModelContext, version: str, start: datetime = LAST, **traffic) -> str:
+def judge(context: ModelContext, version: str, start: datetime = LAST, **traffic) -> str:
     """Judge a window of a replica's traffic; what was decided."""
-    leave(memory, version, profile(memory, version, start, **traffic), start)
-    ship(memory)
-    return record_and_decide(memory, start, evaluate_window(memory, start))
+    leave(context, version, profile(context, version, start, **traffic), start)
+    ship(context)
+    return record_and_decide(context, start, evaluate_window(context, start))
 
 
-def shown(memory: ModelContext, start: datetime = LAST) -> Page:
-    return Page(report(memory, start.isoformat()))
+def shown(context: ModelContext, start: datetime = LAST) -> Page:
+    return Page(report(context, start.isoformat()))
 
 
-def test_a_drifted_window_says_what_moved_how_far_and_what_is_done(memory, first):
-    assert judge(memory, first, LAST - WEEK) == "fine" and judge(memory, first, hotter=40) == "retrain"
-    page = shown(memory)
+def test_a_drifted_window_says_what_moved_how_far_and_what_is_done(context, first):
+    assert judge(context, first, LAST - WEEK) == "fine" and judge(context, first, hotter=40) == "retrain"
+    page = shown(context)
     assert re.search(r"moved away from the training data, heat furthest, [\d.]+ times its floor: a retraining was granted\.", page.text)
     assert "v1 · " + first[:12] in page.text and "heat: distance" in page.text and "2,800" in page.text
     assert page.text.index("heat") < page.text.index("vibration") and "distance of values" in page.text
     assert page.text.index("Columns, the furthest first") < page.text.index("The windows before") < page.text.index("Scores")
-    labels = profiles.bins_in(fetch_version(memory, first))["heat"].labels
+    labels = profiles.bins_in(fetch_version(context, first))["heat"].labels
     assert all(label in page.text for label in labels if len(label) <= 20)
     assert "retrain claimed" in page.text and "log loss" in page.text and "limit" in page.text
 
 
-def test_the_page_asks_nothing_of_the_network_and_runs_no_script(memory, first):
-    judge(memory, first, hotter=40)
-    content = report(memory, LAST.isoformat())
+def test_the_page_asks_nothing_of_the_network_and_runs_no_script(context, first):
+    judge(context, first, hotter=40)
+    content = report(context, LAST.isoformat())
     page = Page(content)
     assert b"://" not in content and not {"script", "link", "iframe", "img", "object", "use"} & {tag for tag, _ in page.tags}
     assert not [name for _, attrs in page.tags for name in attrs if name in ("src", "href", "xlink:href") or name.startswith("on")]
     assert b"prefers-color-scheme: dark" in content and len(content) < 100_000
-    assert report(memory, LAST.isoformat()) == content
+    assert report(context, LAST.isoformat()) == content
 
 
 @pytest.mark.parametrize(("end", "said"), [
     (lambda ledger, version: None, "a retraining was granted."),
     (lambda ledger, version: ledger.retrain_failed(LAST.isoformat(), "no disk"), "granted, and 1 of its runs failed."),
-    (lambda ledger, version: ledger.retrain_failed(LAST.isoformat(), "no disk", tries=1), "and failed (1 runs failed, the last: no disk)"),
-    (lambda ledger, version: ledger.retrain_finished(LAST.isoformat(), "failed", {"version": version}), "made v2, which the gate refused."),
-    (lambda ledger, version: ledger.retrain_finished(LAST.isoformat(), "released", {"version": version}), "made v2, which was released."),
+    (lambda ledger, version: [ledger.retrain_failed(LAST.isoformat(), "no disk") for _ in range(3)],
+     "and failed (3 runs failed, the last: no disk)"),
+    (lambda ledger, version: ledger.retrain_finished(LAST.isoformat(), "failed", version), "made v2, which the gate refused."),
+    (lambda ledger, version: ledger.retrain_finished(LAST.isoformat(), "released", version), "made v2, which was released."),
 ])
-def test_what_became_of_the_retraining(memory, first, second, end, said):
-    judge(memory, first, hotter=40)
-    end(memory.ledger, second)
-    assert said in shown(memory).text
+def test_what_became_of_the_retraining(context, first, second, end, said):
+    judge(context, first, hotter=40)
+    end(context.ledger, second)
+    assert said in shown(context).text
 
 
-def test_a_refused_retraining_says_why_and_the_trend_who_answered(memory, first, second):
-    assert judge(memory, first, LAST - WEEK, hotter=40) == "retrain"
-    memory.ledger.retrain_finished((LAST - WEEK).isoformat(), "released", {"version": second})
-    memory.ledger.promote(second, expect=first)
-    assert judge(memory, second, hotter=40) == "wait"
-    page = shown(memory)
+def test_a_refused_retraining_says_why_and_the_trend_who_answered(context, first, second):
+    assert judge(context, first, LAST - WEEK, hotter=40) == "retrain"
+    context.ledger.retrain_finished((LAST - WEEK).isoformat(), "released", second)
+    context.ledger.promote(second, expect=first)
+    assert judge(context, second, hotter=40) == "wait"
+    page = shown(context)
     assert "in every window since 2024-01-29: no retraining was granted (0 labelled rows are new" in page.text
     assert f"v2 · {second[:12]}" in page.text and "answered by v2" in page.text
-    assert "v1 · " in Page(report(memory, (LAST - WEEK).isoformat())).text
+    assert "v1 · " in Page(report(context, (LAST - WEEK).isoformat())).text
 
 
-def test_a_breaker_that_stops_retraining_says_so(memory, first):
-    memory.ledger.decide(lambda state: ("retrain_refused", {"key": LAST.isoformat(), "why": f"{BROKEN}: look"}))
-    assert judge(memory, first, hotter=40) == "page"
-    page = shown(memory)
-    assert f"no retraining was granted ({BROKEN}: look)." in page.text and "input drift → page" in page.text
+def test_a_breaker_that_stops_retraining_says_so(context, first):
+    refused = RetrainRefused(key=LAST.isoformat(), now=LAST, reason="drift", why="five in a row: look", rule=RefusalRule.CIRCUIT_BREAKER)
+    context.ledger.record(refused)
+    assert judge(context, first, hotter=40) == "page"
+    page = shown(context)
+    assert "no retraining was granted (five in a row: look)." in page.text and "input drift → page" in page.text
 
 
-def test_alerts_and_slow_drift_are_told_where_there_are_some(memory, first):
-    memory.ledger.record("alert_raised", {"key": f"input drift {LAST.isoformat()}", "kind": "input drift", "doing": "a retraining was started"})
-    memory.ledger.record("alert_raised", {"key": "input drift 2024-01-01T00:00:00", "kind": "input drift", "doing": "of another window"})
-    page = judged_by_hand(memory, first, crept={"vibration": 0.9, "heat": 2.54, "starts": 3.0})
-    assert "alert raised input drift; a retraining was started" in page.text and "of another window" not in page.text
+def test_alerts_and_slow_drift_are_told_where_there_are_some(context, first):
+    for window, doing in ((LAST.isoformat(), "a retraining was started"), ("2024-01-01T00:00:00", "of another window")):
+        context.ledger.record(AlertRaised(key=f"input drift {window}", kind="input drift", window=window, what="heat moved",
+                                          far={}, since=window, doing=doing, version=first))
+    page = judged_by_hand(context, first, cumulative={"vibration": 0.9, "heat": 2.54, "starts": 3.0})
+    assert f"alert raised v1 · {first[:12]}; input drift; a retraining was started" in page.text and "of another window" not in page.text
     assert "the first champion: starts 3.0, heat 2.5 times" in page.text
 
 
@@ -145,70 +150,71 @@ def test_alerts_and_slow_drift_are_told_where_there_are_some(memory, first):
     ("fine", {}, "fine", "like the training data: nothing is to be done."),
     ("broken contract", {}, "page", "breaks its contract (heat: missing): a person must look"),
     ("input drift", {}, "noted", "under this contract it starts no retraining"),
-    ("input drift", {}, "watch", "1 of 1 windows must tell of it"),
-    ("worse on labels", {"scores": {"gap": 0.05}}, "noted", "by 0.050 nats where 0.02 may be"),
-    ("a kind of next year", {}, "page", "a kind of next year (heat: missing)"),
+    ("input drift", {}, "watch", "1 of 1 windows must show it"),
+    ("worse on labels", {"performance": Performance(rows=900, log_loss=0.5, gap=0.05)}, "noted", "by 0.050 nats where 0.02 may be"),
+    ("training/serving skew", {}, "page", "Callers send other values than training reads (heat: missing)"),
 ])
-def test_one_sentence_for_whoever_is_on_call(memory, kind, figures, action, said):
-    outcome = {"fine": "passed"}.get(kind, "failed")
-    memory.ledger.window_judged(LAST.isoformat(), Verdict("drift", outcome, ("heat: missing",), figures, kind), {}, again=lambda _: False)
-    assert said in window_report.headline(memory.ledger.state(), LAST.isoformat(), action, contract.drift)
+def test_one_sentence_for_whoever_is_on_call(context, kind, figures, action, said):
+    verdict = window_verdict(kind, "heat: missing", **figures)
+    context.ledger.window_judged(WindowJudged(key=LAST.isoformat(), verdict=verdict), lambda _: False)
+    assert said in window_report.headline(context.ledger.state(), LAST.isoformat(), Action(action), contract.drift)
 
 
-def test_a_window_of_too_few_records_is_shown_as_such(memory, first):
-    assert judge(memory, first, rows=10) == "insufficient"
-    page = shown(memory)
+def test_a_window_of_too_few_records_is_shown_as_such(context, first):
+    assert judge(context, first, rows=10) == "insufficient"
+    page = shown(context)
     assert "too little traffic to tell: it is judged again" in page.text and "10 records of traffic, 200 are needed" in page.text
 
 
-def test_a_window_without_traffic_has_no_pictures(memory):
-    assert record_and_decide(memory, LAST, evaluate_window(memory, LAST)) == "insufficient"
-    page = shown(memory)
+def test_a_window_without_traffic_has_no_pictures(context):
+    assert record_and_decide(context, LAST, evaluate_window(context, LAST)) == "insufficient"
+    page = shown(context)
     assert "No column was judged" in page.text and "Scores" in page.text
 
 
-def test_a_window_judged_with_those_before_it_says_so(memory, first):
+def test_a_window_judged_with_those_before_it_says_so(context, first):
     for back in (2, 1):
-        leave(memory, first, profile(memory, first, LAST - back * WEEK, rows=90, hotter=40), LAST - back * WEEK)
-    judge(memory, first, rows=90, hotter=40)
-    page = shown(memory)
+        leave(context, first, profile(context, first, LAST - back * WEEK, rows=90, hotter=40), LAST - back * WEEK)
+    judge(context, first, rows=90, hotter=40)
+    page = shown(context)
     assert "judged together with those since 2024-01-22" in page.text and "The pictures count" not in page.text
 
 
-def test_without_labels_there_is_no_score_and_an_estimate_is_marked(memory, first):
-    told = judged_by_hand(memory, first, scores=None, estimate={"rows": 90, "log_loss": 0.51234})
+def test_without_labels_there_is_no_score_and_an_estimate_is_marked(context, first):
+    told = judged_by_hand(context, first, performance=None, estimate=Estimate(rows=90, log_loss=0.51234))
     assert "no score" in told.text and "estimate of what the labels will say" in told.text and "log loss 0.512" in told.text
-    tags = Page(report(memory, LAST.isoformat())).tags
+    tags = Page(report(context, LAST.isoformat())).tags
     assert ("p", {"class": "estimate"}) in tags
 
 
-def test_intervals_and_coverage_are_shown_where_there_are_some(memory, first):
-    scores = {"rows": 900, "log_loss": 0.5, "gap": 0.001, "observed": {"stops": 0.25, "runs": 0.75}, "expected": {"stops": 0.2, "runs": 0.8},
-              "low": 0.4571, "high": 0.5429, "coverage": 0.875}
-    told = judged_by_hand(memory, first, scores=scores)
+def test_intervals_and_coverage_are_shown_where_there_are_some(context, first):
+    performance = Performance(
+        rows=900, log_loss=0.5, low=0.4571, high=0.5429, gap=0.001, coverage=0.875,
+        observed={"stops": 0.25, "runs": 0.75}, expected={"stops": 0.2, "runs": 0.8})
+    told = judged_by_hand(context, first, performance=performance)
     assert "with 95 % confidence from 0.4571 to 0.5429" in told.text and "Coverage: 87.5%" in told.text
     assert "estimate" not in told.text and "80.0% → 75.0%" in told.text
     assert told.text.index("runs: 80.0%") < told.text.index("stops: 20.0%")
 
 
-def judged_by_hand(memory: ModelContext, version: str, **figures) -> Page:
-    leave(memory, version, profile(memory, version))
-    ship(memory)
-    verdict = evaluate_window(memory, LAST)
-    record_and_decide(memory, LAST, replace(verdict, figures={**verdict.figures, **figures}))
-    return shown(memory)
+def judged_by_hand(context: ModelContext, version: str, **figures) -> Page:
+    leave(context, version, profile(context, version))
+    ship(context)
+    verdict = evaluate_window(context, LAST)
+    record_and_decide(context, LAST, replace(verdict, figures=replace(verdict.figures, **figures)))
+    return shown(context)
 
 
-def test_text_from_the_data_stays_text(memory):
+def test_text_from_the_data_stays_text(context):
     """A category's name, a reason and a column: none of them becomes markup, or a template."""
     bins = Bins("category", (), (EVIL, "plain"), ())
     reference = {EVIL: Reference(bins, np.array([0, 0, 0, 900, 100]), {"values": 0.0, "missing": 0.0, "new": 0.0})}
     verdict = drift(contract, reference, {EVIL: np.array([0, 0, 0, 100, 900])}, rows=1_000)
-    verdict = replace(verdict, figures={**verdict.figures, "version": "v", "since": LAST.isoformat()})
+    verdict = replace(verdict, figures=replace(verdict.figures, version="v", since=LAST.isoformat()))
     compared = BinnedComparison(reference, {EVIL: np.array([0, 0, 0, 100, 900])}, 1_000, LAST)
-    memory.ledger.window_judged(LAST.isoformat(), verdict, {}, again=lambda _: False)
-    memory.ledger.record("registered", {"version": "v"})
-    content = pages.render_window(window_report.window_report(memory, LAST.isoformat(), "noted", compared))
+    context.ledger.window_judged(WindowJudged(key=LAST.isoformat(), verdict=verdict), lambda _: False)
+    context.ledger.registered(Registered(version="v"))
+    content = pages.render_window(window_report.window_report(context, LAST.isoformat(), Action.NOTED, compared))
     page = Page(content)
     assert b"<script" not in content and EVIL.replace("‮", "") in page.text.replace("‮", "") and "49" not in page.text
     assert "90.0% → 10.0%" in page.text
@@ -240,57 +246,57 @@ def test_few_bins_are_shown_as_they_are():
     assert bars(Reference(Bins("number", tuple(map(float, range(40)))), empty, {}), empty)[0][:3] == ("(missing)", 1.0, 1.0)
 
 
-def test_profiles_that_are_gone_are_an_error_and_those_that_grew_are_told(memory, first):
-    judge(memory, first)
-    leave(memory, first, profile(memory, first, rows=100), replica="late")
-    ship(memory)
-    assert "The pictures count 2,900 records, the verdict was given on 2,800" in shown(memory).text
-    shutil.rmtree(memory.store.folder / "profiles")
+def test_profiles_that_are_gone_are_an_error_and_those_that_grew_are_told(context, first):
+    judge(context, first)
+    leave(context, first, profile(context, first, rows=100), replica="late")
+    ship(context)
+    assert "The pictures count 2,900 records, the verdict was given on 2,800" in shown(context).text
+    shutil.rmtree(context.store.folder / "profiles")
     with pytest.raises(PerennialError, match="2024-02-05T00:00:00 on was judged and is gone; restore profiles/pumps/") as gone:
-        report(memory, LAST.isoformat())
+        report(context, LAST.isoformat())
     assert gone.value.exit_code == 2
 
 
-def test_a_window_that_nobody_judged_is_refused(memory, first):
+def test_a_window_that_nobody_judged_is_refused(context, first):
     with pytest.raises(PerennialError, match=r"none is; .*perennial monitor pumps --window 2024-02-05T00:00:00"):
-        report(memory, (LAST + timedelta(days=1)).isoformat())
+        report(context, (LAST + timedelta(days=1)).isoformat())
     with pytest.raises(PerennialError, match=r"no window of pumps was judged in .*perennial monitor pumps"):
-        window_report.newest(memory)
+        window_report.newest(context)
     for start in (LAST, LAST - WEEK):
-        judge(memory, first, start)
-    assert window_report.newest(memory) == LAST.isoformat()
+        judge(context, first, start)
+    assert window_report.newest(context) == LAST.isoformat()
     with pytest.raises(PerennialError, match="2 are, the last 2024-02-05T00:00:00"):
-        report(memory, (LAST + WEEK).isoformat())
+        report(context, (LAST + WEEK).isoformat())
 
 
-def test_the_store_keeps_the_newest_page_whole(memory, first):
-    judge(memory, first, rows=10)
+def test_the_store_keeps_the_newest_page_whole(context, first):
+    judge(context, first, rows=10)
     address = draw_window.fn(PUMPS, LAST.isoformat())
-    assert address == f"{memory.store.address}/reports/pumps/2024-02-05T0000.html"
-    before = memory.store.get("reports/pumps/2024-02-05T0000.html")
-    judge(memory, first)
+    assert address == f"{context.store.address}/reports/pumps/2024-02-05T0000.html"
+    before = context.store.get("reports/pumps/2024-02-05T0000.html")
+    judge(context, first)
     draw_window.fn(PUMPS, LAST.isoformat())
-    after = memory.store.get("reports/pumps/2024-02-05T0000.html")
-    assert b"too little traffic" in before and b"like the training data" in after and after == report(memory, LAST.isoformat())
+    after = context.store.get("reports/pumps/2024-02-05T0000.html")
+    assert b"too little traffic" in before and b"like the training data" in after and after == report(context, LAST.isoformat())
 
 
-def test_put_takes_the_place_of_what_another_writer_put_in_between(memory, monkeypatch):
-    real = type(memory.store).create
+def test_put_takes_the_place_of_what_another_writer_put_in_between(context, monkeypatch):
+    real = type(context.store).create
 
     def beaten(store, key, content):
         monkeypatch.undo()
         real(store, key, b"the other's")
         real(store, key, content)
 
-    monkeypatch.setattr(type(memory.store), "create", beaten)
-    put(memory.store, "reports/x", b"mine")
-    assert memory.store.get("reports/x") == b"mine"
+    monkeypatch.setattr(type(context.store), "create", beaten)
+    put(context.store, "reports/x", b"mine")
+    assert context.store.get("reports/x") == b"mine"
 
 
-def test_the_command_draws_the_newest_window_or_the_one_named(memory, first, tmp_path, monkeypatch):
+def test_the_command_draws_the_newest_window_or_the_one_named(context, first, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for start, hotter in ((LAST - WEEK, 40), (LAST, 0)):
-        judge(memory, first, start, hotter=hotter)
+        judge(context, first, start, hotter=hotter)
     said = CliRunner().invoke(app, ["report", PUMPS])
     assert (said.exit_code, said.output) == (0, f"{PUMPS}: window 2024-02-05T00:00:00: build/reports/pumps/2024-02-05T0000.html\n")
     assert "like the training data" in Page((tmp_path / "build/reports/pumps/2024-02-05T0000.html").read_bytes()).text
@@ -315,9 +321,9 @@ def test_a_report_that_can_not_be_drawn_loses_neither_the_event_nor_the_verdict(
 
 
 @pytest.mark.parametrize(("address", "said"), [("s3://bucket/x.html", "Report: `s3://bucket/x.html`"), (None, "none could be drawn")])
-def test_the_artifact_names_the_report(memory, first, monkeypatch, address, said):
-    judge(memory, first)
+def test_the_artifact_names_the_report(context, first, monkeypatch, address, said):
+    judge(context, first)
     kept = []
     monkeypatch.setattr(artifacts, "create_markdown_artifact", lambda text, key: kept.append(text))
-    artifacts.show_window(PUMPS, LAST.isoformat(), window_report.judged(memory, LAST.isoformat()).as_json(), "fine", address)
+    artifacts.show_window(PUMPS, LAST.isoformat(), window_report.judged(context, LAST.isoformat()), Action.FINE, address)
     assert said in kept[0] and f"perennial report {PUMPS} --window 2024-02-05T00:00:00" in kept[0]

@@ -2,14 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import inf, isfinite, nan
-from typing import Any
+from math import inf, isfinite
 
 import numpy as np
 from scipy.stats import binom, hypergeom
 
 from contracts.core.policies import Rollout
-from contracts.core.verdict import Verdict
+from contracts.core.verdict import CanaryFigures, CanaryKind, CanaryVerdict, SideFigures, gravest
 
 CHANCE = 0.01  # a difference that chance gives at least this often is none
 DRAWS = 2_000  # pairs of class counts that are drawn to see what chance gives; the same in every run
@@ -42,27 +41,31 @@ class CanarySide:
         return sum(self.classes.values())
 
 
-def canary_verdict(stable: CanarySide, challenger: CanarySide, policy: Rollout, *, latency_ms: float, apart: float = 0.0) -> Verdict:
-    """The Verdict on a challenger; its `kind` is the gravest finding, its reasons are all of them.
+def canary_verdict(
+    stable: CanarySide, challenger: CanarySide, policy: Rollout, *, latency_ms: float, apart: float = 0.0,
+) -> CanaryVerdict:
+    """The verdict on a challenger; its kind is the gravest finding, its reasons are all of them.
 
     `apart`: the total variation distance of the two models' class shares that the gate saw on the newest labelled
     window: a challenger that learnt from a world that moved must differ by that much.
     """
-    findings = {  # the gravest first
-        "died": [f"{challenger.deaths} of its replicas died"] if challenger.deaths else [],
-        "errors": _more("failed", stable, challenger, policy) + _more("refused", stable, challenger, policy),
-        "different answers": _different(stable, challenger, policy.shift + apart),
-        "slow": _slow(stable, challenger, policy, latency_ms),
-        "memory": _grown(challenger, policy),
-        "unseen": _unseen("challenger", challenger) if challenger.answered >= policy.requests else [],
-        "insufficient": _unseen("champion", stable) + ([] if challenger.answered >= policy.requests else [
-            f"answered {challenger.answered} requests, {policy.requests} are needed", *_unseen("challenger", challenger)]),
-    }
-    kind = next((kind for kind, reasons in findings.items() if reasons), "fine")
-    return Verdict(
-        question="canary", outcome={"fine": "passed", "insufficient": "insufficient"}.get(kind, "failed"), kind=kind,
-        reasons=tuple(reason for reasons in findings.values() for reason in reasons),
-        figures={"stable": _figures(stable), "challenger": _figures(challenger), "distance": distance(stable, challenger)})
+    answered_enough = challenger.answered >= policy.requests
+    too_few = [] if answered_enough else [
+        f"answered {challenger.answered} requests, {policy.requests} are needed", *_unseen("challenger", challenger)]
+    reasons: list[tuple[CanaryKind, list[str]]] = [  # the gravest first
+        (CanaryKind.DIED, [f"{challenger.deaths} of its replicas died"] if challenger.deaths else []),
+        (CanaryKind.ERRORS, [*_more("failed", stable, challenger, policy), *_more("refused", stable, challenger, policy)]),
+        (CanaryKind.DIFFERENT_ANSWERS, _different(stable, challenger, policy.shift + apart)),
+        (CanaryKind.SLOW, _slow(stable, challenger, policy, latency_ms)),
+        (CanaryKind.MEMORY, _grown(challenger, policy)),
+        (CanaryKind.UNSEEN, _unseen("challenger", challenger) if answered_enough else []),
+        (CanaryKind.INSUFFICIENT, [*_unseen("champion", stable), *too_few]),
+    ]
+    kind, outcome = gravest(reasons, CanaryKind.FINE)
+    figures = CanaryFigures(
+        stable=_figures(stable), challenger=_figures(challenger), distance=class_share_distance(stable, challenger))
+    return CanaryVerdict(
+        outcome=outcome, kind=kind, reasons=tuple(reason for _, found in reasons for reason in found), figures=figures)
 
 
 def _more(what: str, stable: CanarySide, challenger: CanarySide, policy: Rollout) -> list[str]:
@@ -77,7 +80,7 @@ def _more(what: str, stable: CanarySide, challenger: CanarySide, policy: Rollout
 
 
 def _different(stable: CanarySide, challenger: CanarySide, shift: float) -> list[str]:
-    far = distance(stable, challenger)
+    far = class_share_distance(stable, challenger)
     if far is None:
         return []  # insufficient
     chance = _by_chance(stable, challenger)
@@ -87,12 +90,12 @@ def _different(stable: CanarySide, challenger: CanarySide, shift: float) -> list
             f"{far:.2f}, limit {shift:.3g} and {chance.mean():.2f} by chance"]
 
 
-def distance(one: CanarySide, other: CanarySide) -> float | None:
+def class_share_distance(one: CanarySide, other: CanarySide) -> float | None:
     """Total variation distance of the class shares, 0 to 1; None where a side has named nothing."""
     if not (one.records and other.records):
         return None
-    mine, its = _counts(one, other)
-    return float(np.abs(mine / one.records - its / other.records).sum() / 2)
+    first, second = _counts(one, other)
+    return float(np.abs(first / one.records - second / other.records).sum() / 2)
 
 
 def _by_chance(one: CanarySide, other: CanarySide) -> np.ndarray:
@@ -100,8 +103,8 @@ def _by_chance(one: CanarySide, other: CanarySide) -> np.ndarray:
     shares = _counts(one, other).sum(axis=0) / (one.records + other.records)
     sizes = [max(min(side.records, side.answered), 1) for side in (one, other)]
     random = np.random.default_rng(0)
-    mine, its = (random.multinomial(size, shares, DRAWS) / size for size in sizes)
-    return np.abs(mine - its).sum(axis=1) / 2
+    first, second = (random.multinomial(size, shares, DRAWS) / size for size in sizes)
+    return np.abs(first - second).sum(axis=1) / 2
 
 
 def _counts(*sides: CanarySide) -> np.ndarray:
@@ -144,8 +147,8 @@ def _unseen(name: str, side: CanarySide) -> list[str]:
     return [f"nothing is known of the {name}'s {what}" for what, count in seen.items() if not count]
 
 
-def _figures(side: CanarySide) -> dict[str, Any]:
-    """As JSON takes them: without numbers that are none."""
-    numbers = {"requests": side.requests, "answered": side.answered, "failed": side.failed, "refused": side.refused,
-               "deaths": side.deaths, "grown_mb": side.grown_mb, "p99_seconds": percentile(side.latencies) or nan}
-    return {name: value if isfinite(value) else None for name, value in numbers.items()} | {"classes": dict(side.classes)}
+def _figures(side: CanarySide) -> SideFigures:
+    return SideFigures(
+        requests=side.requests, answered=side.answered, failed=side.failed, refused=side.refused, deaths=side.deaths,
+        grown_mb=side.grown_mb if isfinite(side.grown_mb) else None,  # JSON has no NaN
+        p99_seconds=percentile(side.latencies), classes=dict(side.classes))

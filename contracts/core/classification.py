@@ -3,9 +3,11 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+from contracts.core.verdict import Metrics
 
 if TYPE_CHECKING:
     from contracts.core.contract import Contract
@@ -45,8 +47,8 @@ CALIBRATION_BINS = 10
 SUM_ERROR = 1e-3  # a row's probabilities, in float32, add up to one but for this
 
 
-def classification_metrics(contract: "Contract", labels: np.ndarray, probabilities: np.ndarray) -> dict[str, Any]:
-    """The absolute figures of a model on labelled rows; undefined ones are None, of wrong probabilities all."""
+def classification_metrics(contract: "Contract", labels: np.ndarray, probabilities: np.ndarray) -> Metrics:
+    """A model's metrics on labelled rows; undefined ones are None, of wrong probabilities all."""
     from sklearn.metrics import recall_score  # what serves has no scikit-learn
 
     classes, rows = np.arange(len(contract.label.classes)), len(labels)
@@ -55,16 +57,14 @@ def classification_metrics(contract: "Contract", labels: np.ndarray, probabiliti
     named = (probabilities * contract.weights).argmax(axis=1)
     present = np.isin(classes, labels)
     recalls = recall_score(labels, named, labels=classes, average=None, zero_division=np.nan) if len(labels) else []
-    return {
-        "rows": rows,
-        "log_loss": float(row_losses(labels, probabilities).mean()) if len(labels) else None,
-        "auc": float(_auc(labels, probabilities)) if present.all() else None,
-        "calibration_error": calibration_error(labels, probabilities) if len(labels) else None,
-        "recall": {
-            name: float(recall) if there else None
-            for name, recall, there in zip(contract.label.classes, recalls, present)
-        },
-    }
+    has_labels = len(labels) > 0
+    return Metrics(
+        rows=rows,
+        log_loss=float(row_losses(labels, probabilities).mean()) if has_labels else None,
+        auc=_auc(labels, probabilities) if present.all() else None,
+        calibration_error=calibration_error(labels, probabilities) if has_labels else None,
+        recall={name: float(recall) if there else None
+                for name, recall, there in zip(contract.label.classes, recalls, present)})
 
 
 def probability_fault(contract: "Contract", probabilities: np.ndarray) -> str:

@@ -1,6 +1,6 @@
 """Where drift comes from: since when, and in which slice of the traffic."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,19 +23,20 @@ class LoggedRows:
 
 @dataclass(frozen=True)
 class DriftOrigin:
-    """`first` and `last` day on which an effect was above its floor; `slice`: without which the rest shows none, or half of it."""
+    """`first` and `last` day on which an effect was above its threshold; `slice`: without which the rest shows none, or half
+    of it."""
 
     first: str
     last: str
     ongoing: bool
     slice: str
 
-    def said(self) -> str:
+    def __str__(self) -> str:
         days = f"since {self.first}" if self.ongoing else f"on {self.first}" if self.first == self.last else f"from {self.first} to {self.last}"
         return ", ".join(part for part in (days if self.first else "", f"carried by {self.slice}" if self.slice else "") if part)
 
 
-def locate_drift(rows: LoggedRows, name: str, reference: Reference, check: str, floor: float) -> DriftOrigin | None:
+def locate_drift(rows: LoggedRows, name: str, reference: Reference, check: str, threshold: float) -> DriftOrigin | None:
     """Where the drift of a column lies; None where none of its rows are known."""
     if name not in rows.values or not len(rows.times):
         return None
@@ -45,19 +46,19 @@ def locate_drift(rows: LoggedRows, name: str, reference: Reference, check: str, 
         return _beyond_chance(reference, check, np.bincount(codes[chosen], minlength=len(reference.bins.labels)))
 
     enough = [day for day in np.unique(days) if (days == day).sum() >= FEW]
-    drifted = [day for day in enough if beyond(days == day) > floor]
+    drifted = [day for day in enough if beyond(days == day) > threshold]
     first, last = (str(drifted[0]), str(drifted[-1])) if drifted else ("", "")
-    return DriftOrigin(first, last, bool(drifted) and drifted[-1] == enough[-1], _carried_by(rows.slices, beyond, floor))
+    return DriftOrigin(first, last, bool(drifted) and drifted[-1] == enough[-1], _carried_by(rows.slices, beyond, threshold))
 
 
-def _carried_by(slices: Mapping[str, np.ndarray], beyond, floor: float) -> str:
+def _carried_by(slices: Mapping[str, np.ndarray], beyond: Callable[[np.ndarray], float], threshold: float) -> str:
     found = {}
     for name, values in slices.items():
         texts = values.astype(str)
         whole = beyond(np.ones(len(texts), bool))
         for value in np.unique(texts):
             rest = texts != value
-            if rest.sum() >= FEW and rest.mean() >= 1 - MOST_OF_ALL and (left := beyond(rest)) <= max(floor, whole / 2) < whole:
+            if rest.sum() >= FEW and rest.mean() >= 1 - MOST_OF_ALL and (left := beyond(rest)) <= max(threshold, whole / 2) < whole:
                 found[f"{name} {value}"] = left
     return min(found, key=found.get, default="")
 

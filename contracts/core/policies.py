@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Literal
 
+from contracts.core.verdict import CheckKind, Severity
+
 
 @dataclass(frozen=True)
 class Gate:
@@ -71,13 +73,14 @@ class Drift:
         """What the contract says of the check's floor, if anything."""
         return self.floors.get(f"{column}.{check}", self.floors.get(column))
 
-    def severity_of(self, column: str, check: str) -> Literal["page", "drift", "note"] | None:
+    def severity_of(self, column: str, check: str) -> Severity | None:
         """What the contract says should follow from the check, if anything."""
-        return self.severity.get(f"{column}.{check}", self.severity.get(column))
+        severity = self.severity.get(f"{column}.{check}", self.severity.get(column))
+        return Severity(severity) if severity else None
 
     def least(self, check: str) -> float:
         """The least effect of a check that matters at all."""
-        return self.ordinary if check == "values" else self.share
+        return self.ordinary if check == CheckKind.VALUES else self.share
 
 
 @dataclass(frozen=True)

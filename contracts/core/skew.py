@@ -16,12 +16,12 @@ MOSTLY = 0.8  # of the faulty rows in one value of a slice, for it to be named
 
 @dataclass(frozen=True)
 class Skew:
-    """One column that disagrees; `broken` where it is a fault of the caller's that has a name, as another unit."""
+    """One column that disagrees; `is_broken` where the caller's fault has a name, as another unit."""
 
     column: str
     share: float
-    said: str
-    broken: bool = False
+    reason: str
+    is_broken: bool = False
 
 
 def find_skew(contract: Contract, sent: Columns, later: Columns) -> list[Skew]:
@@ -47,9 +47,9 @@ def _compared(contract: Contract, name: str, sent: np.ndarray, later: np.ndarray
     if not _matters(contract, differs):
         return None
     unit = _other_unit(sent[differs], later[differs]) if number else ""
-    said = (f"{name}: sent otherwise than ingested in {differs.mean():.1%} of {len(differs)} records"
+    reason = (f"{name}: sent otherwise than ingested in {differs.mean():.1%} of {len(differs)} records"
             f"{where(differs, slices)}{when(times, differs)}")
-    return Skew(name, float(differs.mean()), f"{said}{unit}", bool(unit))
+    return Skew(name, float(differs.mean()), f"{reason}{unit}", bool(unit))
 
 
 def _unlike(sent: np.ndarray, later: np.ndarray) -> np.ndarray:
@@ -102,4 +102,4 @@ def find_clock_skew(contract: Contract, unmet: int, shifted: Mapping[str, int]) 
     if many <= contract.drift.bad_rows or many < unmet / 2:
         return []
     return [Skew(contract.event_time, many / unmet, f"{contract.event_time}: {many} predictions are of events that happened {name}: a "
-                 "caller's clock is wrong", broken=True)]
+                 "caller's clock is wrong", is_broken=True)]

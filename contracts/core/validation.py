@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,7 +10,7 @@ import pandas as pd
 from contracts.core.cells import read_cells
 from contracts.core.contract import Contract
 from contracts.core.rules import ROW_RULE, RuleViolation, find_violations
-from contracts.core.verdict import Verdict
+from contracts.core.verdict import BrokenRule, DataFigures, DataVerdict, Example, Outcome
 
 EXAMPLES = 3
 
@@ -21,7 +20,7 @@ class CheckedBatch:
     """A batch after its contract: the rows that passed, the Verdict, and the `faults` of `rows`, the whole batch."""
 
     good: pd.DataFrame
-    verdict: Verdict
+    verdict: DataVerdict
     rows: pd.DataFrame
     faults: tuple[RuleViolation, ...] = ()
 
@@ -121,8 +120,8 @@ def _changed_types(batch: pd.DataFrame, odd: list[RuleViolation]) -> list[str]:
     """The columns of which most values are of another type."""
     wrong = [RuleViolation(fault.column, fault.rule, fault.index[there], fault.found[there])
              for fault in odd if (there := fault.found.notna().to_numpy()).any()]
-    return [_said(rule, f", found {batch[rule['column']].dtype}") for rule in _by_rule(wrong)
-            if rule["count"] > batch[rule["column"]].notna().sum() / 2]
+    return [_reason(rule, f", found {batch[rule.column].dtype}") for rule in _by_rule(wrong)
+            if rule.count > batch[rule.column].notna().sum() / 2]
 
 
 def _repeated(contract: Contract, rows: pd.DataFrame, bad: np.ndarray) -> list[RuleViolation]:
@@ -147,29 +146,29 @@ def _mixed(key: pd.DataFrame) -> np.ndarray:
 
 
 def _refused(rows: pd.DataFrame, reasons: list[str]) -> CheckedBatch:
-    figures = {"rows": len(rows), "bad": len(rows), "by_rule": []}
-    verdict = Verdict("data", "failed", tuple(reasons), figures, "broken contract")
+    figures = DataFigures(rows=len(rows), bad=len(rows))
+    verdict = DataVerdict(outcome=Outcome.FAILED, reasons=tuple(reasons), figures=figures)
     return CheckedBatch(rows.iloc[:0], verdict, rows.iloc[:0])
 
 
-def _by_rule(wrong: list[RuleViolation]) -> list[dict[str, Any]]:
+def _by_rule(violations: list[RuleViolation]) -> list[BrokenRule]:
     return [
-        {"column": fault.column, "rule": fault.rule, "count": len(fault.index), "examples": [
-            {"row": int(row), "value": text} for row, text in zip(fault.index, fault.texts(EXAMPLES))]}
-        for fault in sorted(wrong, key=lambda fault: (fault.column, fault.rule))
+        BrokenRule(column=violation.column, rule=violation.rule, count=len(violation.index), examples=[
+            Example(row=int(row), value=text) for row, text in zip(violation.index, violation.texts(EXAMPLES))])
+        for violation in sorted(violations, key=lambda violation: (violation.column, violation.rule))
     ]
 
 
-def _data_verdict(contract: Contract, rows: int, bad: int, by_rule: list[dict[str, Any]]) -> Verdict:
-    figures = {"rows": rows, "bad": bad, "limit": contract.bad_rows, "by_rule": by_rule}
+def _data_verdict(contract: Contract, rows: int, bad: int, by_rule: list[BrokenRule]) -> DataVerdict:
+    figures = DataFigures(rows=rows, bad=bad, limit=contract.bad_rows, by_rule=by_rule)
     if rows == 0:
-        return Verdict("data", "insufficient", ("the batch has no rows",), figures)
+        return DataVerdict(outcome=Outcome.INSUFFICIENT, reasons=("the batch has no rows",), figures=figures)
     if bad / rows <= contract.bad_rows:
-        return Verdict("data", "passed", (), figures)
-    reasons = [f"{bad} of {rows} rows are bad, the limit is {contract.bad_rows:.2%}"]
-    return Verdict("data", "failed", (*reasons, *map(_said, by_rule)), figures, "broken contract")
+        return DataVerdict(outcome=Outcome.PASSED, figures=figures)
+    reason = f"{bad} of {rows} rows are bad, the limit is {contract.bad_rows:.2%}"
+    return DataVerdict(outcome=Outcome.FAILED, reasons=(reason, *map(_reason, by_rule)), figures=figures)
 
 
-def _said(rule: dict[str, Any], more: str = "") -> str:
-    examples = ", ".join(example["value"] for example in rule["examples"])
-    return f"{rule['column']}: {rule['rule']}{more}, {rule['count']} rows, such as {examples}"
+def _reason(rule: BrokenRule, more: str = "") -> str:
+    examples = ", ".join(example.value for example in rule.examples)
+    return f"{rule.column}: {rule.rule}{more}, {rule.count} rows, such as {examples}"

@@ -1,27 +1,288 @@
-"""The answer to a question "may this pass?"."""
+"""The answer to a "may this pass?": outcome, kind, reasons, and the figures behind them.
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+Each of the four questions has its verdict: `DataVerdict` (a batch), `GateVerdict` (a challenger), `CanaryVerdict` (a
+challenger that serves a share of the traffic) and `WindowVerdict` (a window of traffic). All are stored as JSON:
+a field that came later has a default, so that older JSON still reads.
+"""
+
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import Any, TypeVar
+
+import msgspec
+from msgspec import Struct
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """The answer to one "may this pass?", with every reason and the figures behind it."""
+class Outcome(StrEnum):
+    """`INSUFFICIENT` is an answer of its own: there is too little to judge by, and nothing passes silently."""
 
-    question: str
-    outcome: Literal["passed", "failed", "insufficient"]
+    PASSED = "passed"
+    FAILED = "failed"
+    INSUFFICIENT = "insufficient"
+
+
+class WindowKind(StrEnum):
+    """What was found in a window of traffic, the gravest first."""
+
+    BROKEN_CONTRACT = "broken contract"
+    SKEW = "training/serving skew"
+    STALE = "stale"
+    INSUFFICIENT = "insufficient"
+    WORSE_ON_LABELS = "worse on labels"
+    INPUT_DRIFT = "input drift"
+    PREDICTION_DRIFT = "prediction drift"
+    FINE = "fine"
+
+
+class CanaryKind(StrEnum):
+    """What was found in a canary, the gravest first."""
+
+    DIED = "died"
+    ERRORS = "errors"
+    DIFFERENT_ANSWERS = "different answers"
+    SLOW = "slow"
+    MEMORY = "memory"
+    UNSEEN = "unseen"
+    INSUFFICIENT = "insufficient"
+    FINE = "fine"
+
+
+class CheckKind(StrEnum):
+    """What a drift check compares: the distribution of values, the share missing, the share never seen in training."""
+
+    VALUES = "values"
+    MISSING = "missing"
+    NEW = "new"
+
+
+class Severity(StrEnum):
+    """What a failed drift check leads to: a person is paged, the window counts as drifted, or it is only shown."""
+
+    PAGE = "page"
+    DRIFT = "drift"
+    NOTE = "note"
+
+
+class Action(StrEnum):
+    """What follows from a judged window."""
+
+    RETRAIN = "retrain"  # the ledger granted a retraining
+    PAGE = "page"  # a person must look
+    WATCH = "watch"  # drift must persist before a retraining starts
+    WAIT = "wait"  # a retraining is wanted and refused for now: cooldown, budget, one in flight, too few new rows
+    NOTED = "noted"  # no cause to retrain under this contract
+    INSUFFICIENT = "insufficient"
+    FINE = "fine"
+
+
+class Example(Struct, frozen=True, kw_only=True):
+    """One cell that broke a rule."""
+
+    row: int
+    value: str
+
+
+class BrokenRule(Struct, frozen=True, kw_only=True):
+    """A rule of the contract and the rows that broke it."""
+
+    column: str
+    rule: str
+    count: int
+    examples: list[Example] = []
+
+
+class DataFigures(Struct, frozen=True, kw_only=True):
+    """Rows of a batch, how many were set aside, and the rules they broke; `limit`: the share of bad rows allowed."""
+
+    rows: int
+    bad: int
+    by_rule: list[BrokenRule] = []
+    limit: float | None = None
+
+
+class Metrics(Struct, frozen=True, kw_only=True):
+    """A classifier on labelled rows; None where undefined, as the AUC of a class that is absent."""
+
+    rows: int
+    log_loss: float | None = None
+    auc: float | None = None
+    calibration_error: float | None = None
+    recall: dict[str, float | None] = {}
+
+
+class Difference(Struct, frozen=True, kw_only=True):
+    """Challenger minus champion, mean log loss of the same rows, with its bootstrap interval; below 0 is better."""
+
+    difference: float
+    low: float
+    high: float
+
+
+class SliceDifference(Struct, frozen=True, kw_only=True):
+    """How far the challenger's log loss is behind the champion's (`behind` > 0: worse) in one slice."""
+
+    column: str
+    value: str
+    rows: int
+    behind: float
+
+
+class GateFigures(Struct, frozen=True, kw_only=True):
+    """What the gate judged by; what compares with a champion is None where there is none to compare with.
+
+    `disagreement`: largest difference of the saved model's probabilities, from a new process, and the trainer's.
+    `refit_shift`: mean difference of the judged model's probabilities and those of the one refitted on every row.
+    `apart`: total variation distance of the two models' class shares, 0 to 1.
+    """
+
+    challenger: Metrics
+    latency_ms: float | None = None
+    size_mb: float | None = None
+    disagreement: float | None = None
+    refit_shift: float | None = None
+    champion: Metrics | None = None
+    paired: Difference | None = None
+    apart: float | None = None
+    slices: list[SliceDifference] = []
+
+
+class SideFigures(Struct, frozen=True, kw_only=True):
+    """One side of a canary: requests, memory growth in MB, 99th percentile in seconds, records by named class."""
+
+    requests: int
+    answered: int
+    failed: int
+    refused: int
+    deaths: int
+    grown_mb: float | None = None
+    p99_seconds: float | None = None
+    classes: dict[str, int] = {}
+
+
+class CanaryFigures(Struct, frozen=True, kw_only=True):
+    """Both sides of a canary; `distance`: total variation distance of their class shares, None before both answered."""
+
+    stable: SideFigures
+    challenger: SideFigures
+    distance: float | None = None
+
+
+class ColumnCheck(Struct, frozen=True, kw_only=True, omit_defaults=True, rename={"threshold": "floor", "p_value": "chance"}):
+    """One drift check of one column: `effect` against its `threshold`, and the p-value corrected for all checks.
+
+    `since`: the first day on which the effect was above the threshold; `slice`: the slice that carries it.
+    """
+
+    effect: float
+    threshold: float
+    p_value: float
+    drifted: bool
+    since: str | None = None
+    slice: str | None = None
+
+    @property
+    def score(self) -> float:
+        """The effect in units of its threshold; 1 at most where chance may have done it."""
+        times = self.effect / max(self.threshold, 1e-9)
+        return times if self.drifted else min(times, 1.0)
+
+
+class Performance(Struct, frozen=True, kw_only=True):
+    """A model on a window's matured labels: log loss with its 95 % interval, and class shares expected and observed.
+
+    `gap`: Kullback-Leibler divergence, in nats, of the observed class shares from the mean probabilities; unlike the
+    log loss it does not rise in a week that is merely hard to predict. `coverage`: share of the logged predictions
+    whose label is in; None where no prediction was logged and the model was asked again.
+    """
+
+    rows: int
+    log_loss: float
+    gap: float
+    observed: dict[str, float] = {}
+    expected: dict[str, float] = {}
+    low: float | None = None
+    high: float | None = None
+    coverage: float | None = None
+
+
+class Estimate(Struct, frozen=True, kw_only=True):
+    """The log loss and accuracy of n predictions if their probabilities are right, while labels are not in."""
+
+    log_loss: float
+    rows: int | None = None
+    accuracy: float | None = None
+
+
+class WindowFigures(Struct, frozen=True, kw_only=True, rename={"performance": "scores", "cumulative": "crept"}):
+    """What a window was judged by.
+
+    `rows` answered and `bad` refused records; `needed`: rows that the power calculation asks for. `since`: start of the
+    oldest window that was judged together with this one. `cumulative`: drift scores against the first champion's
+    training data.
+    """
+
+    rows: int = 0
+    bad: int = 0
+    needed: int | None = None
+    checks: dict[str, dict[CheckKind, ColumnCheck]] = {}
+    performance: Performance | None = None
+    kinds: list[WindowKind] = []
+    version: str | None = None
+    since: str | None = None
+    cumulative: dict[str, float] = {}
+    estimate: Estimate | None = None
+
+    @property
+    def drift_scores(self) -> dict[str, float]:
+        """Each column's furthest check, in units of its threshold."""
+        return {name: max(check.score for check in checks.values()) for name, checks in self.checks.items()}
+
+
+class Verdict(Struct, frozen=True, kw_only=True, tag_field="question"):
+    """What every verdict has in common."""
+
+    outcome: Outcome
     reasons: tuple[str, ...] = ()
-    figures: Mapping[str, Any] = field(default_factory=dict)
-    kind: str = ""
+
+    @property
+    def question(self) -> str:
+        """What was judged: "data", "gate", "canary" or "drift"."""
+        return str(self.__struct_config__.tag)
 
     @property
     def passed(self) -> bool:
-        return self.outcome == "passed"
+        return self.outcome is Outcome.PASSED
 
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self) | {"reasons": list(self.reasons), "figures": dict(self.figures)}
 
-    @classmethod
-    def from_json(cls, stored: Mapping[str, Any]) -> "Verdict":
-        return cls(**(dict(stored) | {"reasons": tuple(stored["reasons"])}))
+class DataVerdict(Verdict, frozen=True, kw_only=True, tag="data"):
+    figures: DataFigures
+
+
+class GateVerdict(Verdict, frozen=True, kw_only=True, tag="gate"):
+    figures: GateFigures
+
+
+class CanaryVerdict(Verdict, frozen=True, kw_only=True, tag="canary"):
+    kind: CanaryKind
+    figures: CanaryFigures
+
+
+class WindowVerdict(Verdict, frozen=True, kw_only=True, tag="drift"):
+    kind: WindowKind
+    figures: WindowFigures = WindowFigures()
+
+
+Kind = TypeVar("Kind", WindowKind, CanaryKind)
+
+
+def gravest(found: Sequence[tuple[Kind, Sequence[str]]], fine: Kind) -> tuple[Kind, Outcome]:
+    """The first kind that has reasons, and its outcome; `fine` where none has."""
+    kind = next((kind for kind, reasons in found if reasons), fine)
+    outcomes = {"fine": Outcome.PASSED, "insufficient": Outcome.INSUFFICIENT}
+    return kind, outcomes.get(kind, Outcome.FAILED)
+
+
+def as_json(value: Struct) -> dict[str, Any]:
+    """A struct as JSON values."""
+    plain: dict[str, Any] = msgspec.to_builtins(value, str_keys=True)
+    return plain

@@ -9,20 +9,21 @@ import pandas as pd
 from contracts.core.classification import classification_metrics
 from contracts.core.contract import Contract
 from flows.demo.traffic import ReplayTraffic
+from registry.events import Judged, Promoted
 
 
-def _report(traffic: ReplayTraffic, memory: Any, weeks: list, frozen: np.ndarray, calendar: np.ndarray, until: datetime) -> dict[str, Any]:
+def _report(traffic: ReplayTraffic, context: Any, weeks: list, frozen: np.ndarray, calendar: np.ndarray, until: datetime) -> dict[str, Any]:
     """The report's figures; live, frozen and calendar are compared on the records that live answered."""
-    contract, state = traffic.contract, memory.ledger.state()
+    contract, state = traffic.contract, context.ledger.state()
     answered = ~np.isnan(traffic.answers).any(axis=1)
     answers = {"live": traffic.answers, "frozen": frozen, "calendar": calendar}
     labels, times = contract.labels_of(traffic.rows), traffic.rows[contract.event_time]
     months = times.dt.strftime("%Y-%m").to_numpy()
 
     def compared(chosen: np.ndarray) -> dict[str, Any]:
-        found = {name: classification_metrics(contract, labels[chosen], given[chosen]) for name, given in answers.items()}
-        return {"n": int(chosen.sum())} | {
-            f"{short}_{name}": one[figure] for name, one in found.items() for short, figure in (("logloss", "log_loss"), ("auc", "auc"))}
+        metrics = {name: classification_metrics(contract, labels[chosen], given[chosen]) for name, given in answers.items()}
+        return {"n": int(chosen.sum())} | {f"logloss_{name}": of_model.log_loss for name, of_model in metrics.items()} | {
+            f"auc_{name}": of_model.auc for name, of_model in metrics.items()}
 
     weeks.sort(key=lambda week: week["window"])
     faults = [{"name": fault.name, "from": fault.first.date().isoformat(), "named": fault.named(weeks),
@@ -31,36 +32,36 @@ def _report(traffic: ReplayTraffic, memory: Any, weeks: list, frozen: np.ndarray
     for week in weeks:
         end = week.pop("end")
         week |= compared(answered & ((times >= week["window"]) & (times < end)).to_numpy())
-    events = memory.ledger.events()
-    judged = {event.data["version"]: event.data["verdict"] for event in events if event.kind == "judged"}
-    refused = [version for version, verdict in judged.items() if verdict["outcome"] != "passed"]
+    events = context.ledger.events()
+    judged = {event.data.version: event.data.verdict for event in events if isinstance(event.data, Judged)}
+    refused = [version for version, verdict in judged.items() if not verdict.passed]
     failed = sum(not worked for _, worked, _ in traffic.requests)
     return {
         "model": contract.name, "classes": list(contract.label.classes), "until": until.date().isoformat(),
         "requests_sent": len(traffic.requests), "requests_failed": failed, "records_scored": int(answered.sum()),
         "retrains_triggered": sum(week["action"] == "retrain" for week in weeks),
-        "promotions": sum(event.kind == "promoted" for event in events), "refusals": len(refused),
+        "promotions": sum(isinstance(event.data, Promoted) for event in events), "refusals": len(refused),
         "drift_events": sum("drift" in week["kind"] or "worse" in week["kind"] for week in weeks),
         "months": [{"month": month, **compared(answered & (months == month))} for month in dict.fromkeys(months)],
-        "distance_limit": 1.0, "total": compared(answered), "weeks": weeks, "versions": _versions(events, state, memory),
-        "refused": [{"version": version, "at": _data_end(memory, version), "reasons": list(judged[version]["reasons"])} for version in refused],
+        "distance_limit": 1.0, "total": compared(answered), "weeks": weeks, "versions": _versions(events, state, context),
+        "refused": [{"version": version, "at": _data_end(context, version), "reasons": list(judged[version].reasons)} for version in refused],
         "calibration": _calibration(contract, labels[answered], traffic.answers[answered]), "days": _days(traffic),
         "faults": faults,
     }
 
 
-def _data_end(memory: Any, version: str) -> str:
+def _data_end(context: Any, version: str) -> str:
     from registry import models
 
-    return models.manifest(memory.store, memory.name, version)["data"]["end"][:10]
+    return models.manifest(context.store, context.name, version)["data"]["end"][:10]
 
 
-def _versions(events: list, state: Any, memory: Any) -> list[dict[str, Any]]:
+def _versions(events: list, state: Any, context: Any) -> list[dict[str, Any]]:
     from registry import models
 
-    promoted = [event.data["version"] for event in events if event.kind == "promoted"]
-    manifests = {version: models.manifest(memory.store, memory.name, version) for version in promoted}
-    return [{"version": version, "number": state.versions.index(version) + 1, "promoted": max(manifest["data"]["end"][:10], "2013-03-01"),
+    promoted = [event.data.version for event in events if isinstance(event.data, Promoted)]
+    manifests = {version: models.manifest(context.store, context.name, version) for version in promoted}
+    return [{"version": version, "number": state.number(version), "promoted": max(manifest["data"]["end"][:10], "2013-03-01"),
              "rows": manifest["rows"], "rounds": manifest["metrics"]["rounds"]} for version, manifest in manifests.items()]
 
 

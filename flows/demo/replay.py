@@ -14,7 +14,6 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from contracts.core.drift import drift_scores
 from contracts.core.errors import PerennialError
 from contracts.core.loading import load_contract
 from flows.demo.faults import Fault, labels_of
@@ -63,7 +62,7 @@ def _run(until: datetime, up: Any, begun: float, console: Console, faults: tuple
     from flows.train import train
     from registry.context import fetch_version, open_model
 
-    memory, contract = open_model(MODEL), load_contract(MODEL)
+    context, contract = open_model(MODEL), load_contract(MODEL)
     with console.status("January and February: ingest, train, gate, release …"):
         ingest(MODEL, YEAR, TRAFFIC)
         trained = train(MODEL)
@@ -73,18 +72,18 @@ def _run(until: datetime, up: Any, begun: float, console: Console, faults: tuple
     rows = contract.source(TRAFFIC, until)
     traffic = ReplayTraffic(contract, rows, f"{up.url}/{MODEL}/predict", faults)
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        peers = pool.submit(rival_probabilities, str(fetch_version(memory, first)), until)
-        weeks = asyncio.run(_year(traffic, memory, console))
+        peers = pool.submit(rival_probabilities, str(fetch_version(context, first)), until)
+        weeks = asyncio.run(_year(traffic, context, console))
         with console.status("scoring the frozen and the calendar models …"):
             frozen, calendar = _result(peers)
-    return _report(traffic, memory, weeks, frozen, calendar, until) | {"seconds": round(time.monotonic() - begun, 1)}
+    return _report(traffic, context, weeks, frozen, calendar, until) | {"seconds": round(time.monotonic() - begun, 1)}
 
 
 def _result(peers: Future) -> tuple[np.ndarray, np.ndarray]:
     return peers.result(timeout=TRAINING * 2)
 
 
-async def _year(traffic: ReplayTraffic, memory: Any, console: Console) -> list[dict[str, Any]]:
+async def _year(traffic: ReplayTraffic, context: Any, console: Console) -> list[dict[str, Any]]:
     """Day after day; a day after a window's end its labels come in and its profiles are judged."""
     contract, weeks = traffic.contract, []
     days = {day: np.flatnonzero(traffic.day == day) for day in dict.fromkeys(traffic.day)}
@@ -96,20 +95,20 @@ async def _year(traffic: ReplayTraffic, memory: Any, console: Console) -> list[d
             window_end = contract.window_of(datetime.fromisoformat(day) - contract.label.matures)[0]
             if window_end > ingested:
                 progress.update(bar, description=f"{day}: labels and profiles are judged")
-                closed = await asyncio.to_thread(_close_window, memory, ingested, window_end, labels_of(ingested, traffic.faults))
+                closed = await asyncio.to_thread(_close_window, context, ingested, window_end, labels_of(ingested, traffic.faults))
                 ingested, weeks = window_end, [week for week in weeks if week["window"] not in closed] + [*closed.values()]
                 for week in closed.values():
                     if week["action"] == "retrain":
                         progress.update(bar, description=f"{day}: {week['kind']}: retraining")
                         indices = await traffic.trickle(
-                            indices, lambda window=week["window"]: _finished(memory, window), lambda: _canary(memory))
+                            indices, lambda window=week["window"]: _finished(context, window), lambda: _canary(context))
             progress.update(bar, description=f"{day}: traffic")
             await traffic.send_day(indices)
             progress.advance(bar)
     return weeks
 
 
-def _close_window(memory: Any, start: datetime, end: datetime, labels: str) -> dict[str, dict[str, Any]]:
+def _close_window(context: Any, start: datetime, end: datetime, labels: str) -> dict[str, dict[str, Any]]:
     """Take in the labels of a window, and judge all that are due; by the windows' starts."""
     from flows.ingest import ingest
     from flows.monitor import monitor
@@ -117,27 +116,28 @@ def _close_window(memory: Any, start: datetime, end: datetime, labels: str) -> d
     from registry.traffic import ship
 
     for _ in range({"never": 0, "once": 1, "twice": 2}[labels]):
-        ingest(memory.name, start, end)
+        ingest(context.name, start, end)
     time.sleep(1.0)  # two rounds of the replicas' profiler
-    ship(memory)
-    judged = {window.isoformat(): monitor(memory.name, window.isoformat()) for window in due(memory)}
-    return {window: _week(memory, window, one["verdict"], one["action"]) for window, one in judged.items()}
+    ship(context)
+    judged = {window.isoformat(): monitor(context.name, window.isoformat()) for window in due(context)}
+    return {window: _week(context, window, one["verdict"], one["action"]) for window, one in judged.items()}
 
 
-def _week(memory: Any, window: str, verdict: dict[str, Any], action: str) -> dict[str, Any]:
+def _week(context: Any, window: str, verdict: dict[str, Any], action: str) -> dict[str, Any]:
     start = datetime.fromisoformat(window)
-    return {"window": window, "start": start.date().isoformat(), "end": start + memory.contract.drift.window, "kind": verdict["kind"],
-            "action": action, "reasons": list(verdict["reasons"]), "distances": drift_scores(verdict["figures"])}
+    return {"window": window, "start": start.date().isoformat(), "end": start + context.contract.drift.window, "kind": verdict["kind"],
+            "action": action, "reasons": list(verdict["reasons"]),
+            "distances": context.ledger.state().windows[window].verdict.figures.drift_scores}
 
 
-def _finished(memory: Any, window: str) -> bool:
-    return memory.ledger.state().claims[window]["state"] != "claimed"
+def _finished(context: Any, window: str) -> bool:
+    return not context.ledger.state().claims[window].is_granted
 
 
-def _canary(memory: Any) -> bool:
+def _canary(context: Any) -> bool:
     from deployments.routes import challenger_urls
 
-    return bool(challenger_urls(memory.run, memory.name))
+    return bool(challenger_urls(context.run, context.name))
 
 
 def _summary(report: dict[str, Any]) -> Table:

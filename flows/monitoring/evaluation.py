@@ -1,20 +1,27 @@
 """Evaluate a window: gather its traffic, labels and events, and ask for the drift verdict."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from datetime import datetime
 
 import pandas as pd
+from msgspec.structs import replace
 
 from contracts.core.binning import REFERENCE_FILE, monitored_columns
 from contracts.core.drift import cumulative_drift, drift
 from contracts.core.errors import NotFound
 from contracts.core.localization import LoggedRows
-from contracts.core.performance import Performance, estimate_performance, measure_performance
+from contracts.core.performance import estimate_performance, measure_performance
 from contracts.core.reference import BinnedComparison, decode_references, merge_versions
 from contracts.core.skew import Skew, find_answer_skew, find_clock_skew, find_skew
-from contracts.core.verdict import Verdict
-from flows.monitoring.outcomes import LATER, Outcomes, ingested_events, join_outcomes, probabilities_of, shifted
+from contracts.core.verdict import Outcome, Performance, WindowVerdict
+from flows.monitoring.outcomes import (
+    INGESTED,
+    Outcomes,
+    ingested_events,
+    join_outcomes,
+    joins_if_shifted,
+    probabilities_of,
+)
 from flows.monitoring.windows import WIDEST, champions, first_traffic, labelled_until
 from registry import layout, models
 from registry.context import ModelContext, fetch_version
@@ -24,102 +31,121 @@ from service.model import Model, load_model
 from service.profiles import NO_TRAFFIC, WindowCounts
 
 
-def evaluate_window(memory: ModelContext, start: datetime) -> Verdict:
-    """The window's Verdict: its traffic against the training data of the version that answered most of it, and that version's
-    score on matured labels. The figures name the version; without traffic it is the champion.
+def evaluate_window(context: ModelContext, start: datetime) -> WindowVerdict:
+    """The window's verdict: its traffic against the training data of the version that answered most of it, and that
+    version's performance on matured labels. The figures name the version; without traffic it is the champion.
 
     Where the window has too few rows it is widened by those before it, of the same version, WIDEST windows in all.
     """
-    contract, (version, seen, others) = memory.contract, _served(memory, start)
-    events = ingested_events(memory, start)
-    model, found = load_model(contract, fetch_version(memory, version)), join_outcomes(memory, version, start, events)
-    scores, skew, logged = score(memory, model, found, events), skew_of(memory, model, found, events), rows_of(memory, model, found)
-    started = first_traffic(memory)
-    expected = started and started <= start and start + contract.drift.window <= labelled_until(memory)
-    before = memory.ledger.state().windows.get((start - contract.drift.window).isoformat(), {"verdict": {"figures": {}}})["verdict"]["figures"]
-    for compared in _ever_wider(memory, start, version, seen, others):
-        verdict = drift(contract, compared.reference, compared.counts, rows=compared.rows, bad=seen.bad, scores=scores, skew=skew,
-                        seen=logged, at_fault=seen.at_fault, events=len(events) if expected else None,
-                        before=before.get("checks", {}))
-        if verdict.outcome != "insufficient":
+    contract, (version, counts, others) = context.contract, _served(context, start)
+    model, events = load_model(contract, fetch_version(context, version)), ingested_events(context, start)
+    outcomes = join_outcomes(context, version, start, events)
+    performance, skew = measured(context, model, outcomes, events), skew_of(context, model, outcomes, events)
+    logged = logged_rows(context, model, outcomes)
+    before = context.ledger.state().windows.get((start - contract.drift.window).isoformat())
+    for compared in _ever_wider(context, start, version, counts, others):
+        verdict = drift(
+            contract, compared.reference, compared.counts, rows=compared.rows, bad=counts.bad, performance=performance,
+            skew=skew, logged=logged, refused_fields=counts.at_fault,
+            events=len(events) if _must_have_traffic(context, start) else None,
+            previous=before.verdict.figures.checks if before else {})
+        if verdict.outcome is not Outcome.INSUFFICIENT:
             break
-    return replace(verdict, figures={
-        **verdict.figures, "version": version, "since": compared.since.isoformat(), "crept": _crept(memory, version, compared),
-        "estimate": estimate_performance(probabilities_of(contract, found.logged)) if len(found.logged) else None})
+    has_log = len(outcomes.logged) > 0
+    return replace(verdict, figures=replace(
+        verdict.figures, version=version, since=compared.since.isoformat(),
+        cumulative=_cumulative(context, version, compared),
+        estimate=estimate_performance(probabilities_of(contract, outcomes.logged)) if has_log else None))
 
 
-def recount_window(memory: ModelContext, start: datetime, verdict: Verdict) -> BinnedComparison:
-    """What a window's Verdict was given on, counted anew; raises NotFound where its profiles are gone."""
-    version, since = verdict.figures["version"], datetime.fromisoformat(verdict.figures["since"])
-    others = {other: window_counts(memory, other, start) for other in champions(memory) if other != version}
-    others = {other: seen for other, seen in others.items() if seen.rows}
-    for compared in _ever_wider(memory, start, version, window_counts(memory, version, start), others):
+def _must_have_traffic(context: ModelContext, start: datetime) -> bool:
+    """Whether a champion served by then, and later events are in."""
+    started = first_traffic(context)
+    return (started is not None and started <= start
+            and start + context.contract.drift.window <= labelled_until(context))
+
+
+def recount_window(context: ModelContext, start: datetime, verdict: WindowVerdict) -> BinnedComparison:
+    """The counts that a window's verdict was given on, counted anew; raises NotFound where its profiles are gone."""
+    version, since = str(verdict.figures.version), datetime.fromisoformat(str(verdict.figures.since))
+    others = {other: window_counts(context, other, start) for other in champions(context) if other != version}
+    others = {other: counts for other, counts in others.items() if counts.rows}
+    for compared in _ever_wider(context, start, version, window_counts(context, version, start), others):
         if compared.since <= since:
             break
-    if verdict.figures["rows"] and not compared.rows:
-        raise NotFound(f"the traffic of {memory.name} from {since.isoformat()} on was judged and is gone; restore "
-                        f"{layout.traffic(layout.PROFILES, memory.name, version)} in {memory.store.address} from a backup, "
-                        f"or name another window; what was judged is in: perennial history {memory.name}")
+    if verdict.figures.rows and not compared.rows:
+        raise NotFound(f"the traffic of {context.name} from {since.isoformat()} on was judged and is gone; restore "
+                        f"{layout.traffic(layout.PROFILES, context.name, version)} in {context.store.address} from a backup, "
+                        f"or name another window; what was judged is in: perennial history {context.name}")
     return compared
 
 
 def _ever_wider(
-    memory: ModelContext, start: datetime, version: str, seen: WindowCounts, others: Mapping[str, WindowCounts],
+    context: ModelContext, start: datetime, version: str, counted: WindowCounts, others: Mapping[str, WindowCounts],
 ) -> Iterator[BinnedComparison]:
-    """The version's training data with what was `seen` of the window, by it and by `others`; then with windows before it."""
-    reference = decode_references((fetch_version(memory, version) / REFERENCE_FILE).read_bytes())
-    for since in (start - back * memory.contract.drift.window for back in range(WIDEST)):
-        seen = seen if since == start else window_counts(memory, version, since) + seen
-        counts, compared = seen.counts, reference
+    """The version's training data with the window's counts, its own and those of `others`; then with windows before it."""
+    reference = decode_references((fetch_version(context, version) / REFERENCE_FILE).read_bytes())
+    for since in (start - back * context.contract.drift.window for back in range(WIDEST)):
+        counted = counted if since == start else window_counts(context, version, since) + counted
+        counts, compared = counted.counts, reference
         for other, theirs in others.items():  # a week whose first days another champion answered is a week all the same
-            compared, counts = merge_versions(compared, counts, profiles.bins_in(fetch_version(memory, other)), theirs.counts)
+            bins = profiles.bins_in(fetch_version(context, other))
+            compared, counts = merge_versions(compared, counts, bins, theirs.counts)
         yield BinnedComparison(compared, counts, max((int(now.sum()) for now in counts.values()), default=0), since)
 
 
-def _crept(memory: ModelContext, version: str, compared: BinnedComparison) -> dict[str, float]:
-    first = champions(memory)[:1]
+def _cumulative(context: ModelContext, version: str, compared: BinnedComparison) -> dict[str, float]:
+    first = champions(context)[:1]
     if not compared.counts or first == [version]:
         return {}
-    references = decode_references((fetch_version(memory, first[0]) / REFERENCE_FILE).read_bytes()) if first else {}
-    return {name: round(far, 3) for name, far in cumulative_drift(memory.contract, references, compared.reference, compared.counts).items()}
+    references = decode_references((fetch_version(context, first[0]) / REFERENCE_FILE).read_bytes()) if first else {}
+    scores = cumulative_drift(context.contract, references, compared.reference, compared.counts)
+    return {name: round(score, 3) for name, score in scores.items()}
 
 
-def _served(memory: ModelContext, start: datetime) -> tuple[str, WindowCounts, dict[str, WindowCounts]]:
-    """Of all champions so far, the one that answered most of the window, what it saw, and what the others did."""
-    seen = {version: window_counts(memory, version, start) for version in champions(memory)}
-    most = max(seen, key=lambda version: (seen[version].rows, seen[version].bad), default=None)
-    version = most if most and (seen[most].rows or seen[most].bad) else models.resolve(memory.ledger, "champion")
-    return version, seen.get(version, NO_TRAFFIC), {other: found for other, found in seen.items() if other != version and found.rows}
+def _served(context: ModelContext, start: datetime) -> tuple[str, WindowCounts, dict[str, WindowCounts]]:
+    """Of all champions so far, the one that answered most of the window, its counts, and those of the others."""
+    counts = {version: window_counts(context, version, start) for version in champions(context)}
+    most = max(counts, key=lambda version: (counts[version].rows, counts[version].bad), default=None)
+    version = most if most and (counts[most].rows or counts[most].bad) else models.resolve(context.ledger, "champion")
+    others = {other: counted for other, counted in counts.items() if other != version and counted.rows}
+    return version, counts.get(version, NO_TRAFFIC), others
 
 
-def score(memory: ModelContext, model: Model, found: Outcomes, events: pd.DataFrame) -> Performance | None:
-    """How the answers did on the window's matured labels; where none can meet its label, as without a log or a key, how the
-    model does. None while there are no labels."""
-    contract = memory.contract
-    if len(found.labelled):
-        return measure_performance(contract, contract.labels_of(found.labelled), probabilities_of(contract, found.labelled), found.coverage)
-    if events.empty or found.could_meet:
+def measured(context: ModelContext, model: Model, outcomes: Outcomes, events: pd.DataFrame) -> Performance | None:
+    """The performance of the answers on the window's matured labels; the model's where no answer can be joined with its
+    label, as without a log or a key. None while there are no labels."""
+    contract, labelled = context.contract, outcomes.labelled
+    if len(labelled):
+        return measure_performance(
+            contract, contract.labels_of(labelled), probabilities_of(contract, labelled), outcomes.coverage)
+    if events.empty or outcomes.can_join:
         return None
     return measure_performance(contract, contract.labels_of(events), model.probabilities(contract.columns_of(events)))
 
 
-def skew_of(memory: ModelContext, model: Model, found: Outcomes, events: pd.DataFrame) -> list[Skew]:
-    """Where what was sent and answered is not what was ingested, and what the registered model answers."""
-    contract, met = memory.contract, found.met
-    if met.empty:
+def skew_of(context: ModelContext, model: Model, outcomes: Outcomes, events: pd.DataFrame) -> list[Skew]:
+    """Where requests differ from the ingested events, answers from the registered model's, and a caller's clock from ours."""
+    contract, joined = context.contract, outcomes.joined
+    if joined.empty:
         return []
-    sent, times = contract.columns_of(met), met[contract.event_time].to_numpy()
-    both = [name for name in contract.request_columns if f"{name}{LATER}" in met]
-    later = contract.columns_of(met[[f"{name}{LATER}" for name in both]].set_axis(both, axis=1), tuple(both))
-    apart = find_answer_skew(contract, probabilities_of(contract, met), model.probabilities(sent), times)
-    return find_skew(contract, sent, later) + apart + [*find_clock_skew(contract, len(found.unmet), shifted(contract, found, events))]
+    sent, times = contract.columns_of(joined), joined[contract.event_time].to_numpy()
+    both = [name for name in contract.request_columns if f"{name}{INGESTED}" in joined]
+    ingested = contract.columns_of(joined[[f"{name}{INGESTED}" for name in both]].set_axis(both, axis=1), tuple(both))
+    return [
+        *find_skew(contract, sent, ingested),
+        *find_answer_skew(contract, probabilities_of(contract, joined), model.probabilities(sent), times),
+        *find_clock_skew(contract, len(outcomes.unjoined), joins_if_shifted(contract, outcomes, events)),
+    ]
 
 
-def rows_of(memory: ModelContext, model: Model, found: Outcomes) -> LoggedRows | None:
-    """The logged predictions as drift is judged by them; None without any."""
-    contract = memory.contract
-    if found.logged.empty:
+def logged_rows(context: ModelContext, model: Model, outcomes: Outcomes) -> LoggedRows | None:
+    """The logged predictions' times, values and slices; None without any."""
+    contract, logged = context.contract, outcomes.logged
+    if logged.empty:
         return None
-    columns, probabilities = contract.columns_of(found.logged), probabilities_of(contract, found.logged)
-    values = {name: one.values for name, one in monitored_columns(contract, columns, probabilities, model.classes(probabilities)).items()}
-    return LoggedRows(columns[contract.event_time], values, {name: columns[name] for name in contract.gate.slices if name in columns})
+    columns, probabilities = contract.columns_of(logged), probabilities_of(contract, logged)
+    monitored = monitored_columns(contract, columns, probabilities, model.classes(probabilities))
+    slices = {name: columns[name] for name in contract.gate.slices if name in columns}
+    return LoggedRows(
+        columns[contract.event_time], {name: column.values for name, column in monitored.items()}, slices)

@@ -19,45 +19,45 @@ ENVIRONMENT = {"OTEL_SDK_DISABLED": "true", "OMP_NUM_THREADS": "1", "WHYLOGS_NO_
                "BENTOML_DO_NOT_TRACK": "True"}
 
 
-def build_bento(memory: ModelContext, version: str) -> Path:
+def build_bento(context: ModelContext, version: str) -> Path:
     """The bento of a version: the model's files and the code that answers with them, nothing else; built once."""
-    home = memory.run / "bentoml"
-    bento = home / "bentos" / memory.name / version[:16]
+    home = context.run / "bentoml"
+    bento = home / "bentos" / context.name / version[:16]
     if (bento / "bento.yaml").exists():
         return bento
     shutil.rmtree(bento, ignore_errors=True)  # of an older perennial that was killed while it built
     bento.parent.mkdir(parents=True, exist_ok=True)
     # Staged outside of `.perennial`: BentoML reads no hidden path. Built on the run folder's file system, for the rename.
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory(dir=home, prefix="building-") as beside:
-        stage = _stage(memory, version, Path(folder))
+        stage = _stage(context, version, Path(folder))
         command = [sys.executable, "-m", "bentoml", "build", "--version", version[:16], str(stage)]
         built = subprocess.run(command, cwd=stage, capture_output=True, text=True, check=False,
                                env=os.environ | ENVIRONMENT | {"BENTOML_HOME": beside})
         if built.returncode:
-            raise ReleaseFailed(f"{memory.name}: the bento of {version[:12]} was not built:\n{built.stdout}{built.stderr}")
+            raise ReleaseFailed(f"{context.name}: the bento of {version[:12]} was not built:\n{built.stdout}{built.stderr}")
         try:
-            Path(beside, "bentos", memory.name, version[:16]).rename(bento)
+            Path(beside, "bentos", context.name, version[:16]).rename(bento)
         except OSError:  # another process was first, with the same bytes
             if not (bento / "bento.yaml").exists():
                 raise
     return bento
 
 
-def _stage(memory: ModelContext, version: str, folder: Path) -> Path:
+def _stage(context: ModelContext, version: str, folder: Path) -> Path:
     """The build context: the code that the service and the contract import, each module at its own place, and the model."""
-    for name, file in imported_modules("service.bento", memory.contract.module).items():
+    for name, file in imported_modules("service.bento", context.contract.module).items():
         to = folder / name.replace(".", "/") / file.name if file.name == "__init__.py" else folder / f"{name.replace('.', '/')}.py"
         to.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(file, to)
-    files = models.fetch(memory.store, memory.name, version, memory.run / "models")
+    files = models.fetch(context.store, context.name, version, context.run / "models")
     shutil.copytree(files, folder / "model")
     manifest = json.loads((files / "manifest.json").read_bytes())
-    served = manifest | {"version": version, "module": memory.contract.module}
+    served = manifest | {"version": version, "module": context.contract.module}
     (folder / "model" / "manifest.json").write_text(json.dumps(served))
     shutil.copy(ROOT / "requirements-service.txt", folder)
     (folder / "bentofile.yaml").write_text(yaml.safe_dump({
-        "service": "service.bento:service", "name": memory.name, "include": ["*.py", "model/"],
-        "labels": {"model": memory.name, "version": version[:63], "data": manifest["data"]["digest"][:63]},
+        "service": "service.bento:service", "name": context.name, "include": ["*.py", "model/"],
+        "labels": {"model": context.name, "version": version[:63], "data": manifest["data"]["digest"][:63]},
         "python": {"requirements_txt": "requirements-service.txt", "lock_packages": False},
         "envs": [{"name": name, "value": value} for name, value in ENVIRONMENT.items()],
     }))

@@ -6,88 +6,90 @@ from pathlib import Path
 
 from contracts.core.canary import canary_verdict
 from contracts.core.errors import ReleaseFailed
-from contracts.core.verdict import Verdict
+from contracts.core.verdict import CanaryKind, CanaryVerdict, Outcome
 from deployments import canary_metrics, fleet, routes
 from deployments.fleet import Server
 from deployments.routes import SplitMode, TrafficSplit
 from flows.releasing.rollout_lock import exclusive_rollout, rollback_waits
 from registry.context import ModelContext
+from registry.events import CanaryJudged, ShadowJudged
 
 LOOK, TELL = 0.5, 15  # seconds between two looks at a canary, and between two words on how far it is
-FINAL = ("died", "errors")  # findings that no further request can mend
+FINAL = (CanaryKind.DIED, CanaryKind.ERRORS)  # findings that no further request can mend
 log = logging.getLogger("perennial.rollout")
 
 
-def run_canary(memory: ModelContext, champion: str | None, version: str, mine: list[Server], mode: SplitMode = SplitMode.CANARY,
-                    share: float | None = None) -> Verdict | None:
+def run_canary(context: ModelContext, champion: str | None, version: str, mine: list[Server], mode: SplitMode = SplitMode.CANARY,
+                    share: float | None = None) -> CanaryVerdict | None:
     """Let a challenger see its share of the traffic, and judge it by what both sides did; None where no champion serves."""
-    old = [each.url for each in fleet.running(memory.run, memory.name) if each.version == champion]
+    old = [each.url for each in fleet.running(context.run, context.name) if each.version == champion]
     if not old or champion == version:
         return None
-    policy, urls = memory.contract.rollout, tuple(each.url for each in mine)
-    routes.route(memory.run, memory.name, old, champion, TrafficSplit(urls, policy.share if share is None else share, mode))
-    verdict = _watched(memory, mine, _apart(memory, version))
-    memory.ledger.record(f"{mode}_judged", {"version": version, "against": champion, "verdict": verdict.as_json()})
+    policy, urls = context.contract.rollout, tuple(each.url for each in mine)
+    routes.route(context.run, context.name, old, champion, TrafficSplit(urls, policy.share if share is None else share, mode))
+    verdict = _watched(context, mine, _apart(context, version))
+    judged = CanaryJudged if mode is SplitMode.CANARY else ShadowJudged
+    context.ledger.record(judged(version=version, against=champion, verdict=verdict))
     return verdict
 
 
-def _apart(memory: ModelContext, version: str) -> float:
-    """How far the gate saw the version's classes from the champion's; 0 for one that it has not judged against it."""
-    verdicts = memory.ledger.state().verdicts.get(version) or [{"verdict": {"figures": {}}}]
-    return verdicts[-1]["verdict"]["figures"].get("apart", 0.0)
+def _apart(context: ModelContext, version: str) -> float:
+    """The distance of the version's class shares from the champion's that the gate saw; 0 where it compared with none."""
+    judged = context.ledger.state().last_judged(version)
+    return (judged.verdict.figures.apart if judged else None) or 0.0
 
 
-def _watched(memory: ModelContext, mine: list[Server], apart: float) -> Verdict:
+def _watched(context: ModelContext, mine: list[Server], apart: float) -> CanaryVerdict:
     """The Verdict as soon as it can't change for the better, or enough requests were answered, or time is up."""
-    policy, deadline = memory.contract.rollout, time.monotonic() + memory.contract.rollout.minutes * 60
-    first, small = canary_metrics.read_counters(memory.run, memory.name), {each.url: each.memory_mb() for each in mine}
+    policy, deadline = context.contract.rollout, time.monotonic() + context.contract.rollout.minutes * 60
+    first, small = canary_metrics.read_counters(context.run, context.name), {each.url: each.memory_mb() for each in mine}
     deaths = {each.url: each.deaths for each in mine}
     told = time.monotonic()
     log.info("%s: %s is tried on a part of the callers until it answered %d requests, for %g minutes at most",
-             memory.name, mine[0].version[:12], policy.requests, policy.minutes)
+             context.name, mine[0].version[:12], policy.requests, policy.minutes)
     while True:
         time.sleep(LOOK)
-        if rollback_waits(memory):
-            raise ReleaseFailed(f"{memory.name}: the rollout gave way to a rollback; release it again when it is wanted")
+        if rollback_waits(context):
+            raise ReleaseFailed(f"{context.name}: the rollout gave way to a rollback; release it again when it is wanted")
         died = sum(each.deaths - deaths[each.url] for each in mine)
         grown = max((each.memory_mb() - small[each.url] for each in mine if each.is_alive), default=0.0)
-        now = canary_metrics.read_counters(memory.run, memory.name)
+        now = canary_metrics.read_counters(context.run, context.name)
         verdict = canary_verdict(*canary_metrics.canary_sides(first, now, deaths=died, grown_mb=grown), policy,
-                         latency_ms=memory.contract.gate.latency_ms, apart=apart)
-        answered = verdict.figures["challenger"]["answered"]
+                         latency_ms=context.contract.gate.latency_ms, apart=apart)
+        answered = verdict.figures.challenger.answered
         if time.monotonic() - told > TELL:
             told = time.monotonic()
-            log.info("%s: answered %d of %d requests, %.0f s left", memory.name, answered, policy.requests, deadline - told)
+            log.info("%s: answered %d of %d requests, %.0f s left", context.name, answered, policy.requests, deadline - told)
         enough = answered >= policy.requests
         if verdict.kind in FINAL or enough or time.monotonic() > deadline:
             return verdict
 
 
-def shadow(memory: ModelContext, version: str, what: Path | str, share: float) -> Verdict:
+def shadow(context: ModelContext, version: str, what: Path | str, share: float) -> CanaryVerdict:
     """Let one replica of a version see a share of the traffic, whose callers all get the champion's answers."""
     TrafficSplit(("the challenger",), share, SplitMode.SHADOW)  # refuses a share that can't be before anything is started
-    with exclusive_rollout(memory, hurry=False):
-        champion = memory.ledger.state().champion
-        mine = fleet.start(what, version, 1, memory.run, memory.name, {"PERENNIAL_PROFILES": str(memory.spool)})
+    with exclusive_rollout(context, hurry=False):
+        champion = context.ledger.state().champion
+        mine = fleet.start(what, version, 1, context.run, context.name, {"PERENNIAL_PROFILES": str(context.spool)})
         try:
             fleet.wait_ready(mine)
             fleet.raise_cpu_shares(mine)
-            verdict = run_canary(memory, champion, version, mine, SplitMode.SHADOW, share)
+            verdict = run_canary(context, champion, version, mine, SplitMode.SHADOW, share)
         finally:
-            end_canary(memory, champion)
-            fleet.stop(mine, memory.run, memory.name)
+            end_canary(context, champion)
+            fleet.stop(mine, context.run, context.name)
     if verdict is None:
-        raise ReleaseFailed(f"{memory.name}: no other champion serves here whose traffic {version[:12]} could see; "
-                            f"run: perennial serve {memory.name}")
+        raise ReleaseFailed(f"{context.name}: no other champion serves here whose traffic {version[:12]} could see; "
+                            f"run: perennial serve {context.name}")
     return verdict
 
 
-def is_allowed(memory: ModelContext, verdict: Verdict) -> bool:
-    return verdict.passed or (verdict.outcome == "insufficient" and memory.contract.rollout.alone == "go on")
+def is_allowed(context: ModelContext, verdict: CanaryVerdict) -> bool:
+    return verdict.passed or (verdict.outcome is Outcome.INSUFFICIENT and context.contract.rollout.alone == "go on")
 
 
-def end_canary(memory: ModelContext, champion: str | None) -> None:
+def end_canary(context: ModelContext, champion: str | None) -> None:
     """End a canary or a shadow: all the traffic is the champion's, and nobody else sees it."""
-    if routes.challenger_urls(memory.run, memory.name):
-        urls = [each.url for each in fleet.running(memory.run, memory.name) if each.version == champion]
-        routes.route(memory.run, memory.name, urls, champion)
+    if routes.challenger_urls(context.run, context.name):
+        urls = [each.url for each in fleet.running(context.run, context.name) if each.version == champion]
+        routes.route(context.run, context.name, urls, champion)

@@ -9,6 +9,7 @@ from deployments import kustomize
 from flows.releasing.rollout_lock import record_release
 from registry import images, settings
 from registry.context import ModelContext
+from registry.events import Released, RolloutFailed
 
 
 def _kustomization() -> Path | None:
@@ -20,22 +21,22 @@ def _kustomization() -> Path | None:
 
 
 def release_to_kubernetes(
-    memory: ModelContext, version: str, image: str, folder: Path, decide: Callable[[str | None], Any] | None = None,
+    context: ModelContext, version: str, image: str, folder: Path, decide: Callable[[str | None], Any] | None = None,
 ) -> dict[str, Any]:
     """Name a version champion and write its image into a kustomization: the cluster does the rest, by its own probes.
 
     What can be wrong with the file is found before the ledger learns anything; a run that was killed between the two is
     made up for by running it again, or by the reconciler's release of the champion.
     """
-    before = memory.ledger.state().champion
+    before = context.ledger.state().champion
     kustomize.current_image(folder)
-    decide(before) if decide else memory.ledger.promote(version, expect=before)
+    decide(before) if decide else context.ledger.promote(version, expect=before)
     try:
         kustomize.set_image(folder, image)
     except Exception as error:
-        memory.ledger.record("release_failed", {"version": version, "why": f"{type(error).__name__}: {error}"})
+        context.ledger.record(RolloutFailed(version=version, why=f"{type(error).__name__}: {error}"))
         if before and before != version:
-            memory.ledger.roll_back(f"the image was not written: {error}", to=before)
+            context.ledger.roll_back(f"the image was not written: {error}", to=before)
         raise
-    record_release(memory, {"version": version, "image": image})
+    record_release(context, Released(version=version, image=image))
     return {"outcome": "released", "version": version, "before": before, "replicas": [image], "canary": None, "checked": []}

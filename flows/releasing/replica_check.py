@@ -17,36 +17,36 @@ from service.schema import SAMPLE_HEADERS
 ONE_BY_ONE = 11  # records that are asked alone as well: another way through the code, and what a caller waits
 
 
-def answers_like_trainer(memory: ModelContext, server: Server) -> dict[str, Any]:
+def answers_like_trainer(context: ModelContext, server: Server) -> dict[str, Any]:
     """Ask a replica the version's sample records over HTTP, together and alone; refuse it unless it answers as the trainer
     did, in time."""
-    files = models.fetch(memory.store, memory.name, server.version, memory.run / "models")
+    files = models.fetch(context.store, context.name, server.version, context.run / "models")
     samples = json.loads((files / "samples.json").read_bytes())
     records, wanted = samples["records"], np.asarray(samples["probabilities"])
-    seconds = _compared(memory, server, records, wanted)
+    seconds = _compared(context, server, records, wanted)
     chosen = np.linspace(0, len(records) - 1, ONE_BY_ONE).astype(int)
-    alone = float(np.median([_compared(memory, server, [records[at]], wanted[[at]]) for at in chosen])) * 1000
-    if alone > (limit := memory.contract.gate.latency_ms):
+    alone = float(np.median([_compared(context, server, [records[at]], wanted[[at]]) for at in chosen])) * 1000
+    if alone > (limit := context.contract.gate.latency_ms):
         raise ReleaseFailed(f"{server.url} takes {alone:.0f} ms for a single record, the median of {ONE_BY_ONE}; limit: {limit:g} ms")
     return {"url": server.url, "records": len(records), "seconds": seconds, "latency_ms": alone}
 
 
-def answered_by(memory: ModelContext, version: str, records: list[dict]) -> np.ndarray:
+def answered_by(context: ModelContext, version: str, records: list[dict]) -> np.ndarray:
     """A version's probabilities by its live replica: for one whose features the contract here can't compute any more."""
-    alive = [each for each in fleet.running(memory.run, memory.name) if each.version == version]
+    alive = [each for each in fleet.running(context.run, context.name) if each.version == version]
     if not alive:
-        raise ReleaseFailed(f"{memory.name}: {version[:12]} has other features than the contract has now, and no replica "
+        raise ReleaseFailed(f"{context.name}: {version[:12]} has other features than the contract has now, and no replica "
                             f"of it runs here to be asked; run on the machine that serves it")
     parts = [_asked(alive[0], records[at:at + MOST_RECORDS]) for at in range(0, len(records), MOST_RECORDS)]
     if (bad := [part for part in parts if part.status_code != 200]):
-        raise ReleaseFailed(f"{memory.name}: {version[:12]} does not take records of the contract as it is now: {bad[0].text[:300]}")
-    answers = [one for part in parts for one in _parsed(alive[0], part, memory.contract.label.classes)["predictions"]]
+        raise ReleaseFailed(f"{context.name}: {version[:12]} does not take records of the contract as it is now: {bad[0].text[:300]}")
+    answers = [one for part in parts for one in _parsed(alive[0], part, context.contract.label.classes)["predictions"]]
     return np.asarray([list(one["probabilities"].values()) for one in answers], dtype=np.float32)
 
 
-def _compared(memory: ModelContext, server: Server, records: list[dict], wanted: np.ndarray) -> float:
+def _compared(context: ModelContext, server: Server, records: list[dict], wanted: np.ndarray) -> float:
     """Seconds that a replica took for records; ReleaseFailed unless version, probabilities and classes are the trainer's."""
-    reply, names = _asked(server, records), memory.contract.label.classes
+    reply, names = _asked(server, records), context.contract.label.classes
     if reply.status_code != 200:
         raise ReleaseFailed(f"{server.url} answers the samples with {reply.status_code}: {reply.text[:500]}")
     answer = _parsed(server, reply, names)
@@ -57,7 +57,7 @@ def _compared(memory: ModelContext, server: Server, records: list[dict], wanted:
         far = np.abs(got - wanted).max() if got.shape == wanted.shape else f"shapes {got.shape} and {wanted.shape}"
         raise ReleaseFailed(f"{server.url} differs by {far} from the trainer's answers of {server.version[:12]}, asked "
                             f"{len(records)} at once; see {server.log}")
-    called = [names[index] for index in (wanted * memory.contract.weights).argmax(axis=1)]
+    called = [names[index] for index in (wanted * context.contract.weights).argmax(axis=1)]
     if (wrong := [(one["class"], name) for one, name in zip(answer["predictions"], called) if one["class"] != name]):
         raise ReleaseFailed(f"{server.url} names another class than the trainer for {len(wrong)} of {len(called)} samples, "
                             f"such as {wrong[0][0]} for {wrong[0][1]}")

@@ -14,37 +14,37 @@ from registry.context import ModelContext, open_model
 
 
 @contextmanager
-def serving(memory: ModelContext) -> Iterator[None]:
+def serving(context: ModelContext) -> Iterator[None]:
     """One `perennial serve` of a model at a time: else the end of one would take the replicas of the other."""
-    memory.run.mkdir(parents=True, exist_ok=True)
-    with open(memory.run / f"{memory.name}.serve", "w") as file:
+    context.run.mkdir(parents=True, exist_ok=True)
+    with open(context.run / f"{context.name}.serve", "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise PerennialError(f"{memory.name} is served from {memory.run} already; see: perennial status {memory.name}") from None
+            raise PerennialError(f"{context.name} is served from {context.run} already; see: perennial status {context.name}") from None
         yield
 
 
-def serve_champion(memory: ModelContext, port: int = 8080) -> str:
+def serve_champion(context: ModelContext, port: int = 8080) -> str:
     """Bring the champion up behind the balancer; the balancer's address."""
-    version = models.resolve(memory.ledger, "champion")
-    address = load_balancer.start(memory.run, port).url
-    roll_out_version(memory, version, artifact_of(memory, version))
+    version = models.resolve(context.ledger, "champion")
+    address = load_balancer.start(context.run, port).url
+    roll_out_version(context, version, artifact_of(context, version))
     return address
 
 
 def roll_back(model: str, to: str, reason: str) -> dict[str, str]:
     """Make an earlier version champion; where this machine serves the model, its replicas are up before."""
-    memory = open_model(model)
-    before, target = models.resolve(memory.ledger, "champion"), models.resolve(memory.ledger, to)
+    context = open_model(model)
+    before, target = models.resolve(context.ledger, "champion"), models.resolve(context.ledger, to)
 
     def decide(_: str | None = None) -> None:
-        memory.ledger.roll_back(reason, to=target)
+        context.ledger.roll_back(reason, to=target)
 
     if folder := _kustomization():
-        release_to_kubernetes(memory, target, artifact_of(memory, target), folder, decide)
-    elif routes.champion_urls(memory.run, memory.name):
-        roll_out_version(memory, target, artifact_of(memory, target), decide)
+        release_to_kubernetes(context, target, artifact_of(context, target), folder, decide)
+    elif routes.champion_urls(context.run, context.name):
+        roll_out_version(context, target, artifact_of(context, target), decide)
     else:
         decide()
     return {"from": before, "to": target, "reason": reason}

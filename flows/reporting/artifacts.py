@@ -4,50 +4,63 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from msgspec import convert
 from prefect.artifacts import create_markdown_artifact
 from prefect.client.orchestration import get_client
 from prefect.runtime import flow_run
 
-from contracts.core.drift import drift_scores
+from contracts.core.verdict import (
+    Action,
+    CanaryFigures,
+    CanaryVerdict,
+    CheckKind,
+    ColumnCheck,
+    DataVerdict,
+    GateVerdict,
+    Outcome,
+    SideFigures,
+    Verdict,
+    WindowVerdict,
+)
+from registry.data import DataVersion
 
-MARKS = {"passed": "✅ passed", "failed": "❌ failed", "insufficient": "❔ insufficient"}
+MARKS = {Outcome.PASSED: "✅ passed", Outcome.FAILED: "❌ failed", Outcome.INSUFFICIENT: "❔ insufficient"}
 
 
-def show_data_check(model: str, version: Mapping[str, Any], verdict: Mapping[str, Any]) -> None:
-    figures = verdict["figures"]
-    rules = [(rule["column"], rule["rule"], rule["count"], ", ".join(e["value"] for e in rule["examples"]))
-             for rule in figures["by_rule"]]
+def show_data_check(model: str, version: DataVersion, verdict: DataVerdict) -> None:
+    figures = verdict.figures
+    rules = [(rule.column, rule.rule, rule.count, ", ".join(example.value for example in rule.examples))
+             for rule in figures.by_rule]
     _show(model, "data-check", _heading(f"Data check of {model}", verdict), (
-        f"{figures['rows']:,} rows of [{version['start']}, {version['end']}); {figures['bad']:,} set aside. "
-        f"Data version `{version['digest'][:12]}` now holds {version['rows']:,} rows."
+        f"{figures.rows:,} rows of [{version.start}, {version.end}); {figures.bad:,} set aside. "
+        f"Data version `{version.digest[:12]}` now holds {version.rows:,} rows."
     ), table(("column", "rule", "rows", "examples"), rules) if rules else "No rule was broken.")
 
 
-def show_gate(model: str, version: str, verdict: Mapping[str, Any]) -> None:
-    figures = verdict["figures"]
-    challenger, champion = figures["challenger"], figures.get("champion", {})
-    rows = [(name.replace("_", " "), _short(challenger[name]), _short(champion.get(name)))
+def show_gate(model: str, version: str, verdict: GateVerdict) -> None:
+    figures = verdict.figures
+    challenger, champion = figures.challenger, figures.champion
+    rows = [(name.replace("_", " "), _short(getattr(challenger, name)), _short(getattr(champion, name, None)))
             for name in ("rows", "log_loss", "auc", "calibration_error")]
-    rows += [(f"recall of {name}", _short(value), _short(champion.get("recall", {}).get(name)))
-             for name, value in challenger["recall"].items()]
-    rows += [(name, _short(figures[name]), "") for name in ("latency_ms", "size_mb", "disagreement")]
-    slices = [(one["column"], one["value"], one["rows"], f"{one['behind']:+.4f}") for one in figures.get("slices", ())]
-    paired = figures.get("paired")
-    compared = paired and (f"Log loss, challenger minus champion, same rows: **{paired['difference']:+.4f}** "
-                           f"[{paired['low']:+.4f}, {paired['high']:+.4f}]")
+    rows += [(f"recall of {name}", _short(value), _short(champion.recall.get(name) if champion else None))
+             for name, value in challenger.recall.items()]
+    rows += [(name, _short(getattr(figures, name)), "") for name in ("latency_ms", "size_mb", "disagreement")]
+    slices = [(one.column, one.value, one.rows, f"{one.behind:+.4f}") for one in figures.slices]
+    paired = figures.paired
+    compared = paired and (f"Log loss, challenger minus champion, same rows: **{paired.difference:+.4f}** "
+                           f"[{paired.low:+.4f}, {paired.high:+.4f}]")
     _show(model, "gate", _heading(f"Gate of {model} `{version[:12]}`", verdict),
           table(("figure", "challenger", "champion"), rows), compared or "No champion yet: absolute limits only.",
           table(("slice", "value", "rows", "behind the champion"), slices) if slices else "")
 
 
-def show_window(model: str, window: str, verdict: Mapping[str, Any], action: str, report: str | None) -> None:
+def show_window(model: str, window: str, verdict: WindowVerdict, action: Action, report: str | None) -> None:
     """`report`: where its page is kept; None where it could not be drawn."""
-    figures = verdict["figures"]
-    far, checks = drift_scores(figures), figures["checks"]
-    ranked = [(name, f"{far[name]:.2f}", *(_short(checks[name].get(check, {}).get("effect")) for check in ("values", "missing", "new")))
-              for name in sorted(far, key=far.get, reverse=True)]
-    _show(model, "window", _heading(f"Window {window} of {model}: {verdict['kind']}", verdict),
-          f"{figures['rows']:,} records answered, {figures['bad']:,} refused. What is done: **{action}**.",
+    figures, scores = verdict.figures, verdict.figures.drift_scores
+    ranked = [(name, f"{scores[name]:.2f}", *(_effect(figures.checks[name].get(check)) for check in CheckKind))
+              for name in sorted(scores, key=lambda name: -scores[name])]
+    _show(model, "window", _heading(f"Window {window} of {model}: {verdict.kind}", verdict),
+          f"{figures.rows:,} records answered, {figures.bad:,} refused. What is done: **{action}**.",
           f"Report: {f'`{report}`' if report else 'none could be drawn, the log says why'}; with what has happened since: "
           f"`perennial report {model} --window {window}`.",
           table(("column", "times its floor", "distance of values", "missing, apart", "never seen, more"), ranked))
@@ -55,17 +68,22 @@ def show_window(model: str, window: str, verdict: Mapping[str, Any], action: str
 
 def show_release(model: str, version: str, released: Mapping[str, Any]) -> None:
     rows = [(one["url"], one["records"], f"{one['latency_ms']:.1f} ms") for one in released["checked"]]
-    canary = released["canary"]
+    canary = released["canary"] and convert(released["canary"], CanaryVerdict)
     _show(model, "release", f"# Release of {model} `{version[:12]}`: {released['outcome']}",
           f"Champion before: `{(released['before'] or 'none')[:12]}`.",
           table(("replica", "sample records answered as by the trainer", "one record in"), rows),
-          *((_heading("Canary", canary), _sides(canary["figures"])) if canary else ("No canary: nothing served before.",)))
+          *((_heading("Canary", canary), _sides(canary.figures)) if canary else ("No canary: nothing served before.",)))
 
 
-def _sides(figures: Mapping[str, Any]) -> str:
-    names = [name for name, value in figures["stable"].items() if not isinstance(value, Mapping)]
+def _sides(figures: CanaryFigures) -> str:
+    names = [name for name in SideFigures.__struct_fields__ if name != "classes"]
     return table(("figure", "champion", "challenger"), [
-        (name.replace("_", " "), _short(figures["stable"][name]), _short(figures["challenger"][name])) for name in names])
+        (name.replace("_", " "), _short(getattr(figures.stable, name)), _short(getattr(figures.challenger, name)))
+        for name in names])
+
+
+def _effect(check: ColumnCheck | None) -> str:
+    return _short(check.effect if check else None)
 
 
 def tag_run(model: str) -> None:
@@ -81,9 +99,9 @@ def table(head: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _heading(title: str, verdict: Mapping[str, Any]) -> str:
-    reasons = "\n".join(f"- {reason}" for reason in verdict["reasons"])
-    return f"# {title}: {MARKS[verdict['outcome']]}\n\n{reasons}"
+def _heading(title: str, verdict: Verdict) -> str:
+    reasons = "\n".join(f"- {reason}" for reason in verdict.reasons)
+    return f"# {title}: {MARKS[verdict.outcome]}\n\n{reasons}"
 
 
 def _short(value: Any) -> str:

@@ -9,7 +9,8 @@ import numpy as np
 
 from contracts.core.binning import Bins
 from contracts.core.reference import Reference, shares
-from registry.ledger import State
+from contracts.core.verdict import WindowFigures
+from registry.state import State
 
 BARS = 14  # of a column's picture; more bins are taken together
 WIDE, HIGH = 290, 84  # of a curve, in pixels
@@ -26,11 +27,7 @@ class Bar(NamedTuple):
 
 def named(state: State, version: str) -> str:
     """A version by its number and the beginning of its digest."""
-    return f"{_number(state, version)} · {version[:12]}"
-
-
-def _number(state: State, version: str) -> str:
-    return f"v{state.versions.index(version) + 1}"
+    return f"v{state.number(version)} · {version[:12]}"
 
 
 def bars(reference: Reference, counts: np.ndarray) -> list[Bar]:
@@ -67,14 +64,16 @@ def _label(bins: Bins, inside: Sequence[int]) -> str:
     return f"{ends[inside[0] - 1]:g} … {ends[inside[-1]]:g}"
 
 
-def line(told: Mapping[str, Mapping[str, Any]], state: State, values: Mapping[str, float | None], *, limit: float | None = None,
-         spans: Mapping[str, tuple[float, float]] = MappingProxyType({})) -> dict[str, Any]:
+def line(
+    windows: Mapping[str, WindowFigures], state: State, values: Mapping[str, float | None], *, limit: float | None = None,
+    spans: Mapping[str, tuple[float, float]] = MappingProxyType({}),
+) -> dict[str, Any]:
     """A curve over windows in a picture of WIDE by HIGH, broken where a window has no value.
 
     With a `limit` it starts at zero; without one it shows what there is. Marks say where another version answers.
     """
-    days = np.array([*told], "datetime64[s]").astype(float)
-    across = dict(zip(told, (days - days[0]) / np.ptp(days) * WIDE if len(days) > 1 else [WIDE]))
+    days = np.array([*windows], "datetime64[s]").astype(float)
+    across = dict(zip(windows, (days - days[0]) / np.ptp(days) * WIDE if len(days) > 1 else [WIDE]))
     real = {start: value for start, value in values.items() if value is not None and np.isfinite(value)}
     ends = [*real.values(), *(end for span in spans.values() for end in span), *([] if limit is None else [0.0, limit * 1.25])] or [0.0]
     low, high = min(ends), max(ends)
@@ -86,8 +85,8 @@ def line(told: Mapping[str, Mapping[str, Any]], state: State, values: Mapping[st
         return {"start": start, "value": real[start], "x": across[start], "y": down(real[start]),
                 "beyond": limit is not None and real[start] > limit, "span": [*map(down, spans.get(start, ()))]}
 
-    runs = [[point(start) for start in run] for there, run in groupby(told, real.__contains__) if there]
-    versions = {start: figures["version"] for start, figures in told.items() if "version" in figures}
+    runs = [[point(start) for start in run] for there, run in groupby(windows, real.__contains__) if there]
+    versions = {start: figures.version for start, figures in windows.items() if figures.version}
     marks = [{"x": across[start], "version": named(state, now)} for (_, before), (start, now) in pairwise([("", ""), *versions.items()])
              if now != before]
     return {"runs": runs, "marks": marks, "limit": None if limit is None else down(limit), "low": low, "high": high}

@@ -3,18 +3,17 @@
 import logging
 import signal
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from threading import Event, Lock
-from typing import Any
 
 from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from contracts.core.drift import drift_scores
 from contracts.core.errors import PerennialError
+from contracts.core.verdict import WindowFigures
 from flows.monitoring.decision import decided
 from registry import data, layout
 from registry.context import ModelContext, open_model
@@ -58,43 +57,44 @@ class MetricsCollector(Collector):
 
     def _of(self, model: str) -> list[Sample]:
         try:
-            memory = self._known.get(model) or self._known.setdefault(model, open_model(model))
-            return [*samples(memory, datetime.now(UTC).replace(tzinfo=None)), ("perennial_up", (), 1)]
+            context = self._known.get(model) or self._known.setdefault(model, open_model(model))
+            return [*samples(context, datetime.now(UTC).replace(tzinfo=None)), ("perennial_up", (), 1)]
         except Exception as error:  # of the store, the ledger, Delta Lake or the contract: the exporter outlives them all
             log.error("%s can't be read, its gauges are missing: %s: %s", model, type(error).__name__, error)
             return [("perennial_up", (), 0)]
 
 
-def samples(memory: ModelContext, now: datetime) -> Iterator[Sample]:
+def samples(context: ModelContext, now: datetime) -> Iterator[Sample]:
     """All that ledger and store say of a model at a time in UTC."""
-    state = memory.ledger.state()
+    state = context.ledger.state()
     if state.champion:
-        yield "perennial_champion_info", (state.champion, str(state.versions.index(state.champion) + 1)), 1
+        yield "perennial_champion_info", (state.champion, str(state.number(state.champion))), 1
     if state.windows:
-        yield from _of_verdict(state.windows[max(state.windows)]["verdict"])
-    yield from _ages(memory, now)
-    still = Counter(alert["kind"] for alert in state.open_alerts)
-    for kind in sorted({alert["kind"] for alert in state.alerts.values()}):
-        yield "perennial_open_alerts", (kind,), still[kind]
-    for action, windows in sorted(Counter(decided(state, window, memory.contract.drift) for window in state.windows).items()):
+        yield from _figures(state.windows[max(state.windows)].verdict.figures)
+    yield from _ages(context, now)
+    still_open = Counter(alert.kind for alert in state.open_alerts)
+    for kind in sorted({alert.kind for alert in state.alerts.values()}):
+        yield "perennial_open_alerts", (kind,), still_open[kind]
+    actions = Counter(decided(state, window, context.contract.drift) for window in state.windows)
+    for action, windows in sorted(actions.items()):
         yield "perennial_windows", (action,), windows
 
 
-def _of_verdict(verdict: Mapping[str, Any]) -> Iterator[Sample]:
-    figures = verdict["figures"]
-    for feature, far in drift_scores(figures).items():
-        yield "perennial_drift_over_floor", (feature,), far
-    scores = figures.get("scores") or {}
-    names = {"log_loss": "log_loss", "low": "log_loss_low", "high": "log_loss_high", "gap": "label_gap", "coverage": "label_coverage"}
-    for name, gauge in names.items():
-        if scores.get(name) is not None:
-            yield f"perennial_{gauge}", (), scores[name]
+def _figures(figures: WindowFigures) -> Iterator[Sample]:
+    for feature, score in figures.drift_scores.items():
+        yield "perennial_drift_over_floor", (feature,), score
+    gauges = {"log_loss": "log_loss", "low": "log_loss_low", "high": "log_loss_high", "gap": "label_gap",
+              "coverage": "label_coverage"}
+    for name, gauge in gauges.items():
+        value = getattr(figures.performance, name, None)
+        if value is not None:
+            yield f"perennial_{gauge}", (), value
 
 
-def _ages(memory: ModelContext, now: datetime) -> Iterator[Sample]:
-    keys = memory.store.list(layout.traffic(layout.PROFILES, memory.name))
+def _ages(context: ModelContext, now: datetime) -> Iterator[Sample]:
+    keys = context.store.list(layout.traffic(layout.PROFILES, context.name))
     traffic = max((layout.parse_traffic(key).start for key in keys), default=None)
-    ingested = data.versions(memory.store, memory.name)
+    ingested = data.versions(context.store, context.name)
     labels = datetime.fromisoformat(ingested[-1].end) if ingested else None
     if traffic:
         yield "perennial_newest_profile_age_seconds", (), (now - traffic).total_seconds()

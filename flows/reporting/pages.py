@@ -12,11 +12,11 @@ from flows.reporting.window_report import Report
 from registry.context import ModelContext
 
 
-def report(memory: ModelContext, window: str) -> bytes:
+def report(context: ModelContext, window: str) -> bytes:
     """A judged window as one HTML page, from what the ledger and the store hold now."""
-    verdict, start = window_report.judged(memory, window), datetime.fromisoformat(window)
-    action = decided(memory.ledger.state(), window, memory.contract.drift)
-    return render_window(window_report.window_report(memory, window, action, recount_window(memory, start, verdict)))
+    verdict, start = window_report.judged(context, window), datetime.fromisoformat(window)
+    action = decided(context.ledger.state(), window, context.contract.drift)
+    return render_window(window_report.window_report(context, window, action, recount_window(context, start, verdict)))
 
 
 FILTERS = {
@@ -133,9 +133,9 @@ text { font-size: 11px; fill: var(--ink); unicode-bidi: isolate } text.soft { fi
 Shares of the records by bin:<svg class="swatch" viewBox="0 0 22 12"><rect class="before" width="22" height="12"/></svg>training data
 <svg class="swatch" viewBox="0 0 22 12"><rect class="now" y="3" width="22" height="6"/></svg>this window.
 {% if ignored %}Not judged, as the contract says: {{ ignored|join(", ") }}.{% endif %}</p>
-{% if crept %}
+{% if cumulative %}
 <p>By the training data of the first champion:
-{% for name, times in crept.items() %}
+{% for name, times in cumulative.items() %}
 {{ name }} {{ times|at }}{{ "," if not loop.last }}
 {% endfor %}
 times their floor. Slow drift is told, and starts nothing: each retraining was meant to follow the world.</p>
@@ -146,14 +146,15 @@ times their floor. Slow drift is told, and starts nothing: each retraining was m
 <div class="cards">
 {% for column in columns %}
 <article class="card"><header><h3>{{ column.name }}{% if column.output %} <span>the model’s answer</span>{% endif %}</h3>
-<b{% if column.drifted %} class="bad"{% endif %}>{{ column.far }}</b></header>
+<b{% if column.drifted %} class="bad"{% endif %}>{{ column.score }}</b></header>
 <table><thead><tr><th>check<th class="n">effect<th class="n">floor<th class="n">chance</thead>
 {% for check in column.checks %}
-<tr{% if check.drifted %} class="bad"{% endif %}><td>{{ check.what }}
-<td class="n">{{ check.effect|figure }}<td class="n">{{ check.floor|figure }}<td class="n">{{ check.chance|chance }}
-{% if check.get("since") or check.get("slice") %}
-<tr class="bad"><td colspan="4" class="wrap">{{ ["since " ~ check.since if check.get("since"), "carried by " ~ check.slice
-  if check.get("slice")]|select|join(", ") }}
+{% set found = check.figures %}
+<tr{% if found.drifted %} class="bad"{% endif %}><td>{{ check.what }}
+<td class="n">{{ found.effect|figure }}<td class="n">{{ found.threshold|figure }}<td class="n">{{ found.p_value|chance }}
+{% if found.since or found.slice %}
+<tr class="bad"><td colspan="4" class="wrap">{{ ["since " ~ found.since if found.since, "carried by " ~ found.slice
+  if found.slice]|select|join(", ") }}
 {% endif %}
 {% endfor %}</table>
 {{ picture(column.bars) }}</article>
@@ -164,7 +165,7 @@ times their floor. Slow drift is told, and starts nothing: each retraining was m
 and its training data is the measure.</p>
 <div class="cards">
 {% for trend in trends %}
-<article class="card"><header><h3>{{ trend.name }}</h3><b>{{ trend.far }}</b></header>{{ curve(trend) }}</article>
+<article class="card"><header><h3>{{ trend.name }}</h3><b>{{ trend.score }}</b></header>{{ curve(trend) }}</article>
 {% endfor %}</div></section>
 
 <section><h2>Scores</h2>
@@ -172,7 +173,7 @@ and its training data is the measure.</p>
 <p>On the {{ mine.rows|short }} events of the window whose labels were in: log loss {{ mine.log_loss|figure }}
 {%- if scores.span %}, with 95 % confidence from {{ scores.span[0]|figure }} to {{ scores.span[1]|figure }}{% endif %};
 gap {{ mine.gap|figure }}, limit {{ scores.limit|short }} from {{ scores.least|short }} labels on.
-{% if mine.get("coverage") is not none %}
+{% if mine.coverage is not none %}
 Coverage: {{ mine.coverage|share }} of the logged predictions have met their label.
 {% endif %}
 The gap is the divergence, in nats, of the classes that came true from those that the model expected.</p>

@@ -11,8 +11,10 @@ from rich.table import Table
 
 from contracts.core.errors import PerennialError
 from contracts.core.loading import contract_of_module, load_contract
+from contracts.core.verdict import Verdict, as_json
 from registry import layout, models
 from registry.context import ModelContext, open_model
+from registry.events import Recorded, encode_data
 
 
 def facts(model: str) -> dict[str, Any]:
@@ -24,20 +26,21 @@ def facts(model: str) -> dict[str, Any]:
     from flows.monitoring.outcomes import unlabelled_windows
     from registry import data
 
-    memory = open_model(model)
-    state = memory.ledger.state()
-    versions = data.versions(memory.store, memory.name)
-    windows = [{"window": key, **judged} for key, judged in state.windows.items()]
+    context = open_model(model)
+    state = context.ledger.state()
+    versions = data.versions(context.store, context.name)
+    windows = [{"window": key, **encode_data(judged)} for key, judged in state.windows.items()]
     return {
-        "model": memory.name, "store": memory.store.address, "versions": len(state.versions),
+        "model": context.name, "store": context.store.address, "versions": len(state.versions),
         "champion": state.champion, "previous": state.previous, "aliases": state.aliases,
         "data": versions[-1].as_json() if versions else None,
         "last_window": windows[-1] if windows else None,
-        "unlabelled": unlabelled_windows(memory) if versions else [],
-        "open_alerts": state.open_alerts,
-        "open_claims": [key for key, claim in state.claims.items() if claim["state"] == "claimed"],
-        "replicas": [{"url": one.url, "version": one.version, "pid": one.pid} for one in fleet.running(memory.run, memory.name)],
-        "routed": routes.champion_urls(memory.run, memory.name), "callers": routes.model_url(memory.run, memory.name),
+        "unlabelled": [{"window": window} | as_json(estimate) for window, estimate in unlabelled_windows(context).items()]
+        if versions else [],
+        "open_alerts": [as_json(alert) for alert in state.open_alerts],
+        "open_claims": [key for key, claim in state.claims.items() if claim.is_granted],
+        "replicas": [{"url": one.url, "version": one.version, "pid": one.pid} for one in fleet.running(context.run, context.name)],
+        "routed": routes.champion_urls(context.run, context.name), "callers": routes.model_url(context.run, context.name),
     }
 
 
@@ -63,19 +66,19 @@ def table(found: dict[str, Any]) -> Table:
     return shown
 
 
-def events(memory: ModelContext) -> list[dict[str, Any]]:
+def events(context: ModelContext) -> list[dict[str, Any]]:
     """Every event with a line on what it is about."""
-    return [{"seq": event.seq, "at": event.at, "by": event.by, "kind": event.kind, "about": _about(event.data), "data": event.data}
-            for event in memory.ledger.events()]
+    return [{"seq": event.seq, "at": event.at, "by": event.by, "kind": event.kind, "about": _about(event.data),
+             "data": encode_data(event.data)} for event in context.ledger.events()]
 
 
-def _about(facts_of: dict[str, Any]) -> str:
-    parts = [str(facts_of[name])[:12] for name in ("version", "to", "data") if isinstance(facts_of.get(name), str)]
-    parts += [str(facts_of[name]) for name in ("key", "outcome", "reason", "why") if facts_of.get(name)]
-    verdict = facts_of.get("verdict")
+def _about(event: Recorded) -> str:
+    parts = [digest[:12] for name in ("version", "to", "data") if (digest := getattr(event, name, None))]
+    parts += [str(text) for name in ("key", "outcome", "reason", "why") if (text := getattr(event, name, None))]
+    verdict: Verdict | None = getattr(event, "verdict", None)
     if verdict:
-        why = ": " + "; ".join(verdict["reasons"]) if verdict["outcome"] != "passed" else ""
-        parts.append(f"{verdict['outcome']} {verdict['kind']}".strip() + why)
+        why = "" if verdict.passed else ": " + "; ".join(verdict.reasons)
+        parts.append(f"{verdict.outcome} {getattr(verdict, 'kind', '')}".strip() + why)
     return " ".join(parts)
 
 
@@ -83,9 +86,9 @@ def described(name: str) -> dict[str, Any]:
     """A contract's description: of a contract here, of a .py file, or as kept with a version (flights@champion)."""
     if "@" in name:
         model, _, ref = name.partition("@")
-        memory = open_model(model)
-        version = models.resolve(memory.ledger, ref)
-        return json.loads(memory.store.get(layout.version_file(memory.name, version, "contract.json")))
+        context = open_model(model)
+        version = models.resolve(context.ledger, ref)
+        return json.loads(context.store.get(layout.version_file(context.name, version, "contract.json")))
     if not name.endswith(".py"):
         return load_contract(name).describe()
     if not Path(name).is_file():

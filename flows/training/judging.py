@@ -14,7 +14,7 @@ import pandas as pd
 
 from contracts.core.errors import PerennialError
 from contracts.core.evaluation import gate
-from contracts.core.verdict import Verdict
+from contracts.core.verdict import GateVerdict
 from flows.releasing.replica_check import answered_by
 from registry import data, models
 from registry.context import ROOT, ModelContext, fetch_version
@@ -24,43 +24,43 @@ LATENCY_RECORDS = 300
 PATIENCE = 300  # seconds in which a new process must answer the samples
 
 
-def judge(memory: ModelContext, version: str) -> Verdict:
+def judge(context: ModelContext, version: str) -> GateVerdict:
     """The gate's Verdict on a version, against the champion on the newest labelled window; kept in the ledger."""
-    contract, state = memory.contract, memory.ledger.state()
+    contract, state = context.contract, context.ledger.state()
     if version == state.champion:  # a run that was killed after the promotion, or nothing new to train on
-        return Verdict.from_json(state.verdicts[version][-1]["verdict"])
-    manifest = models.manifest(memory.store, memory.name, version)
+        return state.verdicts[version][-1].verdict
+    manifest = models.manifest(context.store, context.name, version)
     source = data.DataVersion.from_json(manifest["data"])
-    files = fetch_version(memory, version)
-    with saved_answers(memory, files) as answering:
-        rows = data.read(memory.store, source, start=datetime.fromisoformat(manifest["judged_from"]))
+    files = fetch_version(context, version)
+    with saved_answers(context, files) as answering:
+        rows = data.read(context.store, source, start=datetime.fromisoformat(manifest["judged_from"]))
         columns, labels = contract.columns_of(rows), contract.labels_of(rows)
         served, twin = (load_model(contract, files, stem).probabilities(columns) for stem in (SERVED, TWIN))
-        champion = champion_probabilities(memory, state.champion, rows)
+        champion = champion_probabilities(context, state.champion, rows)
         apart = disagreement(answering, files)  # awaited before the latency is measured
     verdict = gate(
         contract, labels, twin, champion, {name: rows[name].to_numpy() for name in contract.gate.slices},
         latency_ms=latency(load_model(contract, files), files), disagreement=apart,
         size_mb=sum(file.stat().st_size for file in files.iterdir()) / 2**20,
         refit_shift=float(np.abs(served - twin).mean()))
-    memory.ledger.judged(version, verdict, state.champion, {"data": source.digest})
+    context.ledger.judged(version, verdict, state.champion, source.digest)
     return verdict
 
 
-def champion_probabilities(memory: ModelContext, champion: str | None, rows: pd.DataFrame) -> np.ndarray | None:
+def champion_probabilities(context: ModelContext, champion: str | None, rows: pd.DataFrame) -> np.ndarray | None:
     """What the champion says of the judged rows; refuses rows that it was trained on, on which nobody could win."""
     if champion is None:
         return None
-    seen = models.manifest(memory.store, memory.name, champion)["data"]["end"]
-    if seen > rows[memory.contract.event_time].min().isoformat():
-        raise PerennialError(f"{memory.name}: the champion was trained on events up to {seen}, so nothing fresh is left "
-                             f"to judge on; ingest newer events first: perennial ingest {memory.name}")
-    contract, files = memory.contract, fetch_version(memory, champion)
+    seen = models.manifest(context.store, context.name, champion)["data"]["end"]
+    if seen > rows[context.contract.event_time].min().isoformat():
+        raise PerennialError(f"{context.name}: the champion was trained on events up to {seen}, so nothing fresh is left "
+                             f"to judge on; ingest newer events first: perennial ingest {context.name}")
+    contract, files = context.contract, fetch_version(context, champion)
     if is_compatible(contract, files):
         return load_model(contract, files).probabilities(contract.columns_of(rows))
     wanted = json.loads((files / "contract.json").read_bytes())["request"]
     known = contract.columns_of(rows, tuple(name for name in wanted if name in contract.columns))
-    return answered_by(memory, champion, records_of_columns(contract, known))
+    return answered_by(context, champion, records_of_columns(contract, known))
 
 
 def latency(model: Model, files: Path) -> float:
@@ -76,9 +76,9 @@ def latency(model: Model, files: Path) -> float:
 
 
 @contextmanager
-def saved_answers(memory: ModelContext, files: Path) -> Iterator[subprocess.Popen[str]]:
+def saved_answers(context: ModelContext, files: Path) -> Iterator[subprocess.Popen[str]]:
     """A new process that answers the version's sample records from its saved files; it ends where nobody wants its answers any more."""
-    command = [sys.executable, "-m", "service.model", memory.contract.schema.__module__, str(files)]
+    command = [sys.executable, "-m", "service.model", context.contract.schema.__module__, str(files)]
     with subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as answering:
         try:
             yield answering

@@ -21,10 +21,12 @@ from contracts.core.dependencies import imported_modules
 from contracts.core.digests import digest_of
 from contracts.core.errors import PerennialError
 from contracts.core.features import Columns
+from contracts.core.verdict import as_json
 from flows.training import cluster
 from flows.training.dataset import TrainingSet, read_training_set
 from registry import data, models, settings
 from registry.context import ROOT, ModelContext, fetch_version
+from registry.events import Registered
 from service.model import TWIN, Model, records_of_columns
 from service.profiles import bins_in
 
@@ -34,48 +36,49 @@ SAMPLES = 200
 log = logging.getLogger("perennial.train")
 
 
-def judged_from(memory: ModelContext, source: data.DataVersion) -> datetime:
+def judged_from(context: ModelContext, source: data.DataVersion) -> datetime:
     """The start of the newest labelled window: older rows train, newer ones judge."""
-    return datetime.fromisoformat(source.end) - memory.contract.gate.window
+    return datetime.fromisoformat(source.end) - context.contract.gate.window
 
 
-def fit_version(memory: ModelContext) -> str:
+def fit_version(context: ModelContext) -> str:
     """Train on the newest data version and register the result; gives the version's digest.
 
     A version holds the recipe trained twice: the *twin* on all but the newest labelled window, for the gate to
     judge on rows it never saw, and the model that serves, on every row, in as many rounds.
     """
-    source = data.newest(memory.store, memory.name)
-    with gathered(memory, source) as rows:
-        files, metrics = fitted(memory, rows)
-    manifest = _manifest(memory, source, metrics, rows.older) | ({"workers": rows.workers} if rows.workers > 1 else {})
-    version = models.save(memory.store, memory.name, files, manifest)
-    memory.ledger.registered(version, {"data": source.digest, "rounds": metrics["rounds"], "git": git_revision(),
-                                        "bins_of": memory.ledger.state().champion})
+    source = data.newest(context.store, context.name)
+    with gathered(context, source) as rows:
+        files, metrics = fitted(context, rows)
+    manifest = _manifest(context, source, metrics, rows.older) | ({"workers": rows.workers} if rows.workers > 1 else {})
+    version = models.save(context.store, context.name, files, manifest)
+    context.ledger.registered(Registered(
+        version=version, data=source.digest, rounds=metrics["rounds"], git=git_revision(),
+        bins_of=context.ledger.state().champion))
     return version
 
 
 @contextmanager
-def gathered(memory: ModelContext, source: data.DataVersion) -> Iterator[TrainingSet | cluster.DistributedTrainingSet]:
+def gathered(context: ModelContext, source: data.DataVersion) -> Iterator[TrainingSet | cluster.DistributedTrainingSet]:
     """The rows of a data version as they are trained on: here, or on the Dask cluster that the environment names."""
-    cut, address = judged_from(memory, source), settings.dask_address()
+    cut, address = judged_from(context, source), settings.dask_address()
     if address:
         with cluster.dask_client(address) as client, cluster.lost_workers_named(address):
-            yield cluster.distribute(client, memory.contract, memory.store.address, source, cut)
+            yield cluster.distribute(client, context.contract, context.store.address, source, cut)
     else:
-        chunks = data.chunks(memory.store, source, memory.contract.training_columns)
-        with closing(read_training_set(memory.contract, chunks, source.rows, cut, memory.run / "training", log.info)) as rows:
+        chunks = data.chunks(context.store, source, context.contract.training_columns)
+        with closing(read_training_set(context.contract, chunks, source.rows, cut, context.run / "training", log.info)) as rows:
             yield rows
 
 
-def fitted(memory: ModelContext, rows: TrainingSet | cluster.DistributedTrainingSet) -> tuple[dict[str, bytes], dict[str, Any]]:
+def fitted(context: ModelContext, rows: TrainingSet | cluster.DistributedTrainingSet) -> tuple[dict[str, bytes], dict[str, Any]]:
     """A version's files by name, and its metrics."""
     if rows.older < 2 or rows.older == rows.rows:  # early stopping holds back one of those that train
-        raise PerennialError(f"{memory.name}: {rows.older} of {rows.rows} rows are older than the gate's window, which starts at "
+        raise PerennialError(f"{context.name}: {rows.older} of {rows.rows} rows are older than the gate's window, which starts at "
                              f"{rows.cut}; 2 must be, to train, and 1 in it, to judge: ingest more first")
-    contract, history = memory.contract, rows.rounds()
-    model, champion = rows.fit(history["rounds"]), memory.ledger.state().champion
-    before = bins_in(fetch_version(memory, champion)) if champion else {}
+    contract, history = context.contract, rows.rounds()
+    model, champion = rows.fit(history["rounds"]), context.ledger.state().champion
+    before = bins_in(fetch_version(context, champion)) if champion else {}
     with ThreadPoolExecutor(1) as beside:  # what is learnt of ordinary traffic keeps one core busy, and a training hardly notices
         training, sample = beside.submit(rows.fit, history["rounds"], older=True), rows.sample
         references = learn_references(model, sample, before)
@@ -84,7 +87,7 @@ def fitted(memory: ModelContext, rows: TrainingSet | cluster.DistributedTraining
         REFERENCE_FILE: reference.encode_references(references),
         "samples.json": json.dumps(_samples(model, sample)).encode(),
         "contract.json": json.dumps(contract.describe(), indent=1, sort_keys=True, ensure_ascii=False).encode(),
-    }, history | {"newest_window": classification_metrics(contract, *rows.newest(twin))}
+    }, history | {"newest_window": as_json(classification_metrics(contract, *rows.newest(twin)))}
 
 
 def learn_references(model: Model, sample: Columns, before: Mapping[str, Bins]) -> dict[str, reference.Reference]:
@@ -104,12 +107,12 @@ def _samples(model: Model, columns: Columns) -> dict[str, Any]:
     return {"records": records_of_columns(model.contract, some), "probabilities": model.probabilities(some).tolist()}
 
 
-def _manifest(memory: ModelContext, source: data.DataVersion, metrics: dict[str, Any], twin_rows: int) -> dict[str, Any]:
-    contract = memory.contract
+def _manifest(context: ModelContext, source: data.DataVersion, metrics: dict[str, Any], twin_rows: int) -> dict[str, Any]:
+    contract = context.contract
     return {
-        "model": memory.name, "contract": contract.digest, "classes": list(contract.label.classes),
+        "model": context.name, "contract": contract.digest, "classes": list(contract.label.classes),
         "features": [feature.name for feature in contract.features], "data": source.as_json(),
-        "rows": source.rows, "twin_rows": twin_rows, "judged_from": judged_from(memory, source).isoformat(), "metrics": metrics,
+        "rows": source.rows, "twin_rows": twin_rows, "judged_from": judged_from(context, source).isoformat(), "metrics": metrics,
         "seed": contract.seed, "code": code_digest(contract), "packages": {name: installed(name) for name in PACKAGES},
     }
 

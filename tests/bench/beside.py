@@ -69,13 +69,13 @@ def beside(model: Path) -> dict[str, Peer]:
     }
 
 
-def started(memory: ModelContext, version: str, record: dict[str, Any]) -> dict[str, Server]:
+def started(context: ModelContext, version: str, record: dict[str, Any]) -> dict[str, Server]:
     """All of them, by name, once all have answered the record with the same probabilities; they end with the run folder."""
-    model = memory.run / "peers"
-    said = _saved_for_peers(fetch_version(memory, version), model, record)
+    model = context.run / "peers"
+    said = _saved_for_peers(fetch_version(context, version), model, record)
     with on_core(CORES[0]):
-        ours = _ours(memory, version, json.dumps({"records": [record]}))
-        theirs = {name: _start(name, peer, model, memory.run, json.dumps(peer.body(record, said["matrix"][0])))
+        ours = _ours(context, version, json.dumps({"records": [record]}))
+        theirs = {name: _start(name, peer, model, context.run, json.dumps(peer.body(record, said["matrix"][0])))
                   for name, peer in beside(model).items()}
     for name, peer in beside(model).items():
         server = theirs[name]
@@ -96,10 +96,10 @@ def _saved_for_peers(files: Path, model: Path, record: dict[str, Any]) -> dict[s
     return json.loads(subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True).stdout)
 
 
-def _ours(memory: ModelContext, version: str, body: str) -> dict[str, Server]:
-    bento, spool = build_bento(memory, version), {"PERENNIAL_PROFILES": str(memory.spool)}
-    [on] = replicas.start(bento, version, 1, memory.run, memory.name, spool)
-    [off] = replicas.start(bento, version, 1, memory.run, f"{memory.name}-off")
+def _ours(context: ModelContext, version: str, body: str) -> dict[str, Server]:
+    bento, spool = build_bento(context, version), {"PERENNIAL_PROFILES": str(context.spool)}
+    [on] = replicas.start(bento, version, 1, context.run, context.name, spool)
+    [off] = replicas.start(bento, version, 1, context.run, f"{context.name}-off")
     return {name: Server(name=name, process=one, url=f"{one.url}/predict", body=body) for name, one in ((OURS, on), (OFF, off))}
 
 

@@ -33,7 +33,7 @@ from contracts.core.loading import load_contract
 from contracts.core.policies import Drift, Gate
 from contracts.core.reference import Reference, learn_reference
 from contracts.core.schema import column
-from contracts.core.verdict import Verdict
+from contracts.core.verdict import WindowVerdict
 from service import profiles
 from tests.bench import PEERS, ROOT, peers, write
 
@@ -103,7 +103,7 @@ def trained() -> dict[str, Reference]:
                  contract().drift.window, contract().drift.false_alarms)
 
 
-def judged(seen: dict[str, MonitoredColumn], policy: Drift | None = None) -> Verdict:
+def judged(seen: dict[str, MonitoredColumn], policy: Drift | None = None) -> WindowVerdict:
     """The verdict on a window; a column that it lacks is a column that the traffic lacks."""
     counts = {name: trained()[name].bins.count(one.values) for name, one in seen.items()}
     asked = replace(contract(), drift=policy or replace(contract().drift, min_rows=1))
@@ -118,7 +118,7 @@ def quiet(n: int, seed: int) -> dict[str, Any]:
 
 @cache
 def judged_from() -> int:
-    return judged(made_up(np.random.default_rng(0), 100), contract().drift).figures["needed"]
+    return judged(made_up(np.random.default_rng(0), 100), contract().drift).figures.needed
 
 
 def _moved(seen: dict[str, MonitoredColumn], name: str, change: Callable[[np.ndarray], np.ndarray]) -> None:
@@ -228,7 +228,7 @@ def shuffled(seed: int) -> list[bool]:
     return alarms
 
 
-def weeks(until: int = 365) -> Iterator[tuple[str, Verdict]]:
+def weeks(until: int = 365) -> Iterator[tuple[str, WindowVerdict]]:
     """Flights as they were: each week against January and February."""
     flights = load_contract("flights")
     past = flights.source(datetime(2013, 1, 1), datetime(2013, 3, 1))

@@ -19,6 +19,7 @@ import httpx
 
 from deployments import processes, replicas, routes, stack
 from tests.bench import figure, fresh_addresses, write
+from tests.verdicts import window_verdict
 
 START, CHAMPION, END = datetime(2013, 1, 1), datetime(2013, 2, 1), datetime(2013, 3, 1)  # the champion knows January alone
 BOUND = 180  # seconds that a round may take
@@ -46,36 +47,36 @@ def measured(times: int) -> list[dict[str, Any]]:
     from flows.train import train
     from registry.context import open_model
 
-    memory = open_model("flights")
-    ingest_batch(memory, START, CHAMPION)
+    context = open_model("flights")
+    ingest_batch(context, START, CHAMPION)
     first = directly(train, "flights")
     if first["outcome"] != "released":
         raise RuntimeError(f"the first champion was not released: {first}")
-    ingest_batch(memory, CHAMPION, END)
+    ingest_batch(context, CHAMPION, END)
     rounds = []
-    with calling(memory) as answered:
+    with calling(context) as answered:
         for number in range(times):
             answered.clear()
-            rounds.append(one_round(memory, number))
+            rounds.append(one_round(context, number))
             rounds[-1] |= {"requests": len(answered), "failed": len(answered) - answered.count(200)}
             print(json.dumps(rounds[-1]), flush=True)
-            go_back(memory, first["version"])
+            go_back(context, first["version"])
     return rounds
 
 
 @contextmanager
-def calling(memory: Any) -> Iterator[list[int]]:
+def calling(context: Any) -> Iterator[list[int]]:
     """One-record requests through the load balancer, RATE a second at most; the status of each answer."""
     from registry.context import fetch_version
 
-    samples = json.loads((fetch_version(memory, memory.ledger.state().champion) / "samples.json").read_bytes())["records"]
+    samples = json.loads((fetch_version(context, context.ledger.state().champion) / "samples.json").read_bytes())["records"]
     answered, over = [], threading.Event()
 
     def call() -> None:
         with httpx.Client(timeout=30, trust_env=False) as client:
             while not over.wait(1 / RATE):
                 record = samples[len(answered) % len(samples)]
-                answered.append(client.post(f"{routes.model_url(memory.run, memory.name)}/predict", json={"records": [record]}).status_code)
+                answered.append(client.post(f"{routes.model_url(context.run, context.name)}/predict", json={"records": [record]}).status_code)
 
     caller = threading.Thread(target=call)
     caller.start()
@@ -86,33 +87,33 @@ def calling(memory: Any) -> Iterator[list[int]]:
         caller.join()
 
 
-def go_back(memory: Any, version: str) -> None:
+def go_back(context: Any, version: str) -> None:
     """The first champion serves again, and the next round has to make the bento anew."""
     from flows.releasing.serving import roll_back
 
-    made = memory.ledger.state().champion
-    roll_back(memory.name, version, "the next round")
-    shutil.rmtree(memory.run / "bentoml" / "bentos" / memory.name / made[:16])
+    made = context.ledger.state().champion
+    roll_back(context.name, version, "the next round")
+    shutil.rmtree(context.run / "bentoml" / "bentos" / context.name / made[:16])
 
 
-def one_round(memory: Any, number: int) -> dict[str, Any]:
+def one_round(context: Any, number: int) -> dict[str, Any]:
     """Grant a retraining, emit its event, and wait until every replica answers with what came of it."""
-    from contracts.core.verdict import Verdict
+    from contracts.core.verdict import Action
     from flows.monitor import announce
-    from flows.monitoring.decision import fresh_rows
+    from flows.monitoring.decision import new_rows
 
-    before, policy = memory.ledger.state().champion, memory.contract.drift
+    before, policy = context.ledger.state().champion, context.contract.drift
     window = (END - policy.window).isoformat() if not number else (END + number * policy.cooldown).isoformat()
-    granted = memory.ledger.claim_retraining(
-        window, now=END + number * policy.cooldown, reason="the benchmark", drift=policy, fresh=fresh_rows(memory))
-    if not granted.granted:
-        raise RuntimeError(f"no retraining was granted: {granted.reason}")
-    verdict = Verdict("drift", "failed", ("the benchmark says so",), kind="input drift", figures={"checks": {}})
+    granted = context.ledger.claim_retraining(
+        window, now=END + number * policy.cooldown, reason="the benchmark", drift=policy, new_rows=new_rows(context))
+    if not granted.is_granted:
+        raise RuntimeError(f"no retraining was granted: {granted.why}")
+    verdict = window_verdict("input drift", "the benchmark says so")
     begun = time.time()
-    announce(memory.name, window, verdict.as_json(), "retrain")
-    canary, there = seen(lambda: routes.challenger_urls(memory.run, memory.name)), seen(lambda: new_everywhere(memory, before))
-    processes.wait_until(lambda: memory.ledger.state().claims[window]["state"] == "finished", BOUND)
-    return {"seconds": there - begun, "parts": parts(memory, window, begun, canary, there), "flow_ended_after": time.time() - there}
+    announce(context.name, window, verdict, Action.RETRAIN)
+    canary, there = seen(lambda: routes.challenger_urls(context.run, context.name)), seen(lambda: new_everywhere(context, before))
+    processes.wait_until(lambda: context.ledger.state().claims[window].state == "finished", BOUND)
+    return {"seconds": there - begun, "parts": parts(context, window, begun, canary, there), "flow_ended_after": time.time() - there}
 
 
 def seen(what: Callable[[], Any]) -> float:
@@ -122,19 +123,21 @@ def seen(what: Callable[[], Any]) -> float:
     return time.time()
 
 
-def new_everywhere(memory: Any, before: str) -> bool:
+def new_everywhere(context: Any, before: str) -> bool:
     """Whether another champion has all its replicas, callers are sent to these alone, and that is who answers them."""
     from flows.releasing.rollout import REPLICAS
 
-    champion, run = memory.ledger.state().champion, memory.run
-    urls = sorted(one.url for one in replicas.running(run, memory.name) if one.version == champion)
-    if champion == before or len(urls) < REPLICAS or routes.champion_urls(run, memory.name) != urls or routes.challenger_urls(run, memory.name):
+    champion, run = context.ledger.state().champion, context.run
+    urls = sorted(one.url for one in replicas.running(run, context.name) if one.version == champion)
+    if champion == before or len(urls) < REPLICAS:
         return False
-    answers = [processes.http_get(f"{routes.model_url(run, memory.name)}/model").json()["version"] for _ in range(2 * REPLICAS)]
+    if routes.champion_urls(run, context.name) != urls or routes.challenger_urls(run, context.name):
+        return False
+    answers = [processes.http_get(f"{routes.model_url(run, context.name)}/model").json()["version"] for _ in range(2 * REPLICAS)]
     return set(answers) == {champion}
 
 
-def parts(memory: Any, window: str, begun: float, canary: float, there: float) -> dict[str, float]:
+def parts(context: Any, window: str, begun: float, canary: float, there: float) -> dict[str, float]:
     """Seconds of each step, by Prefect's clock of the run and its tasks, by the ledger and by what was seen; in sum all there were."""
     from prefect.client.orchestration import get_client
 
@@ -142,7 +145,7 @@ def parts(memory: Any, window: str, begun: float, canary: float, there: float) -
         [run] = [one for one in client.read_flow_runs() if one.parameters.get("window") == window]
         tasks = [one for one in client.read_task_runs() if one.flow_run_id == run.id]
     ended = {one.name.split()[0]: one.end_time.timestamp() for one in tasks if one.end_time}
-    judged = [event.at for event in memory.ledger.events() if event.kind == "canary_judged"][-1]
+    judged = [event.at for event in context.ledger.events() if event.kind == "canary_judged"][-1]
     times = [begun, run.created.timestamp(), run.start_time.timestamp(), ended["fit"], ended["judge"], ended["bento"], canary,
              datetime.fromisoformat(judged).timestamp(), there]
     return {name: after - before for name, before, after in zip(PARTS, times, times[1:])}

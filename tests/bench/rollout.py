@@ -25,7 +25,6 @@ from typing import Any
 import numpy as np
 
 from contracts.core.policies import Rollout
-from contracts.core.verdict import Verdict
 from deployments import fleet, load_balancer, processes, routes
 from flows.ingest import ingest_batch
 from flows.releasing import rollout
@@ -37,6 +36,7 @@ from registry import data, images
 from registry.context import ModelContext, open_model
 from service.model import records_of_columns
 from tests.bench import fresh_addresses, write
+from tests.verdicts import gate_verdict
 
 RATE, THREADS = 200, 16
 QUIET, BOUND = 60, 30  # seconds of quiet to compare with; seconds that a rollback may take
@@ -180,35 +180,35 @@ def main() -> None:
     os.environ.setdefault("PERENNIAL_IMAGES", "127.0.0.1:5000/bench")
     os.environ.setdefault("PERENNIAL_BUILD_NETWORK", "host")
     with fresh_addresses():
-        memory = open_model("flights")
-        memory = replace(memory, contract=replace(memory.contract, rollout=Rollout()))
+        context = open_model("flights")
+        context = replace(context, contract=replace(context.contract, rollout=Rollout()))
         try:
-            write("rollout", measure(memory, asked))
+            write("rollout", measure(context, asked))
         finally:
-            fleet.stop_all(memory.run)
+            fleet.stop_all(context.run)
 
 
-def measure(memory: ModelContext, asked: argparse.Namespace) -> dict[str, Any]:
-    ingest_batch(memory, datetime(2013, 1, 1), datetime(2013, 2, 1))
-    first, second = version_of(memory, 0), version_of(memory, 1)
-    judged(memory, first, None)
-    image = ship(memory, first)
-    rollout.roll_out_version(memory, first, image["reference"])
-    found: dict[str, Any] = {"image": image, "second_image": ship(memory, second), "start": start_up(memory, first, image["reference"])}
-    rows = memory.contract.source(datetime(2013, 2, 1), datetime(2013, 2, 8))
-    records = records_of_columns(memory.contract, memory.contract.columns_of(rows))
+def measure(context: ModelContext, asked: argparse.Namespace) -> dict[str, Any]:
+    ingest_batch(context, datetime(2013, 1, 1), datetime(2013, 2, 1))
+    first, second = version_of(context, 0), version_of(context, 1)
+    judged(context, first, None)
+    image = ship(context, first)
+    rollout.roll_out_version(context, first, image["reference"])
+    found: dict[str, Any] = {"image": image, "second_image": ship(context, second), "start": start_up(context, first, image["reference"])}
+    rows = context.contract.source(datetime(2013, 2, 1), datetime(2013, 2, 8))
+    records = records_of_columns(context.contract, context.contract.columns_of(rows))
     bodies = [json.dumps({"records": [record]}, separators=(",", ":")).encode() for record in records]
-    callers = Callers(f"{load_balancer.start(memory.run).url}/flights/predict", bodies)
+    callers = Callers(f"{load_balancer.start(context.run).url}/flights/predict", bodies)
     with callers.calling():
         found["quiet"] = during(callers, lambda: time.sleep(QUIET))
         print("quiet", json.dumps(found["quiet"]), flush=True)
         if asked.releases:
-            found["releases"] = releases(memory, callers, second, asked.releases)
+            found["releases"] = releases(context, callers, second, asked.releases)
             found["p99_ratio"] = found["releases"]["load"]["p99_ms"] / found["quiet"]["p99_ms"]
-        found["kill"] = kill(memory, callers)
-        found["bad"] = [bad(memory, callers, name) for name in list(BAD)[:asked.bad]]
-        found["bad"].append(wrong_digest(memory, callers))
-        found["good"] = [good(memory, callers, seed) for seed in range(2, 2 + asked.good)]
+        found["kill"] = kill(context, callers)
+        found["bad"] = [bad(context, callers, name) for name in list(BAD)[:asked.bad]]
+        found["bad"].append(wrong_digest(context, callers))
+        found["good"] = [good(context, callers, seed) for seed in range(2, 2 + asked.good)]
     found["load_in_all"] = callers.between(callers.asked[0][0], callers.asked[-1][0])
     return found
 
@@ -219,7 +219,7 @@ def during(callers: Callers, what: Callable[[], Any]) -> dict[str, Any]:
     return callers.between(begun, time.monotonic())
 
 
-def version_of(memory: ModelContext, seed: int) -> str:
+def version_of(context: ModelContext, seed: int) -> str:
     """A model on rows drawn anew, with replacement, from the same month; seed 0 takes each row once."""
     read = data.read
 
@@ -232,50 +232,50 @@ def version_of(memory: ModelContext, seed: int) -> str:
 
     data.read = drawn
     try:
-        return version.fit_version(memory)
+        return version.fit_version(context)
     finally:
         data.read = read
 
 
-def judged(memory: ModelContext, version: str, against: str | None) -> None:
-    memory.ledger.judged(version, Verdict("gate", "passed", ("by hand: the benchmark judges rollouts, not models",)), against, {})
+def judged(context: ModelContext, version: str, against: str | None) -> None:
+    context.ledger.judged(version, gate_verdict("passed", "by hand: the benchmark judges rollouts, not models"), against)
 
 
-def ship(memory: ModelContext, version: str) -> dict[str, Any]:
+def ship(context: ModelContext, version: str) -> dict[str, Any]:
     """Build and push a version's image: how long, how large, and how much of it is its own."""
-    bento = build_bento(memory, version)
+    bento = build_bento(context, version)
     begun = time.monotonic()
-    reference = ship_image(memory, version, bento)
+    reference = ship_image(context, version, bento)
     seconds, image = time.monotonic() - begun, images.present(reference)
     under = images.runtime(images.configured())
     return {"reference": reference, "build_and_push_s": seconds, "size_mb": image.attrs["Size"] / 1e6,
             "own_layer_mb": (image.attrs["Size"] - under.attrs["Size"]) / 1e6}
 
 
-def start_up(memory: ModelContext, version: str, image: str, times: int = 5) -> dict[str, Any]:
+def start_up(context: ModelContext, version: str, image: str, times: int = 5) -> dict[str, Any]:
     """Seconds from `docker run` to the first 200 on /readyz, one container at a time, nothing else going on."""
     took = []
     for _ in range(times):
         begun = time.monotonic()
-        started = fleet.start(image, version, 1, memory.run, "startup")
+        started = fleet.start(image, version, 1, context.run, "startup")
         while not processes.is_answering(f"{started[0].url}/readyz"):
             time.sleep(0.02)
         took.append(time.monotonic() - begun)
-        fleet.stop(started, memory.run, "startup")
+        fleet.stop(started, context.run, "startup")
     return {"ready_s": took, "median_s": statistics.median(took)}
 
 
-def releases(memory: ModelContext, callers: Callers, second: str, times: int) -> dict[str, Any]:
+def releases(context: ModelContext, callers: Callers, second: str, times: int) -> dict[str, Any]:
     """A release and a rollback, in turn."""
-    judged(memory, second, memory.ledger.state().champion)
-    image = ship_image(memory, second, build_bento(memory, second))
+    judged(context, second, context.ledger.state().champion)
+    image = ship_image(context, second, build_bento(context, second))
     took: dict[str, list[float]] = {"release": [], "rollback": []}
     refused, begun = 0, time.monotonic()
     for turn in range(times):
         kind, start = ("rollback", "release")[turn % 2 == 0], time.monotonic()
         if kind == "release":
-            refused += rollout.roll_out_version(memory, second, image)["outcome"] != "released"
-        elif memory.ledger.state().champion == second:
+            refused += rollout.roll_out_version(context, second, image)["outcome"] != "released"
+        elif context.ledger.state().champion == second:
             roll_back("flights", "previous", "the benchmark")
         took[kind].append(time.monotonic() - start)
         print(f"{turn + 1}/{times} {kind} {took[kind][-1]:.1f} s", json.dumps(callers.between(start, time.monotonic())), flush=True)
@@ -283,9 +283,9 @@ def releases(memory: ModelContext, callers: Callers, second: str, times: int) ->
             **{f"{kind}_s": {"median": statistics.median(all_), "max": max(all_)} for kind, all_ in took.items() if all_}}
 
 
-def kill(memory: ModelContext, callers: Callers) -> dict[str, Any]:
+def kill(context: ModelContext, callers: Callers) -> dict[str, Any]:
     """SIGKILL to one replica's first process under load, and how long until both answer again."""
-    [one, *_] = fleet.running(memory.run, memory.name)
+    [one, *_] = fleet.running(context.run, context.name)
     begun, pid = time.monotonic(), one.pid
     os.kill(pid, signal.SIGKILL)
     processes.wait_until(lambda: one.pid not in (0, pid), 30)
@@ -295,41 +295,41 @@ def kill(memory: ModelContext, callers: Callers) -> dict[str, Any]:
     return {"back": back, "full_strength_s": seconds, "load": callers.between(begun, time.monotonic())}
 
 
-def bad(memory: ModelContext, callers: Callers, name: str) -> dict[str, Any]:
+def bad(context: ModelContext, callers: Callers, name: str) -> dict[str, Any]:
     """A challenger with something wrong in it: refused, by what, and what callers saw of it."""
-    version = version_of(memory, 100 + list(BAD).index(name))
-    bento = build_bento(memory, version)
+    version = version_of(context, 100 + list(BAD).index(name))
+    bento = build_bento(context, version)
     tampered = bento.parent / f"{bento.name}-bad"
     shutil.copytree(bento, tampered)
     entry = tampered / "src" / "service" / "bento.py"
     entry.write_text(TOOLS + BAD[name] + "\n" + entry.read_text().replace('"""The entry', '\n"""The entry'))
     image = images.build(images.configured(), tampered, {"bad": name})
-    return tried(memory, callers, name, version, images.push(images.configured(), image, "flights", "bad"))
+    return tried(context, callers, name, version, images.push(images.configured(), image, "flights", "bad"))
 
 
-def wrong_digest(memory: ModelContext, callers: Callers) -> dict[str, Any]:
-    version = version_of(memory, 99)
-    return tried(memory, callers, "wrong digest", version, f"{images.configured().repository('flights')}@sha256:{'0' * 64}")
+def wrong_digest(context: ModelContext, callers: Callers) -> dict[str, Any]:
+    version = version_of(context, 99)
+    return tried(context, callers, "wrong digest", version, f"{images.configured().repository('flights')}@sha256:{'0' * 64}")
 
 
-def good(memory: ModelContext, callers: Callers, seed: int) -> dict[str, Any]:
-    version = version_of(memory, seed)
-    return tried(memory, callers, f"resampled {seed}", version, ship_image(memory, version, build_bento(memory, version)))
+def good(context: ModelContext, callers: Callers, seed: int) -> dict[str, Any]:
+    version = version_of(context, seed)
+    return tried(context, callers, f"resampled {seed}", version, ship_image(context, version, build_bento(context, version)))
 
 
-def tried(memory: ModelContext, callers: Callers, name: str, version: str, image: str) -> dict[str, Any]:
+def tried(context: ModelContext, callers: Callers, name: str, version: str, image: str) -> dict[str, Any]:
     """Put a challenger in front as a release would; a good one is then rolled back, so that all meet the same champion."""
-    champion = memory.ledger.state().champion
-    judged(memory, version, champion)
+    champion = context.ledger.state().champion
+    judged(context, version, champion)
     begun = time.monotonic()
     try:
-        done = rollout.roll_out_version(memory, version, image)
+        done = rollout.roll_out_version(context, version, image)
         outcome, why = done["outcome"], "; ".join((done["canary"] or {}).get("reasons", ()))
     except Exception as error:
         outcome, why = "refused", f"{type(error).__name__}: {error}"
-    seconds, champion_now = time.monotonic() - begun, memory.ledger.state().champion
-    served = routes.champion_urls(memory.run, memory.name)
-    alone = {each.version for each in fleet.running(memory.run, memory.name) if each.url in served}
+    seconds, champion_now = time.monotonic() - begun, context.ledger.state().champion
+    served = routes.champion_urls(context.run, context.name)
+    alone = {each.version for each in fleet.running(context.run, context.name) if each.url in served}
     if champion_now != champion:
         roll_back("flights", champion, "the benchmark")
     result = {"name": name, "outcome": outcome, "why": why[:300], "became_champion": champion_now == version,

@@ -44,23 +44,23 @@ def main() -> None:
     asked = parser.parse_args()
     need_wrk()
     with fresh_addresses():
-        memory = open_model("flights")
-        ingest_batch(memory, START, END)
-        write("serve", measured(memory, fit_version(memory), windows=30 if asked.long else 3))
+        context = open_model("flights")
+        ingest_batch(context, START, END)
+        write("serve", measured(context, fit_version(context), windows=30 if asked.long else 3))
 
 
-def measured(memory: ModelContext, version: str, windows: int) -> dict[str, Any]:
+def measured(context: ModelContext, version: str, windows: int) -> dict[str, Any]:
     """All figures; those of the tail and the soak over so many windows of ten seconds."""
-    folder, begun = fetch_version(memory, version), time.monotonic()
-    model = load_model(memory.contract, folder)
+    folder, begun = fetch_version(context, version), time.monotonic()
+    model = load_model(context.contract, folder)
     samples = json.loads((folder / "samples.json").read_bytes())["records"]
     # A raw tensor as JSON can't say that a value is missing.
-    servers = started(memory, version, next(each for each in samples if None not in each.values()))
+    servers = started(context, version, next(each for each in samples if None not in each.values()))
     ours, off = servers[OURS], servers[OFF]
     tail, tails = through(ours, windows)
     peers, raced = race(servers)
     overload, crowded = crowd(ours)
-    figures = [*raced, *tails, *alone(ours), *large(ours, model, samples), *profiled(ours, off), *crowded, equal(ours, model, memory)]
+    figures = [*raced, *tails, *alone(ours), *large(ours, model, samples), *profiled(ours, off), *crowded, equal(ours, model, context)]
     return {"figures": figures, "peers": peers, "tail": tail, "overload": overload, "connections": CONNECTIONS,
             "tail_seconds": 10 * windows, "took_seconds": time.monotonic() - begun}
 
@@ -92,18 +92,18 @@ def right(seen: Load) -> Load:
 
 def through(ours: Server, windows: int) -> tuple[dict[str, Any], Figures]:
     """The tail of one-record requests, and how memory grows."""
-    answered, memory, seen = right(load(ours, CONNECTIONS, 10)).answered, [], []
+    answered, worker_mb, seen = right(load(ours, CONNECTIONS, 10)).answered, [], []
     while answered < FIRST:
         answered += load(ours, CONNECTIONS, 1).answered
-    memory.append(ours.worker_mb())
+    worker_mb.append(ours.worker_mb())
     for _ in range(windows):
         seen.append(right(load(ours, CONNECTIONS, 10)))
-        memory.append(ours.worker_mb())
+        worker_mb.append(ours.worker_mb())
     requests = sum(one.answered for one in seen)
-    return {"windows": [asdict(one) for one in seen], "worker_mb": memory, "requests": requests}, [
+    return {"windows": [asdict(one) for one in seen], "worker_mb": worker_mb, "requests": requests}, [
         figure("99th percentile of one-record requests", 3, "at most", "times the median", [one.p99 / one.p50 for one in seen]),
         figure("the longest of them", 50, "at most", "ms", [one.most for one in seen]) | {"measured": max(one.most for one in seen)},
-        figure(f"memory of the worker after {requests:,} requests", 10, "at most", "MB more than after 50,000", [memory[-1] - memory[0]])]
+        figure(f"memory of the worker after {requests:,} requests", 10, "at most", "MB more than after 50,000", [worker_mb[-1] - worker_mb[0]])]
 
 
 def alone(ours: Server) -> Figures:
@@ -176,15 +176,15 @@ def spread(values: list[float]) -> dict[str, float]:
     return {"requests": len(values), "p50": float(np.median(values)), "p99": float(np.quantile(values, 0.99)), "max": max(values)}
 
 
-def equal(ours: Server, model: Model, memory: ModelContext) -> dict[str, Any]:
+def equal(ours: Server, model: Model, context: ModelContext) -> dict[str, Any]:
     """Answers through HTTP beside the model's own, to the last bit, on a million rows that never were of values that were."""
-    known, rng = memory.contract.columns_of(memory.contract.source(START, END)), np.random.default_rng(0)
+    known, rng = context.contract.columns_of(context.contract.source(START, END)), np.random.default_rng(0)
     columns = {name: rng.choice(values, ROWS) for name, values in known.items()}
     expected, differ = model.probabilities(columns), 0
     with httpx.Client(trust_env=False, timeout=30) as client:
         for start in range(0, ROWS, MANY):
             part = {name: values[start:start + MANY] for name, values in columns.items()}
-            body = msgspec.json.encode({"records": records_of_columns(memory.contract, part)})
+            body = msgspec.json.encode({"records": records_of_columns(context.contract, part)})
             answers = msgspec.json.decode(client.post(ours.url, content=body).raise_for_status().content)["predictions"]
             here, classes = expected[start:start + MANY], model.classes(expected[start:start + MANY])
             found = np.array([list(answer["probabilities"].values()) for answer in answers])

@@ -31,9 +31,9 @@ COMMANDS = {
 def main() -> None:
     with fresh_addresses() as home:
         os.environ["PERENNIAL_DEMO"] = str(home / "demo")
-        memory = open_model("flights")
-        ingest_batch(memory, datetime(2013, 1, 1), datetime(2013, 1, 22))
-        judge(memory, fit_version(memory))
+        context = open_model("flights")
+        ingest_batch(context, datetime(2013, 1, 1), datetime(2013, 1, 22))
+        judge(context, fit_version(context))
         for command in COMMANDS.values():
             seconds(command)  # the first reads what the others find in memory
         took: dict[str, list[float]] = {name: [] for name in COMMANDS}

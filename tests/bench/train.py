@@ -61,29 +61,29 @@ def main() -> None:
 def beside_bare(turns: int) -> dict[str, list[float]]:
     with fresh_addresses():
         ingest_batch(open_model("flights"), START, END)
-        memory = open_model("flights")
-        rounds = trained_rounds(memory, version.fit_version(memory))  # and imports, caches
-        bare(memory, rounds)
-        pairs = [(ours(memory), bare(memory, rounds)) for _ in range(turns)]
+        context = open_model("flights")
+        rounds = trained_rounds(context, version.fit_version(context))  # and imports, caches
+        bare(context, rounds)
+        pairs = [(ours(context), bare(context, rounds)) for _ in range(turns)]
     return {"ratios": [one / other for one, other in pairs], "functions_s": [one for one, _ in pairs], "bare_s": [other for _, other in pairs]}
 
 
-def ours(memory: ModelContext) -> float:
+def ours(context: ModelContext) -> float:
     """Seconds of the plain functions that the train flow calls, up to the gate's verdict."""
     begun = time.perf_counter()
-    assert judging.judge(memory, version.fit_version(memory)).passed
+    assert judging.judge(context, version.fit_version(context)).passed
     return time.perf_counter() - begun
 
 
-def trained_rounds(memory: ModelContext, version: str) -> int:
-    return models.manifest(memory.store, memory.name, version)["metrics"]["rounds"]
+def trained_rounds(context: ModelContext, version: str) -> int:
+    return models.manifest(context.store, context.name, version)["metrics"]["rounds"]
 
 
-def bare(memory: ModelContext, rounds: int) -> float:
+def bare(context: ModelContext, rounds: int) -> float:
     """Seconds of the same three trainings without Perennial, each in as many rounds as Perennial's."""
     begun = time.perf_counter()
-    version = data.newest(memory.store, memory.name)
-    rows = data.read(memory.store, version)
+    version = data.newest(context.store, context.name)
+    rows = data.read(context.store, version)
     at = rows["departs"].dt
     minute = at.hour * 60 + at.minute
     codes = {name: rows[name].astype("category").cat.codes for name in ("carrier", "origin", "dest")}
@@ -92,7 +92,7 @@ def bare(memory: ModelContext, rounds: int) -> float:
                 *(rows[name] for name in weather), at.year - rows["built"], rows["seats"]]
     matrix = np.column_stack([np.asarray(values, np.float32) for values in features])
     labels = np.where(~(rows["arr_delay"] <= 60), 2, np.where(rows["arr_delay"] > 15, 1, 0))
-    older = int((rows["departs"] < judged_from(memory, version)).sum())
+    older = int((rows["departs"] < judged_from(context, version)).sum())
     cut = older - int(older * flights.stop_share)
 
     def of(part: slice) -> xgboost.DMatrix:
@@ -120,24 +120,24 @@ def alone(rows: int, rounds: int) -> dict[str, float]:
 
 def grown(rows: int, rounds: int) -> dict[str, float]:
     """Ingest so many rows, a year at a time, where nothing is there yet; else train on them."""
-    memory = open_model("flights")
-    memory = replace(memory, contract=replace(memory.contract, rounds=rounds))
-    known, begun = data.versions(memory.store, memory.name), time.perf_counter()
+    context = open_model("flights")
+    context = replace(context, contract=replace(context.contract, rounds=rounds))
+    known, begun = data.versions(context.store, context.name), time.perf_counter()
     if known:
-        judging.judge(memory, version.fit_version(memory))
+        judging.judge(context, version.fit_version(context))
     else:
-        _ingest(memory, rows)
+        _ingest(context, rows)
     stage = "train" if known else "ingest"
     [peak] = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())  # getrusage tells of the parent's memory too
     return {"rows": rows, f"{stage}_s": time.perf_counter() - begun, f"{stage}_peak_mb": int(peak) / 1024}
 
 
-def _ingest(memory: ModelContext, rows: int) -> None:
+def _ingest(context: ModelContext, rows: int) -> None:
     start, file = datetime(2000, 1, 1), Path(tempfile.mkdtemp()) / "year.parquet"
     for frame in flights_like(rows):
         end = max(frame["departs"].max().to_pydatetime() + timedelta(minutes=1), start + timedelta(minutes=1))
         frame.to_parquet(file)
-        ingest_batch(memory, start, end, str(file))
+        ingest_batch(context, start, end, str(file))
         start = end
 
 

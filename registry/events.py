@@ -1,0 +1,255 @@
+"""The events of a ledger, a struct each, and their stored form.
+
+A stored event is `{"format", "digest", "seq", "prev", "at", "by", "kind", "data"}`. Its digest is taken over the stored
+`data`, before it is read as a struct, so that a newer reader still verifies what an older writer appended.
+"""
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, TypeAlias, get_args
+
+import msgspec
+from msgspec import Struct
+
+from contracts.core.retraining import RefusalRule
+from contracts.core.verdict import CanaryVerdict, DataVerdict, GateVerdict, WindowVerdict
+
+FORMAT = 2  # raise it with a change that an older reader can't follow, and add the step from the old form to `upgraded`
+
+
+class AlertState(StrEnum):
+    RAISED = "raised"
+    OVER = "over"
+
+
+class Recorded(Struct, frozen=True, kw_only=True, tag_field="event"):
+    """What happened; a field that came later has a default, so that older events still read."""
+
+
+class Ingested(Recorded, frozen=True, kw_only=True, tag="ingested"):
+    start: str
+    end: str
+    data: str
+    rows: int
+    bad: int
+
+
+class IngestRefused(Recorded, frozen=True, kw_only=True, tag="ingest_refused"):
+    start: str
+    end: str
+    verdict: DataVerdict
+
+
+class LabelsStored(Recorded, frozen=True, kw_only=True, tag="labelled"):
+    """Labels came for the ids of predictions; `labels` is the digest of their file."""
+
+    labels: str
+    rows: int
+
+
+class Registered(Recorded, frozen=True, kw_only=True, tag="registered"):
+    """A version was trained. `bins_of`: the champion whose bins its own divide."""
+
+    version: str
+    data: str = ""
+    rounds: int = 0
+    git: str | None = None
+    bins_of: str | None = None
+
+
+class Judged(Recorded, frozen=True, kw_only=True, tag="judged"):
+    """The gate's verdict on a version, against the champion of that time."""
+
+    version: str
+    against: str | None
+    verdict: GateVerdict
+    data: str = ""
+
+
+class Promoted(Recorded, frozen=True, kw_only=True, tag="promoted"):
+    version: str
+    before: str | None = None
+
+
+class RolledBack(Recorded, frozen=True, kw_only=True, tag="rolled_back", rename={"from_": "from"}):
+    from_: str | None
+    to: str
+    reason: str
+
+
+class Aliased(Recorded, frozen=True, kw_only=True, tag="aliased"):
+    name: str
+    version: str
+
+
+class Tagged(Recorded, frozen=True, kw_only=True, tag="tagged"):
+    version: str
+    key: str
+    value: str
+
+
+class Noted(Recorded, frozen=True, kw_only=True, tag="noted"):
+    version: str
+    text: str
+
+
+class Imaged(Recorded, frozen=True, kw_only=True, tag="imaged"):
+    """A version's image was pushed; `image` is its reference by digest."""
+
+    version: str
+    image: str
+
+
+class Released(Recorded, frozen=True, kw_only=True, tag="released"):
+    """What serves from now on, and what a rollback starts again."""
+
+    version: str
+    image: str | None = None
+    replicas: int | None = None
+
+
+class RolloutFailed(Recorded, frozen=True, kw_only=True, tag="release_failed"):
+    version: str
+    why: str
+
+
+class CanaryJudged(Recorded, frozen=True, kw_only=True, tag="canary_judged"):
+    version: str
+    against: str | None
+    verdict: CanaryVerdict
+
+
+class ShadowJudged(Recorded, frozen=True, kw_only=True, tag="shadow_judged"):
+    version: str
+    against: str | None
+    verdict: CanaryVerdict
+
+
+class WindowJudged(Recorded, frozen=True, kw_only=True, tag="window_judged"):
+    """The verdict on the window that starts at `key`. `labels`: names all labels that were in."""
+
+    key: str
+    verdict: WindowVerdict
+    champion: str | None = None
+    labels: str | None = None
+
+
+class RetrainClaimed(Recorded, frozen=True, kw_only=True, tag="retrain_claimed"):
+    """A retraining was granted to the window that starts at `key`, at event time `now`."""
+
+    key: str
+    now: datetime
+    reason: str
+
+
+class RetrainRefused(Recorded, frozen=True, kw_only=True, tag="retrain_refused"):
+    key: str
+    now: datetime
+    reason: str
+    why: str
+    rule: RefusalRule | None = None
+
+
+class RetrainFailed(Recorded, frozen=True, kw_only=True, tag="retrain_failed"):
+    """A run of a granted retraining failed; it may be run again."""
+
+    key: str
+    why: str
+    failures: int
+
+
+class RetrainFinished(Recorded, frozen=True, kw_only=True, tag="retrain_finished"):
+    key: str
+    outcome: str
+    version: str | None = None
+    why: str | None = None
+
+
+class AlertRaised(Recorded, frozen=True, kw_only=True, tag="alert_raised"):
+    """A cause that a person is told of. `far`: the drift scores of the columns furthest from the training data."""
+
+    key: str
+    kind: str
+    window: str
+    what: str
+    far: dict[str, float]
+    since: str
+    doing: str
+    version: str
+
+
+class AlertOver(Recorded, frozen=True, kw_only=True, tag="alert_over"):
+    """`over`: the window with which the cause was over."""
+
+    key: str
+    over: str
+    ended: str
+
+
+class AlertSent(Recorded, frozen=True, kw_only=True, tag="alert_sent"):
+    """Prefect has confirmed the alert's event of this state."""
+
+    key: str
+    state: AlertState
+
+
+Data: TypeAlias = (
+    Ingested | IngestRefused | LabelsStored | Registered | Judged | Promoted | RolledBack | Aliased | Tagged | Noted | Imaged
+    | Released | RolloutFailed | CanaryJudged | ShadowJudged | WindowJudged | RetrainClaimed | RetrainRefused | RetrainFailed
+    | RetrainFinished | AlertRaised | AlertOver | AlertSent
+)
+
+KINDS = {kind.__struct_config__.tag: kind for kind in get_args(Data)}
+
+
+class Event(Struct, frozen=True, kw_only=True):
+    """A link of the chain: `at` in UTC (ISO-8601), `by` whom, `prev` the digest of the event before."""
+
+    seq: int
+    prev: str
+    at: str
+    by: str
+    digest: str
+    data: Data
+
+    @property
+    def kind(self) -> str:
+        """The event's name, as it is stored."""
+        return kind_of(self.data)
+
+
+def kind_of(data: Recorded) -> str:
+    """The name under which an event is stored."""
+    return str(data.__struct_config__.tag)
+
+
+def encode_data(data: Recorded) -> dict[str, Any]:
+    """An event's data as JSON values, as its digest is taken over them."""
+    plain: dict[str, Any] = msgspec.to_builtins(data, str_keys=True)
+    del plain["event"]
+    return plain
+
+
+def decode_data(kind: str, stored: dict[str, Any], stored_format: int) -> Data:
+    """An event's data from its stored form; raises KeyError or msgspec.ValidationError."""
+    if stored_format < FORMAT:
+        stored = upgraded(kind, stored)
+    data: Data = msgspec.convert(stored, KINDS[kind])
+    return data
+
+
+def upgraded(kind: str, stored: dict[str, Any]) -> dict[str, Any]:
+    """Data of format 1 in the form of format 2: a refusal names its rule, an estimate all its figures."""
+    if kind == "retrain_refused":
+        rules = (rule for words, rule in WORDS_OF_FORMAT_1.items() if words in stored["why"])
+        return stored | {"rule": next(rules, None)}
+    if kind == "window_judged" and isinstance(stored["verdict"]["figures"].get("estimate"), float):
+        verdict = stored["verdict"]
+        figures = verdict["figures"] | {"estimate": {"log_loss": verdict["figures"]["estimate"]}}
+        return stored | {"verdict": verdict | {"figures": figures}}
+    return stored
+
+
+WORDS_OF_FORMAT_1 = {
+    "circuit breaker": RefusalRule.CIRCUIT_BREAKER, "labelled rows are new": RefusalRule.NEW_ROWS,
+    "is in flight": RefusalRule.IN_FLIGHT, "cooldown until": RefusalRule.COOLDOWN, "weekly budget": RefusalRule.WEEKLY_BUDGET}
