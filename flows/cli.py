@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -314,7 +315,7 @@ def down(model: Annotated[str | None, typer.Argument(help="Only this one; defaul
         name, run = open_model(model).name, run_folder()
         return ended(run, [name] if name in routes.routed_models(run) else [], lambda: fleet.stop_model(run, name))
     for run in (run_folder(), demo_folder() / "run"):
-        ended(run, routes.routed_models(run), lambda run=run: fleet.stop_all(run))
+        ended(run, routes.routed_models(run), partial(fleet.stop_all, run))
 
 
 @app.command()

@@ -68,7 +68,8 @@ def ingest_batch(
 def batches(context: ModelContext, start: datetime, end: datetime, file: Path) -> list[tuple[datetime, datetime]] | None:
     """[start, end) cut at midnights, so that of a large file about MOST_ROWS rows or a day's lie in each; None for one that is
     read whole: it is small, or rows of different days may share a key."""
-    event_time, rows = context.contract.event_time, Counter()
+    event_time = context.contract.event_time
+    rows: Counter[datetime] = Counter()
     if context.contract.key and event_time not in context.contract.key:
         return None
     low, high = (np.datetime64(limit, "us") for limit in (start, end))
@@ -153,9 +154,7 @@ def read_batch(context: ModelContext, start: datetime, end: datetime, file: str 
     readable event time are there too, for the check to count; of a large file (`first` is given) in the first batch alone."""
     contract = context.contract
     if file is None:
-        if contract.source is None:
-            raise PerennialError(f"contract {contract.name} has no source; name a file: --file rows.parquet")
-        return contract.source(start, end)
+        return contract.source_rows(start, end)
     here = None
     if first is not None:
         time = pc.field(contract.event_time)

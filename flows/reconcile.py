@@ -36,7 +36,8 @@ def reconcile(names: list[str] | None = None) -> dict[str, Any]:
         resend_alerts(context)
         judged = {window.isoformat(): monitor(model, window.isoformat())["action"] for window in due(context)}
         started = [start_training(model, window) for window in overdue_claims(context)]
-        released = None if served(context) else release_version(model, context.ledger.state().champion)
+        champion = context.ledger.state().champion
+        released = release_version(model, champion) if champion and not served(context) else None
         done[model] = {"windows": judged, "stale": [*missed.reasons] if missed else [], "trainings": started, "released": released}
     return done
 
@@ -53,7 +54,8 @@ def resend_alerts(context: ModelContext) -> None:
 def start_training(model: str, window: str) -> str:
     """Ask for the deployment's run, so that its concurrency limit holds; gives the run's name."""
     parameters = {"model": model, "window": window, "reason": "reconciled: its event was lost"}
-    return run_deployment("train/train", parameters=parameters, timeout=0, tags=[f"model:{model}"]).name
+    run: Any = run_deployment("train/train", parameters=parameters, timeout=0, tags=[f"model:{model}"])
+    return str(run.name)
 
 
 def overdue_claims(context: ModelContext) -> list[str]:

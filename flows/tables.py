@@ -21,7 +21,7 @@ def read_table(path: Path, here: Any = None) -> pd.DataFrame:
     except (ValueError, OSError) as error:  # pandas' and Arrow's own are among them
         raise PerennialError(f"{path} can't be read as {path.suffix}: {error}; mend it or name another --file") from error
     if path.suffix == ".csv":
-        stated = [re.fullmatch(r"(.+?)(?: \[(.+)\])?", head) for head in rows]
-        rows.columns = [each[1] for each in stated]
-        rows.attrs["units"] = {each[1]: each[2] for each in stated if each[2]}
+        heads = [re.findall(r"^(.+?)(?: \[(.+)\])?$", head)[0] for head in rows]  # "dep_delay [min]"
+        rows.columns = [name for name, _ in heads]
+        rows.attrs["units"] = {name: unit for name, unit in heads if unit}
     return rows

@@ -35,10 +35,10 @@ def train(model: str, window: str = BY_HAND, reason: str = "asked by a person", 
 
 
 @train.on_failure
-def record_failure(_: Any, run: FlowRun, state: State) -> None:
+def record_failure(flow: Any, flow_run: FlowRun, state: State[Any]) -> None:
     """Tell the ledger, so that the reconciler tries again, and gives up in the end."""
-    if run.parameters.get("window", BY_HAND) != BY_HAND:
-        open_model(run.parameters["model"]).ledger.retrain_failed(run.parameters["window"], state.message)
+    if flow_run.parameters.get("window", BY_HAND) != BY_HAND:
+        open_model(flow_run.parameters["model"]).ledger.retrain_failed(flow_run.parameters["window"], state.message or state.name or "failed")
 
 
 def may_run(model: str, window: str) -> bool:

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
@@ -109,7 +108,7 @@ def _new_rows(
 def content_digest(frame: pd.DataFrame) -> str:
     """sha256 of a frame's columns, types and values, in order."""
     sha = hashlib.sha256(json.dumps([(name, str(kind)) for name, kind in frame.dtypes.items()]).encode())
-    sha.update(np.ascontiguousarray(pd.util.hash_pandas_object(frame, index=False).to_numpy()))
+    sha.update(pd.util.hash_pandas_object(frame, index=False).to_numpy().tobytes())
     return sha.hexdigest()
 
 

@@ -3,6 +3,7 @@
 import fcntl
 import os
 import tempfile
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
@@ -42,7 +43,7 @@ class FolderStore:
             os.replace(beside, self.folder / key)
 
     @contextmanager
-    def _written(self, key: str, content: bytes):
+    def _written(self, key: str, content: bytes) -> Iterator[str]:
         """The content, safe on disk beside its place; what the caller leaves of it goes."""
         folder = (self.folder / key).parent
         folder.mkdir(parents=True, exist_ok=True)

@@ -21,7 +21,7 @@ from docker.errors import DockerException as DockerException
 from docker.models.images import Image
 
 from contracts.core.digests import digest_of
-from contracts.core.errors import ReleaseFailed, Unavailable
+from contracts.core.errors import PerennialError, ReleaseFailed, Unavailable
 from registry import settings
 
 ROOT = Path(__file__).parent.parent
@@ -57,6 +57,14 @@ def configured() -> Images | None:
     """What PERENNIAL_IMAGES, PERENNIAL_BASE and PERENNIAL_BUILD_NETWORK say; None where versions ship without an image."""
     address = settings.images_address()
     return Images(address, settings.base_image(), settings.build_network()) if address else None
+
+
+
+def required() -> Images:
+    """The same; raises PerennialError where they are not configured."""
+    if images := configured():
+        return images
+    raise PerennialError(f"{settings.IMAGES} is not set, so images have nowhere to go; set it to a registry's address, as 127.0.0.1:5000")
 
 
 def engine() -> docker.DockerClient:

@@ -46,7 +46,8 @@ def manifest(store: Store, model: str, version: str) -> dict[str, Any]:
         raise NotFound(f"{model}: no version {version[:12]} in {store.address}; see: perennial history {model}") from None
     if sha256(content).hexdigest() != version:
         raise Corrupt(f"{model}: the manifest of {version[:12]} was changed in {store.address}; restore it from a backup")
-    return json.loads(content)
+    facts: dict[str, Any] = json.loads(content)
+    return facts
 
 
 def fetch(store: Store, model: str, version: str, folder: Path) -> Path:

@@ -122,7 +122,7 @@ def _young(parts: dict[Path, tuple[bytes, Columns]]) -> bool:
 
 def _readable(paths: Iterable[Path]) -> dict[Path, tuple[bytes, Columns]]:
     """The files' bytes and columns; what is no log is set aside beside it for a person to look at."""
-    found = {}
+    found: dict[Path, tuple[bytes, Columns]] = {}
     for path in paths:
         with suppress(FileNotFoundError):  # another one has packed it
             content = path.read_bytes()

@@ -159,7 +159,7 @@ def build_service(folder: Path) -> Any:
             api.open()
 
         @bentoml.api
-        async def predict(self, records: Annotated[list[Record], Len(1, MOST_RECORDS)]) -> Answers:
+        async def predict(self, records: Annotated[list[Record], Len(1, MOST_RECORDS)]) -> Answers:  # type: ignore[valid-type]
             """Each record's class by name, every class's probability and a prediction id."""
             raise NotImplementedError("declared for the OpenAPI; `Front` answers this path")
 

@@ -48,7 +48,8 @@ class PredictionMiddleware:
                 install_listener(asyncio.get_running_loop())  # uvicorn starts to listen after this
             else:
                 self._traffic.tell()  # it may be the metrics that are asked for
-            return await self._app(scope, receive, send)
+            await self._app(scope, receive, send)
+            return
         path, begun = scope["path"], self._traffic.begin(scope["path"])
         try:
             status, answer, more = await self._reply(handler, scope, receive, getattr(send, "__self__", None))
@@ -84,7 +85,8 @@ class PredictionMiddleware:
     async def _body(self, receive: Any, cycle: Any) -> bytes | None:
         """The body; None where it does not come in time."""
         if not getattr(cycle, "more_body", True):  # uvicorn has all of it already, as nearly always: no timer is armed
-            return (await _heard(receive)).get("body", b"")
+            body: bytes = (await _heard(receive)).get("body", b"")
+            return body
         try:
             async with asyncio.timeout(TIMEOUT):
                 message = await _heard(receive)
@@ -128,7 +130,8 @@ class SingleWriteTransport:
     """
 
     def __init__(self, transport: Any):
-        self._transport, self._head = transport, None
+        self._transport = transport
+        self._head: bytes | None = None
 
     def write(self, part: bytes) -> None:
         if part.startswith(b"HTTP/1.1 100 "):  # the caller waits for it before it sends its body

@@ -23,8 +23,12 @@ class QueuedRequest:
     records: list[Any]
     size: int
     caller: Client | None
-    done: asyncio.Future
+    done: asyncio.Future[list[Any]]
     answers: list[Any] = field(default_factory=list)
+
+    def fail(self, error: Exception) -> None:
+        if not self.done.done():
+            self.done.set_exception(error)
 
 
 Part = tuple[QueuedRequest, list[Any]]
@@ -43,7 +47,7 @@ class Batcher:
         if self._waiting and (len(self._waiting) >= MOST_WAITING or self._bytes + size > MOST_BYTES):
             raise Overloaded
 
-    def answers(self, records: list[Any], size: int, caller: Client | None = None) -> asyncio.Future:
+    def answers(self, records: list[Any], size: int, caller: Client | None = None) -> asyncio.Future[list[Any]]:
         """The records' answers, once they are scored; raises Gone for a caller who hung up meanwhile."""
         loop = asyncio.get_running_loop()
         if not self._waiting:
@@ -66,7 +70,7 @@ class Batcher:
         while self._waiting and room:
             one = self._waiting[0]
             if one.caller is not None and one.caller.disconnected:
-                one.done.done() or one.done.set_exception(ClientDisconnected())
+                one.fail(ClientDisconnected())
             if one.done.done():  # or one of its parts could not be scored
                 self._leave()
                 continue
@@ -87,14 +91,14 @@ class Batcher:
             answers = self._score([record for _, part in parts for record in part])
         except Exception as error:
             if len(parts) == 1:
-                parts[0][0].done.done() or parts[0][0].done.set_exception(error)
+                parts[0][0].fail(error)
             else:
-                for one in parts:  # only the request at fault shall fail
-                    self._answer([one])
+                for part in parts:  # only the request at fault shall fail
+                    self._answer([part])
             return
         start = 0
-        for one, part in parts:
-            one.answers += answers[start:start + len(part)]
-            start += len(part)
-            if len(one.answers) == len(one.records):
-                one.done.done() or one.done.set_result(one.answers)
+        for request, records in parts:
+            request.answers += answers[start:start + len(records)]
+            start += len(records)
+            if len(request.answers) == len(request.records) and not request.done.done():
+                request.done.set_result(request.answers)

@@ -24,7 +24,7 @@ def install_listener(loop: asyncio.AbstractEventLoop) -> None:
             return await narrow(protocols, *args, sock=sock, ssl=ssl, **named)
         return Listener(loop, protocols, sock, named.get("backlog", 100))
 
-    loop.create_server = create_server  # a uvicorn that BentoML starts takes no other loop and no other server
+    loop.create_server = create_server  # type: ignore[method-assign,assignment]  # a uvicorn that BentoML starts takes no other loop and no other server
 
 
 class Listener:
@@ -32,7 +32,7 @@ class Listener:
 
     def __init__(self, loop: asyncio.AbstractEventLoop, protocols: Protocols, sock: socket.socket, backlog: int):
         self._loop, self._protocols, self._sock = loop, protocols, sock
-        self._entering: set[asyncio.Task] = set()
+        self._entering: set[asyncio.Task[None]] = set()
         sock.setblocking(False)
         sock.listen(backlog)
         self._open()

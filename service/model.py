@@ -17,7 +17,7 @@ from contracts.core.features import Columns
 from contracts.core.loading import load_contract
 
 if __name__ == "__main__":  # to answer as a replica would, which has no scikit-learn either: XGBoost takes a second to import it
-    sys.modules["sklearn"] = None
+    sys.modules["sklearn"] = None  # type: ignore[assignment]
 
 FORMAT = 1  # of a saved state: raise it with a change that an older `restore` can't read, and keep reading the older
 UNKNOWN = 0  # the category code of every value that training did not see often enough
@@ -48,7 +48,7 @@ class Model:
 
     def classes(self, probabilities: np.ndarray) -> np.ndarray:
         """The index of the class that is named, int64 (n,)."""
-        return (probabilities * self.contract.weights).argmax(axis=1)
+        return np.asarray(np.argmax(probabilities * self.contract.weights, axis=1))
 
     def files(self, stem: str = SERVED) -> dict[str, bytes]:
         """The model as named bytes: JSON for what preprocessing learnt, UBJSON for the booster."""
@@ -62,7 +62,7 @@ class Model:
 
 def is_compatible(contract: Contract, folder: Path, stem: str = SERVED) -> bool:
     """Whether a saved model has the features and classes that the contract has now."""
-    return json.loads((folder / f"{stem}.json").read_bytes())["serving"] == contract.serving
+    return bool(json.loads((folder / f"{stem}.json").read_bytes())["serving"] == contract.serving)
 
 
 def load_model(contract: Contract, folder: Path, stem: str = SERVED, threads: int = 1) -> Model:

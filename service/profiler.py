@@ -8,6 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from threading import Event, Lock, Thread
 from time import sleep, thread_time
+from typing import Any
 from uuid import uuid4
 
 import numpy as np
@@ -21,6 +22,7 @@ from service.files import write_atomically
 from service.prediction_log import PredictionLog
 from service.profiles import add, build_view, from_bytes, profile_rows, rows, to_bytes
 
+Answered = tuple[Any, ...] | Counter[str]  # what was answered, or how many values of each field were refused
 RESTS = 15  # times as long as each step of a background profile takes, so that it is spread over the time that it has
 BUSY = 1_000  # rows at a time from which on the profile is made with rests
 BACKLOG = 12  # batches of `rows` that may wait while a disk hangs; later rows are served and not profiled
@@ -52,7 +54,7 @@ class Profiler:
         self._seconds, self._rows, self._windows = seconds, rows, windows
         self._replica = replica or uuid4().hex
         self._log = PredictionLog(contract, self._folder, self._replica)
-        self._batches: list[tuple[np.ndarray, tuple | Counter]] = []  # event times; what was answered, or the fields refused
+        self._batches: list[tuple[np.ndarray, Answered]] = []  # with their event times
         self._waiting = self._skipped = 0
         self._busy = False
         self._recent: deque[np.datetime64] = deque(maxlen=RECENT)
@@ -70,7 +72,7 @@ class Profiler:
         """Take note of records that were refused: their event times, NaT where that can't be read, and the fields at fault."""
         self._note(times, Counter(fields))
 
-    def _note(self, times: np.ndarray, answered: tuple | Counter) -> None:
+    def _note(self, times: np.ndarray, answered: Answered) -> None:
         with self._lock:
             if self._waiting >= BACKLOG * self._rows:
                 self._skipped += len(times)
@@ -144,7 +146,7 @@ class Profiler:
             if self._busy and not self._closing and self._waiting < self._rows:  # while the next profile waits, there is no rest
                 sleep(RESTS * (thread_time() - begun))
 
-    def _count_refused(self, times: np.ndarray, at_fault: Counter) -> None:
+    def _count_refused(self, times: np.ndarray, at_fault: Counter[str]) -> None:
         near = self._near(times)
         for start, _, here in by_window(self._contract.drift.window, times[near]):
             self._grow(start, build_view({}, bad=int(here.sum())))
@@ -156,7 +158,7 @@ class Profiler:
         usual = np.array(self._recent) if self._recent else times[sane]
         centres = [np.datetime64("now"), *([_middle(usual)] if len(usual) else [])]
         reach = REACH * np.timedelta64(self._contract.drift.window)
-        return sane & np.any([abs(times - centre) <= reach for centre in centres], axis=0)
+        return np.asarray(sane & np.any([abs(times - centre) <= reach for centre in centres], axis=0))
 
     def _latest(self) -> datetime:
         return next(reversed(self._parts), None) or self._contract.window_of(np.datetime64("now").item())[0]
@@ -205,4 +207,5 @@ def _sane(times: np.ndarray) -> np.ndarray:
 
 
 def _middle(times: np.ndarray) -> np.datetime64:
-    return np.sort(times)[len(times) // 2]
+    middle: np.datetime64 = np.sort(times)[len(times) // 2]
+    return middle

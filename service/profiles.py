@@ -58,7 +58,7 @@ def _of_message(msg: MetricComponentMessage) -> np.ndarray:
 def _sum(lhs: np.ndarray, rhs: np.ndarray) -> np.ndarray:
     if len(lhs) != len(rhs):
         raise ValueError(f"{len(lhs)} and {len(rhs)} bins can't be added: they are of two versions")
-    return lhs + rhs
+    return np.asarray(lhs + rhs)
 
 
 class BinCountComponent(CustomComponent[np.ndarray]):
@@ -146,7 +146,7 @@ def _types(fractional: int = 0, string: int = 0) -> TypeCountersMetric:
 
 
 def to_bytes(view: DatasetProfileView) -> bytes:
-    return view.serialize()
+    return bytes(view.serialize())
 
 
 def from_bytes(content: bytes) -> DatasetProfileView:
@@ -221,7 +221,8 @@ def read_counts(content: bytes) -> WindowCounts:
             if ours in found:
                 counts[name] = _of_message(msg=found[ours])
     at_fault = {key.removeprefix(AT_FAULT): int(count) for key, count in facts.items() if key.startswith(AT_FAULT)}
-    return WindowCounts(counts, *(int(facts.get(key, 0)) for key in (ROWS, BAD, ELSEWHERE)), at_fault)
+    rows, bad, elsewhere = (int(facts.get(key, 0)) for key in (ROWS, BAD, ELSEWHERE))
+    return WindowCounts(counts, rows, bad, elsewhere, at_fault)
 
 
 def bins_in(folder: Path) -> dict[str, Bins]:

@@ -1,7 +1,7 @@
 """The request schema of a contract: its JSON decoder, its errors by field, and its OpenAPI."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timedelta
 from itertools import repeat
 from operator import eq, ge, gt, le, lt, ne
@@ -24,7 +24,7 @@ BOUNDS = {
     "greater_than_or_equal_to": "ge", "greater_than": "gt", "less_than_or_equal_to": "le", "less_than": "lt",
     "equal_to": "eq", "not_equal_to": "ne", "notin": "notin", "str_contains": "contains", "str_startswith": "startswith",
     "str_endswith": "endswith"}
-HOLDS = {
+HOLDS: dict[str, Callable[[Any, Any], Any]] = {
     "ge": ge, "gt": gt, "le": le, "lt": lt, "eq": eq, "ne": ne, "isin": lambda value, allowed: value in allowed,
     "notin": lambda value, forbidden: value not in forbidden, "contains": lambda text, pattern: re.search(pattern, text),
     "matches": lambda text, pattern: re.match(pattern, text), "startswith": str.startswith, "endswith": str.endswith}
@@ -63,11 +63,11 @@ class RequestSchema:
     def __init__(self, contract: Contract):
         self.contract = contract
         self.types = {name: self._type(name) for name in contract.sent_columns}
-        required = [(name, kind) for name, kind in self.types.items() if not contract.may_lack(name)]
-        optional = [(name, kind, None) for name, kind in self.types.items() if contract.may_lack(name)]
-        self.record = msgspec.defstruct("Record", required + optional, gc=False)
-        many = Annotated[list[self.record], msgspec.Meta(min_length=1, max_length=MOST_RECORDS)]
-        self.decoder = msgspec.json.Decoder(msgspec.defstruct("Request", [("records", many)]))
+        fields: list[Any] = [(name, kind) for name, kind in self.types.items() if not contract.may_lack(name)]
+        fields += [(name, kind, None) for name, kind in self.types.items() if contract.may_lack(name)]
+        self.record = msgspec.defstruct("Record", fields, gc=False)
+        many = Annotated[list[self.record], msgspec.Meta(min_length=1, max_length=MOST_RECORDS)]  # type: ignore[name-defined]
+        self.decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(msgspec.defstruct("Request", [("records", many)]))
         self.others = {name: rules for name in self.types if (rules := self._others(name))}
         arrays = {str: _texts, datetime: _seconds}
         self.arrays = {name: arrays.get(contract.python_type(name), _numbers) for name in self.types}
@@ -93,7 +93,7 @@ class RequestSchema:
 
     def parse(self, body: bytes) -> list[Any]:
         """The records of a body; raises one of BAD_BODY, then ask `faults`."""
-        records = self.decoder.decode(body).records
+        records: list[Any] = self.decoder.decode(body).records
         for name, rules in self.others.items():
             values = [value for record in records if (value := getattr(record, name)) is not None]
             for rule, bound in rules.items():
@@ -120,9 +120,10 @@ class RequestSchema:
 
     def _event_time(self, sent: list[Any], index: int | None) -> datetime | None:
         try:
-            return msgspec.convert(sent[index][self.contract.event_time], datetime).replace(tzinfo=None)
+            time = msgspec.convert(sent[index][self.contract.event_time], datetime)  # type: ignore[index]  # None: a TypeError
         except (msgspec.ValidationError, TypeError, KeyError, IndexError):
             return None
+        return time.replace(tzinfo=None)
 
     def faults(self, body: bytes, refusal: Exception) -> list[dict[str, Any]]:
         """Every fault of a body that `parse` refused with `refusal`: record's index, field, rule and value."""
@@ -134,10 +135,10 @@ class RequestSchema:
         except (TypeError, KeyError):
             return [_fault(None, "records", 'the body must be {"records": [...]}')]
         if not isinstance(records, list) or not 1 <= len(records) <= MOST_RECORDS:
-            found = len(records) if isinstance(records, list) else type(records).__name__
-            return [_fault(None, "records", f"expected a list of 1 to {MOST_RECORDS} records, got {found}")]
-        found = [fault for index, record in enumerate(records) for fault in self._record_faults(index, record)]
-        return found or [_said(refusal)]  # a key that is there twice: plain JSON keeps the last value, `parse` minds both
+            got = len(records) if isinstance(records, list) else type(records).__name__
+            return [_fault(None, "records", f"expected a list of 1 to {MOST_RECORDS} records, got {got}")]
+        faults = [fault for index, record in enumerate(records) for fault in self._record_faults(index, record)]
+        return faults or [_said(refusal)]  # a key that is there twice: plain JSON keeps the last value, `parse` minds both
 
     def _record_faults(self, index: int, record: Any) -> Iterable[dict[str, Any]]:
         if not isinstance(record, dict):
@@ -158,7 +159,8 @@ class RequestSchema:
 
     def documented(self) -> type[pydantic.BaseModel]:
         """The same record as a pydantic model, for BentoML's OpenAPI."""
-        return pydantic.create_model("Record", **{name: self._documented_field(name) for name in self.types})
+        fields: dict[str, Any] = {name: self._documented_field(name) for name in self.types}
+        return pydantic.create_model("Record", **fields)
 
     def _documented_field(self, name: str) -> tuple[Any, Any]:
         spec, kind = self.contract.columns[name], self.contract.python_type(name)
@@ -174,15 +176,15 @@ class RequestSchema:
         return kind, pydantic.Field(**field)
 
 
-def _texts(values: tuple) -> np.ndarray:
+def _texts(values: tuple[Any, ...]) -> np.ndarray:
     return np.array(values, object)
 
 
-def _numbers(values: tuple) -> np.ndarray:
+def _numbers(values: tuple[Any, ...]) -> np.ndarray:
     return np.fromiter(values, np.float64, len(values))
 
 
-def _seconds(values: tuple) -> np.ndarray:
+def _seconds(values: tuple[Any, ...]) -> np.ndarray:
     # numpy's own conversion of datetimes takes five times as long.
     whole = (NO_TIME if value is None else (value - EPOCH) // SECOND for value in values)
     return np.fromiter(whole, np.int64, len(values)).view("datetime64[s]")

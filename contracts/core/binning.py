@@ -111,7 +111,7 @@ class Bins:
 
     def _category_codes(self, values: np.ndarray) -> np.ndarray:
         codes, texts = distinct_texts(values)
-        return np.append(self._text_codes(texts), 0)[codes]  # -1, the code of None, finds the last
+        return np.asarray(np.append(self._text_codes(texts), 0)[codes])  # -1, the code of None, finds the last
 
     def _text_codes(self, texts: np.ndarray, new: bool = True) -> np.ndarray:
         codes = np.array([self._named.get(text, -1) for text in texts.tolist()], np.int64)
@@ -134,7 +134,7 @@ class Bins:
 
     @cached_property
     def _known(self) -> frozenset[str]:
-        return frozenset(self.known)
+        return frozenset(self.known or ())
 
     def as_json(self) -> dict[str, Any]:
         return {"kind": self.kind, "edges": list(self.edges), "names": list(self.names),
@@ -171,7 +171,7 @@ def _groups(values: np.ndarray) -> Bins:
     counts = np.bincount(same[codes[codes >= 0]], minlength=len(found))
     common = counts >= COMMON * counts.sum()
     others, upto = found[~common], np.cumsum(counts[~common])
-    cuts = np.unique(np.searchsorted(upto, upto[-1] * np.arange(1, GROUPS) / GROUPS)) if len(others) else []
+    cuts = np.unique(np.searchsorted(upto, upto[-1] * np.arange(1, GROUPS) / GROUPS)) if len(others) else np.zeros(0, int)
     known = tuple(others.tolist()) if len(found) <= MOST_KNOWN else None
     return Bins("category", tuple(others[cuts[cuts > 0]].tolist()) if len(others) else (), tuple(found[common].tolist()), known)
 

@@ -104,7 +104,7 @@ def _by_chance(one: CanarySide, other: CanarySide) -> np.ndarray:
     sizes = [max(min(side.records, side.answered), 1) for side in (one, other)]
     random = np.random.default_rng(0)
     first, second = (random.multinomial(size, shares, DRAWS) / size for size in sizes)
-    return np.abs(first - second).sum(axis=1) / 2
+    return np.asarray(np.abs(first - second).sum(axis=1) / 2)
 
 
 def _counts(*sides: CanarySide) -> np.ndarray:

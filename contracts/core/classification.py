@@ -40,7 +40,7 @@ class Label:
 def row_losses(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
     """Each row's log loss; labels int (n,), probabilities (n, classes), clipped at 1e-7."""
     chosen = probabilities[np.arange(len(labels)), labels]
-    return -np.log(np.clip(chosen.astype(np.float64), 1e-7, 1.0))
+    return np.asarray(-np.log(np.clip(chosen.astype(np.float64), 1e-7, 1.0)))
 
 
 CALIBRATION_BINS = 10

@@ -2,7 +2,7 @@
 
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from functools import cached_property
@@ -14,14 +14,14 @@ import pandera.pandas as pa
 
 from contracts.core.classification import PREDICTION, PROBABILITY, Label, is_output
 from contracts.core.digests import digest_of, plain_json, source_of
-from contracts.core.errors import ContractError
+from contracts.core.errors import ContractError, PerennialError
 from contracts.core.features import Columns, Feature
 from contracts.core.policies import Drift, Gate, Rollout
 from contracts.core.schema import FIELD_RULES
 from contracts.core.windows import window_of
 
 if "dask" not in sys.modules:  # Pandera wants its data frames for annotations alone, and they take longer to import than all the rest
-    sys.modules["dask"] = None
+    sys.modules["dask"] = None  # type: ignore[assignment]  # how Python marks a module that can't be imported
     import pandera.typing.dask  # noqa: F401
 
     del sys.modules["dask"]
@@ -62,7 +62,7 @@ class Contract:
         for problem in self._problems():
             raise ContractError(f"contract {self.name}: {problem}")
 
-    def _problems(self):
+    def _problems(self) -> Iterator[str]:
         needs = {name: feature.name for feature in self.features for name in feature.needs}
         uses = needs | dict.fromkeys(self.label.needs, "the label") | {self.event_time: "the event time"}
         uses |= dict.fromkeys((*self.gate.slices, *self.key), "a slice or the key")
@@ -94,12 +94,12 @@ class Contract:
         if unknown:
             yield f"the gate limits the recall of {sorted(unknown)}, not among the classes {self.label.classes}"
 
-    def _settings(self):
+    def _settings(self) -> Iterator[tuple[str, Any, bool, str]]:
         """Each setting that can be nonsense: its name, value, whether it is sound, and the rule."""
         when, label, drift, gate = self.columns[self.event_time], self.label, self.drift, self.gate
         none, minute = timedelta(0), timedelta(minutes=1)
         kind, known = self.python_type(self.event_time).__name__, when.metadata["known"]
-        yield "name", self.name, re.fullmatch(r"\w[\w-]*", self.name, re.ASCII), "letters, digits, _ and -, as in a path"
+        yield "name", self.name, bool(re.fullmatch(r"\w[\w-]*", self.name, re.ASCII)), "letters, digits, _ and -, as in a path"
         yield "the event time's type", kind, kind == "datetime", "datetime"
         yield "the event time's nullability", when.nullable, not when.nullable, "False"
         yield "the event time's known", known, known == "before", "'before', for callers send it"
@@ -214,12 +214,19 @@ class Contract:
             for feature in self.features
         }
         settings = ("event_time", "key", "rounds", "patience", "stop_share", "seed", "bad_rows", "logged")
-        return plain_json({
+        facts: dict[str, Any] = plain_json({
             "name": self.name, "columns": {name: self._describe_column(name) for name in self.columns},
             "request": list(self.request_columns), "label": label, "features": features,
             "xgboost": dict(self.xgboost), "gate": asdict(self.gate), "drift": asdict(self.drift),
             "rollout": asdict(self.rollout), "checks": source_of(self.schema), **{name: getattr(self, name) for name in settings},
         })
+        return facts
+
+    def source_rows(self, start: datetime, end: datetime) -> Any:
+        """The source's rows of [start, end), a data frame; raises PerennialError where the contract has no source."""
+        if self.source is None:
+            raise PerennialError(f"contract {self.name} has no source; name a file: --file rows.parquet")
+        return self.source(start, end)
 
     def _describe_column(self, name: str) -> dict[str, Any]:
         spec = self.columns[name]

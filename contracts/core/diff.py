@@ -1,8 +1,10 @@
 """What changed between two contracts, and which changes break callers."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+Facts = Mapping[str, Any]  # what `Contract.describe()` gives
 
 
 @dataclass(frozen=True)
@@ -15,7 +17,7 @@ class Change:
     breaks: str | None
 
 
-def diff_contracts(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:
+def diff_contracts(old: Facts, new: Facts) -> list[Change]:
     """What changed between two `Contract.describe()`s, breaking changes first."""
     changes = [
         Change(path, before, after, _breaks(path, before, after, old, new))
@@ -24,7 +26,7 @@ def diff_contracts(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Chang
     return sorted(changes, key=lambda change: (change.breaks is None, change.path))
 
 
-def _differences(old: Any, new: Any, path: str):
+def _differences(old: Any, new: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         for key in sorted({*old, *new}):
             yield from _differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
@@ -32,7 +34,7 @@ def _differences(old: Any, new: Any, path: str):
         yield path, old, new
 
 
-def _breaks(path: str, before: Any, after: Any, old: Mapping, new: Mapping) -> str | None:
+def _breaks(path: str, before: Any, after: Any, old: Facts, new: Facts) -> str | None:
     """Why a caller who did nothing would notice this change, if they would."""
     if path == "label.classes":
         return "answers name other classes"
@@ -59,9 +61,9 @@ def _narrower(fact: str, before: Any, after: Any) -> bool:
         return True
     bound = fact.rpartition(".")[2]
     if bound.startswith("min"):
-        return after > before
+        return bool(after > before)
     if bound.startswith("max"):
-        return after < before
+        return bool(after < before)
     if bound == "allowed_values":
         return not set(before) <= set(after)
     return True

@@ -40,7 +40,7 @@ def gate(
     """
     limits, metrics = contract.gate, classification_metrics(contract, labels, challenger)
     costs = {"latency_ms": latency_ms, "size_mb": size_mb, "disagreement": disagreement, "refit_shift": refit_shift}
-    costs = {name: cost if isfinite(cost) else None for name, cost in costs.items()}  # the ledger holds no NaN
+    finite = {name: cost if isfinite(cost) else None for name, cost in costs.items()}  # the ledger holds no NaN
     fault = probability_fault(contract, challenger)
     unknown = [] if fault else _undefined(limits, metrics)
     is_defined = not fault and not unknown
@@ -53,7 +53,7 @@ def gate(
         compared = {"champion": classification_metrics(contract, labels, champion), "slices": by_slice,
                     "paired": paired_difference(limits, labels, challenger, champion),
                     "apart": class_distance(contract, challenger, champion)}
-    figures = GateFigures(challenger=metrics, **costs, **compared)  # type: ignore[arg-type]  # of several types
+    figures = GateFigures(challenger=metrics, **finite, **compared)  # type: ignore[arg-type]  # of several types
     evidence = Evidence(limits, metrics if is_defined else None, figures)
     reasons = [f"the challenger {fault}"] if fault else []
     reasons += [reason for rule in RULES for reason in rule(evidence)]

@@ -60,7 +60,7 @@ def _carried_by(slices: Mapping[str, np.ndarray], beyond: Callable[[np.ndarray],
             rest = texts != value
             if rest.sum() >= FEW and rest.mean() >= 1 - MOST_OF_ALL and (left := beyond(rest)) <= max(threshold, whole / 2) < whole:
                 found[f"{name} {value}"] = left
-    return min(found, key=found.get, default="")
+    return min(found, key=lambda slice: found[slice], default="")
 
 
 def _beyond_chance(reference: Reference, check: str, now: np.ndarray) -> float:

@@ -30,11 +30,6 @@ class Reference:
     ordinary: Mapping[str, float]
     deciles: tuple[float, ...] = ()
 
-    def onto(self, coarser: Bins) -> "Reference | None":
-        """The same training data in coarser bins; None where these do not hold its own."""
-        places = self.bins.onto(coarser)
-        return None if places is None else replace(self, bins=coarser, counts=fold_counts(self.counts, places, coarser))
-
     def as_json(self) -> dict[str, Any]:
         ordinary = {check: float(f"{value:.4g}") for check, value in self.ordinary.items()}
         return {"bins": self.bins.as_json(), "counts": self.counts.tolist(), "ordinary": ordinary, "deciles": list(self.deciles)}
@@ -68,8 +63,9 @@ def merge_versions(mine: Mapping[str, Reference], counts: Mapping[str, np.ndarra
         one, now = mine[name], counts.get(name, np.zeros(len(mine[name].bins.labels), np.int64))
         if is_output(name):
             continue
-        if (coarse := one.onto(bins[name])) is not None:
-            references[name], added[name] = coarse, fold_counts(now, one.bins.onto(bins[name]), bins[name]) + others[name]
+        if (places := one.bins.onto(bins[name])) is not None:
+            references[name] = replace(one, bins=bins[name], counts=fold_counts(one.counts, places, bins[name]))
+            added[name] = fold_counts(now, places, bins[name]) + others[name]
         elif (places := bins[name].onto(one.bins)) is not None:
             added[name] = now + fold_counts(others[name], places, one.bins)
     return references, added
@@ -94,7 +90,7 @@ def effects(bins: Bins, before: np.ndarray, now: np.ndarray) -> dict[str, np.nda
 def shares(counts: np.ndarray) -> np.ndarray:
     """Counts (..., bins) as parts of 1; of none, zeros."""
     whole = counts.sum(axis=-1, keepdims=True)
-    return np.divide(counts, whole, out=np.zeros(counts.shape), where=whole > 0)
+    return np.asarray(np.divide(counts, whole, out=np.zeros(counts.shape), where=whole > 0))
 
 
 def jensen_shannon_distance(before: np.ndarray, now: np.ndarray) -> np.ndarray:
@@ -107,7 +103,7 @@ def jensen_shannon_distance(before: np.ndarray, now: np.ndarray) -> np.ndarray:
 
 def _bits(part: np.ndarray, of: np.ndarray) -> np.ndarray:
     ratio = np.divide(part, of, out=np.ones(np.broadcast_shapes(part.shape, of.shape)), where=part > 0)
-    return np.sum(part * np.log2(ratio), axis=-1)
+    return np.asarray(np.sum(part * np.log2(ratio), axis=-1))
 
 
 def learn_reference(columns: Mapping[str, MonitoredColumn], times: np.ndarray, window: timedelta, false_alarms: float,
@@ -167,7 +163,7 @@ def _ordinary(bins: Bins, whole: np.ndarray, inside: np.ndarray, far: float, fit
     found = effects(bins, shares(rest), shares(inside))
     known, others = inside[:, bins.first:].sum(axis=1), rest[:, bins.first:].sum(axis=1)
     size = CHI_SQUARE_SCALE * np.maximum(known * others / np.maximum(known + others, 1), 1)
-    free = max(np.count_nonzero(whole[bins.first:]) - 1, 1)
+    free = max(int(np.count_nonzero(whole[bins.first:])) - 1, 1)
     squared = found.pop("values") ** 2
     roots, chance = np.cbrt(squared), free / size.mean()
     by_chance = chance * (1 - 2 / (9 * free) + far * np.sqrt(2 / (9 * free))) ** 3

@@ -22,6 +22,10 @@ class RuleViolation:
     index: np.ndarray | None
     found: pd.Series | pd.DataFrame
 
+    @property
+    def rows(self) -> np.ndarray:
+        return np.zeros(0, np.int64) if self.index is None else self.index
+
     def texts(self, most: int | None = None) -> list[str]:
         """What was found in each row, or in the first ones."""
         found = self.found.head(most) if most is not None else self.found
@@ -67,7 +71,7 @@ def _apart(schema: pa.DataFrameSchema, rows: pd.DataFrame) -> bool:
 
 
 def _of_its_type(spec: pa.Column, values: pd.Series) -> bool:
-    return spec.dtype is None or bool(np.all(spec.dtype.check(Engine.dtype(values.dtype), values)))
+    return spec.dtype is None or bool(np.all(np.asarray(spec.dtype.check(Engine.dtype(values.dtype), values))))
 
 
 def _needed(spec: pa.Column, rows: pd.DataFrame) -> pd.DataFrame:
@@ -158,7 +162,7 @@ def _kept(check: pa.Check, values: pd.Series | pd.DataFrame) -> np.ndarray | Non
     if not isinstance(kept, pd.Series) or not kept.index.equals(values.index):
         return None
     if kept.empty or kept.dtype == bool:
-        return kept.to_numpy(dtype=bool)
+        return np.asarray(kept, bool)
     return None
 
 

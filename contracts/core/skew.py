@@ -54,7 +54,7 @@ def _compared(contract: Contract, name: str, sent: np.ndarray, later: np.ndarray
 
 def _unlike(sent: np.ndarray, later: np.ndarray) -> np.ndarray:
     both_missing = (sent == None) & (later == None)  # noqa: E711, elementwise
-    return (sent != later) & ~both_missing
+    return np.asarray((sent != later) & ~both_missing)
 
 
 def _matters(contract: Contract, faulty: np.ndarray) -> bool:

@@ -83,8 +83,8 @@ def _reasons(wrong: tuple[RuleViolation, ...]) -> pd.Series:
     said: dict[int, str] = {}
     for fault in wrong:
         rule = f"{fault.column}: {fault.rule}"
-        texts = [rule] * len(fault.index) if fault.column == ROW_RULE else [f"{rule}, found {text}" for text in fault.texts()]
-        for index, text in zip(fault.index.tolist(), texts):
+        texts = [rule] * len(fault.rows) if fault.column == ROW_RULE else [f"{rule}, found {text}" for text in fault.texts()]
+        for index, text in zip(fault.rows.tolist(), texts):
             said[index] = f"{said[index]}; {text}" if index in said else text
     index = sorted(said)
     return pd.Series([said[row] for row in index], index, dtype="str")
@@ -118,7 +118,7 @@ def _odd_cells(contract: Contract, batch: pd.DataFrame, rows: pd.DataFrame) -> l
 
 def _changed_types(batch: pd.DataFrame, odd: list[RuleViolation]) -> list[str]:
     """The columns of which most values are of another type."""
-    wrong = [RuleViolation(fault.column, fault.rule, fault.index[there], fault.found[there])
+    wrong = [RuleViolation(fault.column, fault.rule, fault.rows[there], fault.found[there])
              for fault in odd if (there := fault.found.notna().to_numpy()).any()]
     return [_reason(rule, f", found {batch[rule.column].dtype}") for rule in _by_rule(wrong)
             if rule.count > batch[rule.column].notna().sum() / 2]
@@ -153,8 +153,8 @@ def _refused(rows: pd.DataFrame, reasons: list[str]) -> CheckedBatch:
 
 def _by_rule(violations: list[RuleViolation]) -> list[BrokenRule]:
     return [
-        BrokenRule(column=violation.column, rule=violation.rule, count=len(violation.index), examples=[
-            Example(row=int(row), value=text) for row, text in zip(violation.index, violation.texts(EXAMPLES))])
+        BrokenRule(column=violation.column, rule=violation.rule, count=len(violation.rows), examples=[
+            Example(row=int(row), value=text) for row, text in zip(violation.rows, violation.texts(EXAMPLES))])
         for violation in sorted(violations, key=lambda violation: (violation.column, violation.rule))
     ]
 

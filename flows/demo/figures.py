@@ -9,10 +9,12 @@ import pandas as pd
 from contracts.core.classification import classification_metrics
 from contracts.core.contract import Contract
 from flows.demo.traffic import ReplayTraffic
-from registry.events import Judged, Promoted
+from registry.events import Event, Judged, Promoted
 
 
-def _report(traffic: ReplayTraffic, context: Any, weeks: list, frozen: np.ndarray, calendar: np.ndarray, until: datetime) -> dict[str, Any]:
+def _report(
+    traffic: ReplayTraffic, context: Any, weeks: list[dict[str, Any]], frozen: np.ndarray, calendar: np.ndarray, until: datetime,
+) -> dict[str, Any]:
     """The report's figures; live, frozen and calendar are compared on the records that live answered."""
     contract, state = traffic.contract, context.ledger.state()
     answered = ~np.isnan(traffic.answers).any(axis=1)
@@ -53,10 +55,10 @@ def _report(traffic: ReplayTraffic, context: Any, weeks: list, frozen: np.ndarra
 def _data_end(context: Any, version: str) -> str:
     from registry import models
 
-    return models.manifest(context.store, context.name, version)["data"]["end"][:10]
+    return str(models.manifest(context.store, context.name, version)["data"]["end"])[:10]
 
 
-def _versions(events: list, state: Any, context: Any) -> list[dict[str, Any]]:
+def _versions(events: list[Event], state: Any, context: Any) -> list[dict[str, Any]]:
     from registry import models
 
     promoted = [event.data.version for event in events if isinstance(event.data, Promoted)]
@@ -81,4 +83,4 @@ def _days(traffic: ReplayTraffic) -> list[dict[str, Any]]:
     table = pd.DataFrame(traffic.requests, columns=["day", "worked", "seconds"])
     days = table.groupby("day").agg(requests=("worked", "size"), failed=("worked", lambda worked: int((~worked).sum())),
                                     p50_ms=("seconds", lambda s: s.median() * 1000), p99_ms=("seconds", lambda s: s.quantile(0.99) * 1000))
-    return days.reset_index().to_dict("records")
+    return list(days.reset_index().to_dict("records"))

@@ -9,6 +9,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, TwoSlopeNorm
+from matplotlib.dates import date2num
 from matplotlib.figure import Figure
 
 from contracts.core.classification import is_output
@@ -17,11 +18,11 @@ Report = dict[str, Any]
 DAY, WEEK = "datetime64[D]", np.timedelta64(7, "D")
 WIDTH, LEFT, TOP, BOTTOM = 11.0, 1.7, 0.5, 0.42  # inches, the same in every plot: dates line up down the page
 INK, SOFT, BLUE, PALE, GREY, GREEN, RED = "#1c2733", "#5b6875", "#0072b2", "#9cc3de", "#87909a", "#009e73", "#d55e00"
-LOOKS = {"live": {"color": BLUE, "lw": 2.4, "zorder": 4}, "frozen": {"color": GREY, "lw": 1.6, "ls": (0, (4, 1.5))},
+LOOKS: dict[str, dict[str, Any]] = {"live": {"color": BLUE, "lw": 2.4, "zorder": 4}, "frozen": {"color": GREY, "lw": 1.6, "ls": (0, (4, 1.5))},
          "calendar": {"color": GREEN, "lw": 1.6, "ls": (0, (1, 1))}}
 HEAT = LinearSegmentedColormap.from_list("drift", [(0, "#f1f5f8"), (.5, "#a3c3dc"), (.5, "#f6bf4c"), (1, "#7d1d0c")])
 LEGEND = {"loc": "lower left", "bbox_to_anchor": (-0.01, 1), "ncols": 4, "frameon": False, "borderaxespad": 0.2}
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none", "text.parse_math": False, "font.size": 9, "axes.grid": True, "axes.axisbelow": True,
     "axes.edgecolor": "#c5ccd3", "axes.labelcolor": SOFT, "axes.spines.top": False, "axes.spines.right": False,
     "grid.color": "#e8ecf0", "xtick.color": SOFT, "ytick.color": SOFT, "xtick.major.size": 0, "ytick.major.size": 0,
@@ -35,7 +36,7 @@ def drawing(plot: Callable[[Axes, Report], float], report: Report) -> str:
         figure = Figure()
         axes = figure.add_subplot()
         starts = [*column(report["weeks"], "start", DAY), *column(report["versions"], "promoted", DAY)]
-        axes.set_xlim(min(starts), np.datetime64(report["until"], "D"))
+        axes.set_xlim(date2num(min(starts)), date2num(np.datetime64(report["until"], "D")))
         inches = plot(axes, report)
         height = inches + TOP + BOTTOM
         figure.set_size_inches(WIDTH, height)
@@ -80,7 +81,7 @@ def gain_by_month(axes: Axes, report: Report) -> float:
     days = (np.minimum((starts + 1).astype(DAY), np.datetime64(report["until"])) - starts.astype(DAY)).astype(float)
     for name, place, alpha in (("live", 0.1, 1), ("calendar", 0.5, 0.5)):
         gain = column(months, "logloss_frozen") - column(months, f"logloss_{name}")
-        bars = axes.bar(matplotlib.dates.date2num(starts) + days * place, gain, days * 0.4, align="edge", label=name,
+        bars = axes.bar(date2num(starts) + days * place, gain, days * 0.4, align="edge", label=name,
                         color=LOOKS[name]["color"], alpha=alpha)
         axes.bar_label(bars, fmt="{:+.3f}", fontsize=7, padding=2, color=SOFT)
     axes.axhline(0, color=SOFT, lw=0.8)

@@ -5,6 +5,7 @@ import os
 import time
 from concurrent.futures import Future, ProcessPoolExecutor
 from datetime import datetime
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,7 @@ def _run(until: datetime, up: Any, begun: float, console: Console, faults: tuple
     if trained["outcome"] != "released":
         raise PerennialError(f"the first model did not pass the gate; run: perennial history {MODEL}")
     first = trained["version"]
-    rows = contract.source(TRAFFIC, until)
+    rows = contract.source_rows(TRAFFIC, until)
     traffic = ReplayTraffic(contract, rows, f"{up.url}/{MODEL}/predict", faults)
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         peers = pool.submit(rival_probabilities, str(fetch_version(context, first)), until)
@@ -79,13 +80,14 @@ def _run(until: datetime, up: Any, begun: float, console: Console, faults: tuple
     return _report(traffic, context, weeks, frozen, calendar, until) | {"seconds": round(time.monotonic() - begun, 1)}
 
 
-def _result(peers: Future) -> tuple[np.ndarray, np.ndarray]:
+def _result(peers: Future[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
     return peers.result(timeout=TRAINING * 2)
 
 
 async def _year(traffic: ReplayTraffic, context: Any, console: Console) -> list[dict[str, Any]]:
     """Day after day; a day after a window's end its labels come in and its profiles are judged."""
-    contract, weeks = traffic.contract, []
+    contract = traffic.contract
+    weeks: list[dict[str, Any]] = []
     days = {day: np.flatnonzero(traffic.day == day) for day in dict.fromkeys(traffic.day)}
     ingested = TRAFFIC
     columns = (TextColumn("{task.description:<34}"), BarColumn(), TextColumn("{task.completed}/{task.total} days"), TimeElapsedColumn())
@@ -101,7 +103,7 @@ async def _year(traffic: ReplayTraffic, context: Any, console: Console) -> list[
                     if week["action"] == "retrain":
                         progress.update(bar, description=f"{day}: {week['kind']}: retraining")
                         indices = await traffic.trickle(
-                            indices, lambda window=week["window"]: _finished(context, window), lambda: _canary(context))
+                            indices, partial(_finished, context, week["window"]), partial(_canary, context))
             progress.update(bar, description=f"{day}: traffic")
             await traffic.send_day(indices)
             progress.advance(bar)

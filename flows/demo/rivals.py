@@ -19,7 +19,7 @@ from service.model import Model, load_model
 def rival_probabilities(first: str, until: datetime) -> tuple[np.ndarray, np.ndarray]:
     """Probabilities for all the traffic: the first model frozen, and one retrained at each month's start, no gate."""
     contract = load_contract(MODEL)
-    rows = contract.source(YEAR, until)
+    rows = contract.source_rows(YEAR, until)
     columns, times = contract.columns_of(rows), rows[contract.event_time]
     served = (times >= TRAFFIC).to_numpy()
     frozen = load_model(contract, Path(first)).probabilities(_only(columns, served))

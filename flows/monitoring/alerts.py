@@ -6,7 +6,7 @@ from uuid import NAMESPACE_URL, UUID, uuid5
 from httpx import HTTPError
 from msgspec import Struct
 from prefect.client.orchestration import get_client
-from prefect.events import Event
+from prefect.events import Event, Resource
 
 from contracts.core.errors import Unavailable
 from contracts.core.retraining import RefusalRule
@@ -133,7 +133,7 @@ def send(context: ModelContext, alerts: Iterable[AlertMessage]) -> None:
 
 def event_of(alert: AlertMessage) -> Event:
     resource = {"prefect.resource.id": f"perennial.model.{alert.model}", "prefect.resource.name": alert.model}
-    return Event(event=f"perennial.alert.{alert.state}", resource=resource, id=alert.id,
+    return Event(event=f"perennial.alert.{alert.state}", resource=Resource(resource), id=alert.id,
                  payload=as_json(alert) | {"id": str(alert.id)})
 
 

@@ -1,9 +1,12 @@
 """The Prefect automation that sends alerts to a webhook."""
 
+from typing import Any
+
 from prefect.automations import AutomationCore, CallWebhook, EventTrigger, SendNotification
 from prefect.blocks.core import Block
 from prefect.blocks.webhook import Webhook
 from prefect.client.orchestration import get_client
+from prefect.events.schemas.automations import Posture
 
 from contracts.core.errors import PerennialError
 from registry.settings import ALERT_WEBHOOK
@@ -26,7 +29,7 @@ def to_webhook(url: str | None) -> None:
     if url:
         if not url.startswith(("http://", "https://")):
             raise PerennialError(f"{ALERT_WEBHOOK} is {url!r}, no address of a webhook; it begins with https:// or http://")
-        return notify_through("webhook", Webhook(url=url, headers={"Content-Type": "application/json"}))
+        return notify_through("webhook", json_webhook(url))
     with get_client(sync_client=True) as client:
         for automation in client.read_automations_by_name(_name("webhook")):
             client.delete_automation(automation.id)
@@ -34,16 +37,20 @@ def to_webhook(url: str | None) -> None:
 
 def to_pagerduty(routing_key: str, url: str = "https://events.pagerduty.com/v2/enqueue") -> None:
     """Have a cause open one incident, and its end resolve it; Prefect's own block for PagerDuty would open a second one."""
-    notify_through("pagerduty", Webhook(url=url, headers={"Content-Type": "application/json"}), INCIDENT.replace("ROUTING_KEY", routing_key))
+    notify_through("pagerduty", json_webhook(url), INCIDENT.replace("ROUTING_KEY", routing_key))
+
+
+def json_webhook(url: str) -> Webhook:
+    return Webhook.model_validate({"url": url, "headers": {"Content-Type": "application/json"}})
 
 
 def notify_through(name: str, block: Block, payload: str = JSON) -> None:
     """Hand every alert to a Prefect block from now on: `payload`, a template, to a webhook, a text to a block that notifies."""
-    kept = block.save(f"perennial-alerts-{name}", overwrite=True)
+    kept: Any = block.save(f"perennial-alerts-{name}", overwrite=True)
     action = (CallWebhook(block_document_id=kept, payload=payload) if isinstance(block, Webhook) else
               SendNotification(block_document_id=kept, subject=TITLE, body=TEXT))
     trigger = EventTrigger(expect={"perennial.alert.raised", "perennial.alert.over"}, for_each={"prefect.resource.id"},
-                           match={"prefect.resource.id": "perennial.model.*"}, posture="Reactive", threshold=1)
+                           match={"prefect.resource.id": "perennial.model.*"}, posture=Posture.Reactive, threshold=1)
     automation = AutomationCore(name=_name(name), trigger=trigger, actions=[action],
                                 description="one alert a cause and one when it is over; the ledger decides")
     with get_client(sync_client=True) as client:

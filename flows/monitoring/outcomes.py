@@ -129,4 +129,4 @@ def ingested_events(context: ModelContext, start: datetime) -> pd.DataFrame:
 
 def probabilities_of(contract: Contract, predictions: pd.DataFrame) -> np.ndarray:
     """The answered probabilities, (n, classes)."""
-    return predictions[[PROBABILITY + name for name in contract.label.classes]].to_numpy()
+    return np.asarray(predictions[[PROBABILITY + name for name in contract.label.classes]])

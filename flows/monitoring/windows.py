@@ -82,5 +82,5 @@ def champions(context: ModelContext) -> list[str]:
     state = context.ledger.state()
 
     def serving(version: str) -> str:
-        return json.loads(context.store.get(layout.version_file(context.name, version, f"{SERVED}.json")))["serving"]
+        return str(json.loads(context.store.get(layout.version_file(context.name, version, f"{SERVED}.json")))["serving"])
     return [version for version in state.promoted if version == state.champion or serving(version) == context.contract.serving]

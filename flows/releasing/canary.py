@@ -23,7 +23,7 @@ def run_canary(context: ModelContext, champion: str | None, version: str, mine: 
                     share: float | None = None) -> CanaryVerdict | None:
     """Let a challenger see its share of the traffic, and judge it by what both sides did; None where no champion serves."""
     old = [each.url for each in fleet.running(context.run, context.name) if each.version == champion]
-    if not old or champion == version:
+    if not old or champion is None or champion == version:
         return None
     policy, urls = context.contract.rollout, tuple(each.url for each in mine)
     routes.route(context.run, context.name, old, champion, TrafficSplit(urls, policy.share if share is None else share, mode))
@@ -90,6 +90,6 @@ def is_allowed(context: ModelContext, verdict: CanaryVerdict) -> bool:
 
 def end_canary(context: ModelContext, champion: str | None) -> None:
     """End a canary or a shadow: all the traffic is the champion's, and nobody else sees it."""
-    if routes.challenger_urls(context.run, context.name):
+    if champion and routes.challenger_urls(context.run, context.name):
         urls = [each.url for each in fleet.running(context.run, context.name) if each.version == champion]
         routes.route(context.run, context.name, urls, champion)

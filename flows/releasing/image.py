@@ -10,7 +10,7 @@ from registry.events import Imaged, Registered, Released
 
 def ship_image(context: ModelContext, version: str, bento: Path) -> str:
     """Build a version's image and push it; its reference by the registry's digest, which the ledger keeps."""
-    where, facts = images.configured(), models.manifest(context.store, context.name, version)
+    where, facts = images.required(), models.manifest(context.store, context.name, version)
     where.repository(context.name)  # refuses a name before anything is built
     [registered] = [event.data for event in context.ledger.events()
                     if isinstance(event.data, Registered) and event.data.version == version]
@@ -29,6 +29,7 @@ def artifact_of(context: ModelContext, version: str) -> Path | str:
     if not images.configured():
         return build_bento(context, version)
     state = context.ledger.state()
-    recorded = [*state.of_kind(Imaged), *state.of_kind(Released)]  # one that has served comes before one that was only made
-    known = [event.image for event in recorded if event.version == version and event.image]
-    return known[-1] if known else ship_image(context, version, build_bento(context, version))
+    # One that has served comes before one that was only made.
+    recorded: list[Imaged | Released] = [*state.of_kind(Imaged), *state.of_kind(Released)]
+    images_made = [event.image for event in recorded if event.version == version and event.image]
+    return images_made[-1] if images_made else ship_image(context, version, build_bento(context, version))

@@ -31,7 +31,7 @@ def answers_like_trainer(context: ModelContext, server: Server) -> dict[str, Any
     return {"url": server.url, "records": len(records), "seconds": seconds, "latency_ms": alone}
 
 
-def answered_by(context: ModelContext, version: str, records: list[dict]) -> np.ndarray:
+def answered_by(context: ModelContext, version: str, records: list[dict[str, Any]]) -> np.ndarray:
     """A version's probabilities by its live replica: for one whose features the contract here can't compute any more."""
     alive = [each for each in fleet.running(context.run, context.name) if each.version == version]
     if not alive:
@@ -44,7 +44,7 @@ def answered_by(context: ModelContext, version: str, records: list[dict]) -> np.
     return np.asarray([list(one["probabilities"].values()) for one in answers], dtype=np.float32)
 
 
-def _compared(context: ModelContext, server: Server, records: list[dict], wanted: np.ndarray) -> float:
+def _compared(context: ModelContext, server: Server, records: list[dict[str, Any]], wanted: np.ndarray) -> float:
     """Seconds that a replica took for records; ReleaseFailed unless version, probabilities and classes are the trainer's."""
     reply, names = _asked(server, records), context.contract.label.classes
     if reply.status_code != 200:
@@ -64,7 +64,7 @@ def _compared(context: ModelContext, server: Server, records: list[dict], wanted
     return reply.elapsed.total_seconds()
 
 
-def _asked(server: Server, records: list[dict]) -> httpx.Response:
+def _asked(server: Server, records: list[dict[str, Any]]) -> httpx.Response:
     try:
         return httpx.post(f"{server.url}/predict", json={"records": records}, headers=SAMPLE_HEADERS, timeout=10, trust_env=False)
     except httpx.TransportError as error:
@@ -73,7 +73,7 @@ def _asked(server: Server, records: list[dict]) -> httpx.Response:
 
 def _parsed(server: Server, reply: httpx.Response, names: tuple[str, ...]) -> dict[str, Any]:
     try:
-        answer = reply.json()
+        answer: dict[str, Any] = reply.json()
         good = all(set(one) == {"id", "class", "probabilities"} and list(one["probabilities"]) == list(names)
                    for one in answer["predictions"]) and isinstance(answer["version"], str)
     except (ValueError, KeyError, TypeError):

@@ -44,7 +44,7 @@ def _flag(context: ModelContext) -> Path:
 def rollback_waits(context: ModelContext) -> bool:
     """Whether somebody waits for a rollback; the flag of one that was killed counts for nothing."""
     try:
-        return psutil.pid_exists(int(_flag(context).read_text() or 0))
+        return bool(psutil.pid_exists(int(_flag(context).read_text() or 0)))
     except FileNotFoundError:
         return False
 

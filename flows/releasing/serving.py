@@ -42,7 +42,7 @@ def roll_back(model: str, to: str, reason: str) -> dict[str, str]:
         context.ledger.roll_back(reason, to=target)
 
     if folder := _kustomization():
-        release_to_kubernetes(context, target, artifact_of(context, target), folder, decide)
+        release_to_kubernetes(context, target, str(artifact_of(context, target)), folder, decide)
     elif routes.champion_urls(context.run, context.name):
         roll_out_version(context, target, artifact_of(context, target), decide)
     else:

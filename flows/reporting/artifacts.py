@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
+from uuid import UUID
 
 from msgspec import convert
 from prefect.artifacts import create_markdown_artifact
@@ -89,7 +90,7 @@ def _effect(check: ColumnCheck | None) -> str:
 def tag_run(model: str) -> None:
     """Give this flow run the model's tag, whoever started it: an automation can't."""
     with get_client(sync_client=True) as client:
-        client.update_flow_run(flow_run.get_id(), tags=sorted({*flow_run.get_tags(), f"model:{model}"}))
+        client.update_flow_run(UUID(flow_run.get_id()), tags=sorted({*flow_run.get_tags(), f"model:{model}"}))
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:

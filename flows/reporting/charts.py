@@ -38,23 +38,24 @@ def bars(reference: Reference, counts: np.ndarray) -> list[Bar]:
     bins, before, now = reference.bins, shares(reference.counts), shares(counts)
     there = np.flatnonzero(before + now)
     groups = [[index] for index in there[there < bins.first]]  # missing, never seen
-    known, room, rest = there[there >= bins.first], BARS - len(groups), []
+    known, room = there[there >= bins.first], BARS - len(groups)
+    rest: Sequence[int] = []
     if len(known) <= room:
         groups += [[index] for index in known]
     elif bins.kind == "number":
         groups += _neighbours(known, (before + now)[known], room)
     else:
         order = known[np.argsort(-np.abs(now - before)[known], kind="stable")]
-        groups, rest = [*groups, *([index] for index in np.sort(order[:room - 1]))], order[room - 1:]
+        groups, rest = [*groups, *([index] for index in np.sort(order[:room - 1]))], order[room - 1:].tolist()
     found = [Bar(_label(bins, inside), before[inside].sum(), now[inside].sum()) for inside in groups]
     return [*found, Bar(f"({len(rest)} others)", before[rest].sum(), now[rest].sum(), rest=True)] if len(rest) else found
 
 
-def _neighbours(known: np.ndarray, weight: np.ndarray, most: int) -> list[np.ndarray]:
+def _neighbours(known: np.ndarray, weight: np.ndarray, most: int) -> list[list[int]]:
     """Bins side by side in groups of about the same weight."""
     middles = (np.cumsum(weight) - weight / 2) / max(weight.sum(), 1e-12)
     places = np.minimum((middles * most).astype(int), most - 1)
-    return [known[places == place] for place in np.unique(places)]
+    return [known[places == place].tolist() for place in np.unique(places)]
 
 
 def _label(bins: Bins, inside: Sequence[int]) -> str:

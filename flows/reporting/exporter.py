@@ -45,7 +45,8 @@ class MetricsCollector(Collector):
     """The gauges of some models; one that can't be read is down, and holds up no other."""
 
     def __init__(self, models: Sequence[str]) -> None:
-        self._models, self._known, self._lock = models, {}, Lock()
+        self._models, self._lock = models, Lock()
+        self._known: dict[str, ModelContext] = {}
 
     def collect(self) -> Iterator[Metric]:
         families = {name: GaugeMetricFamily(name, help_, labels=("model", *labels)) for name, (help_, labels) in GAUGES.items()}

@@ -88,7 +88,8 @@ def described(name: str) -> dict[str, Any]:
         model, _, ref = name.partition("@")
         context = open_model(model)
         version = models.resolve(context.ledger, ref)
-        return json.loads(context.store.get(layout.version_file(context.name, version, "contract.json")))
+        facts: dict[str, Any] = json.loads(context.store.get(layout.version_file(context.name, version, "contract.json")))
+        return facts
     if not name.endswith(".py"):
         return load_contract(name).describe()
     if not Path(name).is_file():
@@ -98,6 +99,8 @@ def described(name: str) -> dict[str, Any]:
 
 def _run(file: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(f"compared_{abs(hash(file))}", file)
+    if spec is None or spec.loader is None:
+        raise PerennialError(f"{file} is no Python file; name a contract's file, as contracts/flights.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # inspect.getsource of a class asks here
     spec.loader.exec_module(module)

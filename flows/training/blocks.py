@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryFile
+from typing import Any
 
 import numpy as np
 
@@ -36,7 +37,7 @@ class Block:
 class BlockFile:
     """One block's rows on disk, in files without a name: they are gone with the process, however it ends."""
 
-    KINDS = (np.float32, np.float32, "datetime64[s]")  # of a block's matrix, labels and times
+    KINDS: tuple[Any, ...] = (np.float32, np.float32, "datetime64[s]")  # of a block's matrix, labels and times
 
     def __init__(self, folder: Path, features: int):
         self._features = features
@@ -44,7 +45,7 @@ class BlockFile:
 
     def add(self, matrix: np.ndarray, labels: np.ndarray, times: np.ndarray) -> None:
         for file, kind, part in zip(self._files, self.KINDS, (matrix, labels, times)):
-            file.write(np.ascontiguousarray(part, kind))
+            file.write(np.ascontiguousarray(part, kind))  # type: ignore[arg-type]  # an array is a buffer
 
     def close(self) -> None:
         for file in self._files:

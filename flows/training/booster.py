@@ -3,9 +3,10 @@
 from collections.abc import Iterator
 from typing import Any
 
+import xgboost
+
 from contracts.core.contract import Contract
 from flows.training.blocks import Block
-from service.model import xgboost
 
 
 def train_booster(contract: Contract, blocks: Iterator[Block], turns: int, rounds: int, threads: int,
@@ -13,7 +14,8 @@ def train_booster(contract: Contract, blocks: Iterator[Block], turns: int, round
     """A booster of `rounds` rounds, each of the first `turns` blocks growing its share of them; fewer where `held_out` says stop."""
     evals = [(dmatrix(contract, held_out), "newest")] if held_out else []
     stop = [xgboost.callback.EarlyStopping(rounds=contract.patience)] if held_out else []
-    booster, done = None, 0
+    booster: xgboost.Booster | None = None
+    done = 0
     for turn, block in zip(range(1, turns + 1), blocks):
         upto = rounds * turn // turns
         params = booster_params(contract, threads)
@@ -23,6 +25,8 @@ def train_booster(contract: Contract, blocks: Iterator[Block], turns: int, round
         done = booster.num_boosted_rounds()
         if done < upto:
             break
+    if booster is None:
+        raise ValueError("no block to train on")
     return booster
 
 

@@ -10,6 +10,7 @@ from tempfile import gettempdir
 from typing import Any
 
 import numpy as np
+import xgboost
 
 from contracts.core.contract import Contract
 from contracts.core.errors import PerennialError, Unavailable
@@ -22,7 +23,7 @@ from flows.training.vocabulary import CategoryVocabulary
 from registry import data
 from registry.settings import DASK
 from registry.store import open_store
-from service.model import Model, xgboost
+from service.model import Model
 
 PATIENCE = 10  # seconds in which the scheduler must answer
 QUANTILES = np.linspace(0, 1, 1001)
@@ -102,7 +103,7 @@ def part_of(module: str, share: Share, vocabularies: dict[str, tuple[str, ...]],
 
 def answers_to(part: Block, booster: Any) -> np.ndarray:
     """Runs on a worker."""
-    return booster.inplace_predict(part.matrix)
+    return np.asarray(booster.inplace_predict(part.matrix))
 
 
 @dataclass(frozen=True)
@@ -172,8 +173,8 @@ class DistributedTrainingSet:
 
     def _matrix(self, vocabularies: Any, start: datetime | None, end: datetime | None) -> tuple[Any, int]:
         """XGBoost's matrix of the rows of [start, end) on all workers, and how many they are."""
-        from dask import delayed
         from dask.array import concatenate, from_delayed
+        from dask.delayed import delayed
 
         parts = [(delayed(part), len(labels)) for part, labels in self._parts(vocabularies, start, end)]
         matrix = concatenate([from_delayed(part.matrix, (rows, len(self.contract.features)), np.float32) for part, rows in parts])

@@ -1,6 +1,6 @@
 """The training set: rows in blocks on disk, read in chunks, so that memory stays small."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -120,10 +120,10 @@ def read_training_set(contract: Contract, chunks: Iterable[pd.DataFrame], rows: 
     return TrainingSet(contract, cut, seen, older_rows, sorted_sample(contract, sample), texts, spools)
 
 
-def sorted_sample(contract: Contract, parts: list[Columns]) -> Columns:
+def sorted_sample(contract: Contract, parts: Sequence[Columns]) -> Columns:
     """All rows of the parts in the order of their event time."""
     whole = {name: np.concatenate([part[name] for part in parts]) for name in (parts[0] if parts else ())}
-    order = np.argsort(whole[contract.event_time], kind="stable") if parts else []
+    order = np.argsort(whole[contract.event_time], kind="stable") if parts else np.zeros(0, int)
     return {name: values[order] for name, values in whole.items()}
 
 

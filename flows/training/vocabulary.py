@@ -16,7 +16,8 @@ class CategoryVocabulary:
     """The texts of one category, numbered as they come, and how many rows have each: of the older ones, and of all."""
 
     def __init__(self, feature: str):
-        self._feature, self._numbers = feature, {}
+        self._feature = feature
+        self._numbers: dict[str, int] = {}
         self._older = self._all = np.zeros(0, np.int64)
 
     def numbered(self, values: np.ndarray, older: np.ndarray) -> np.ndarray:
