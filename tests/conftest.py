@@ -5,6 +5,7 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
+from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from contracts.core import errors
@@ -81,9 +82,17 @@ def replica(flights_version, flights_bento):
         replicas.stop(started, context.run, context.name)
 
 
+def plan_reconciler(is_planned: bool) -> None:
+    """Have the reconciler run by its schedule, or only when it is called."""
+    with get_client(sync_client=True) as client:
+        reconciler = client.read_deployment_by_name("reconcile/reconcile").id
+        (client.resume_deployment if is_planned else client.pause_deployment)(reconciler)
+
+
 @pytest.fixture(scope="session")
 def servers(tmp_path_factory):
-    """A Prefect server, its worker and Traefik, all real, for every test that runs flows."""
+    """A Prefect server, its worker and Traefik, all real, for every test that runs flows. The reconciler runs when a test calls
+    it: at its hour, minute 17, it would judge what a test is still sending."""
     home = tmp_path_factory.mktemp("stack")
     with pytest.MonkeyPatch.context() as patch:
         known = stack.environment(home, profile_seconds=0.3)
@@ -91,6 +100,8 @@ def servers(tmp_path_factory):
             patch.setenv(name, value)
         try:
             with temporary_settings({PREFECT_API_URL: known["PREFECT_API_URL"]}):  # prefect was imported before
-                yield stack.up(home)
+                up = stack.up(home)
+                plan_reconciler(False)
+                yield up
         finally:
             stack.down(home)

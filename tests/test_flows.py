@@ -28,7 +28,7 @@ from flows.train import train
 from registry.context import open_model
 from registry.traffic import ship
 from service.model import records_of_columns
-from tests.conftest import PUMPS
+from tests.conftest import PUMPS, plan_reconciler
 from tests.verdicts import window_verdict
 
 WEEK = timedelta(days=7)
@@ -230,6 +230,7 @@ def test_the_reconcilers_runs_are_planned_and_the_server_has_no_fault_to_tell(se
             reconciler = client.read_deployment_by_name("reconcile/reconcile").id
             return [run for run in client.read_flow_runs() if run.deployment_id == reconciler and run.state.is_scheduled()]
 
+    plan_reconciler(True)
     assert all(run.auto_scheduled and run.expected_start_time.minute == 17 for run in until(planned))
     log = (open_model(PUMPS).run / "logs" / "prefect-server.log").read_text()
     faults = [fault for fault in log.split("Traceback")[1:] if "database is locked" not in fault]  # of SQLite on a busy machine
