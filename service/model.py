@@ -19,7 +19,7 @@ from contracts.core.loading import load_contract
 if __name__ == "__main__":  # to answer as a replica would, which has no scikit-learn either: XGBoost takes a second to import it
     sys.modules["sklearn"] = None  # type: ignore[assignment]
 
-FORMAT = 1  # of a saved state: raise it with a change that an older `restore` can't read, and keep reading the older
+FORMAT = 2  # of a saved state: raise it with a change that an older reader can't follow; `is_of` reads format 1
 UNKNOWN = 0  # the category code of every value that training did not see often enough
 SERVED = "model"  # the stem of the files that serve; "twin" is the same recipe on older rows, for the gate
 TWIN = "twin"
@@ -62,15 +62,20 @@ class Model:
 
 def is_compatible(contract: Contract, folder: Path, stem: str = SERVED) -> bool:
     """Whether a saved model has the features and classes that the contract has now."""
-    return bool(json.loads((folder / f"{stem}.json").read_bytes())["serving"] == contract.serving)
+    return is_of(contract, json.loads((folder / f"{stem}.json").read_bytes()))
+
+
+def is_of(contract: Contract, state: Mapping[str, Any]) -> bool:
+    """The same of a saved model's JSON."""
+    return bool(state["serving"] == (contract.serving if state["format"] > 1 else contract.serving_without_helpers))
 
 
 def load_model(contract: Contract, folder: Path, stem: str = SERVED, threads: int = 1) -> Model:
     """Load what `Model.files` gave; refuses another contract's model and a newer format."""
     state = json.loads((folder / f"{stem}.json").read_bytes())
-    if state["format"] != FORMAT:
-        raise PerennialError(f"{folder} has model format {state['format']}, this code reads {FORMAT}; upgrade perennial")
-    if not is_compatible(contract, folder, stem):
+    if state["format"] > FORMAT:
+        raise PerennialError(f"{folder} has model format {state['format']}, this code reads up to {FORMAT}; upgrade perennial")
+    if not is_of(contract, state):
         raise PerennialError(
             f"{folder} was trained for other columns, features or classes than the contract of {contract.name} has now; "
             f"see: perennial contract diff {contract.name}@champion {contract.name}; train again: perennial train {contract.name}")

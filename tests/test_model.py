@@ -10,7 +10,7 @@ from contracts.core.errors import PerennialError
 from contracts.flights import contract as flights
 from contracts.pumps import contract as pumps
 from flows.training.dataset import read_training_set
-from service.model import MANY, SERVED, columns_of_records, load_model, records_of_columns
+from service.model import FORMAT, MANY, SERVED, columns_of_records, load_model, records_of_columns
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def test_another_contracts_model_and_a_newer_format_are_refused(model, tmp_path)
     with pytest.raises(PerennialError, match="perennial train pumps"):
         load_model(pumps, saved(model, tmp_path))
     state = json.loads((tmp_path / f"{SERVED}.json").read_bytes())
-    (tmp_path / f"{SERVED}.json").write_text(json.dumps(state | {"format": 2}))
+    (tmp_path / f"{SERVED}.json").write_text(json.dumps(state | {"format": FORMAT + 1}))
     with pytest.raises(PerennialError, match="upgrade perennial"):
         load_model(flights, tmp_path)
 

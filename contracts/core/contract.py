@@ -13,6 +13,7 @@ import numpy as np
 import pandera.pandas as pa
 
 from contracts.core.classification import PREDICTION, PROBABILITY, Label, is_output
+from contracts.core.dependencies import helpers_of
 from contracts.core.digests import digest_of, plain_json, source_of
 from contracts.core.errors import ContractError, PerennialError
 from contracts.core.features import Columns, Feature
@@ -207,10 +208,11 @@ class Contract:
         """The whole contract as JSON, code as its text: what the digest is of and what a diff compares."""
         label = {
             "classes": list(self.label.classes), "needs": list(self.label.needs), "of": source_of(self.label.of),
-            "matures": str(self.label.matures), "weights": self.weights.tolist(),
+            "matures": str(self.label.matures), "weights": self.weights.tolist(), **_helpers(self.label.of),
         }
         features = {
-            feature.name: {"kind": feature.kind, "needs": list(feature.needs), "compute": source_of(feature.compute)}
+            feature.name: {"kind": feature.kind, "needs": list(feature.needs), "compute": source_of(feature.compute),
+                           **_helpers(feature.compute)}
             for feature in self.features
         }
         settings = ("event_time", "key", "rounds", "patience", "stop_share", "seed", "bad_rows", "logged")
@@ -243,7 +245,22 @@ class Contract:
     @cached_property
     def serving(self) -> str:
         """The digest of what turns a record into an answer: a model serves on while limits and policies change."""
-        whole = self.describe()
+        return self._serving(self.describe()["features"])
+
+    @cached_property
+    def serving_without_helpers(self) -> str:
+        """The same digest as models of format 1 hold it: an edit of a function that a feature calls did not change it."""
+        return self._serving({name: {fact: value for fact, value in feature.items() if fact != "helpers"}
+                              for name, feature in self.describe()["features"].items()})
+
+    def _serving(self, features: Mapping[str, Any]) -> str:
+        whole = self.describe() | {"features": features}
         parts = {name: whole[name] for name in ("name", "request", "features", "event_time")}
         columns = {name: whole["columns"][name] for name in self.request_columns}
         return digest_of(parts | {"columns": columns, "label": {name: whole["label"][name] for name in ("classes", "weights")}})
+
+
+def _helpers(function: Callable[..., Any] | None) -> dict[str, Any]:
+    """The functions that a function calls; nothing where it calls none, so that digests taken before helpers counted stay."""
+    helpers = helpers_of(function)
+    return {"helpers": helpers} if helpers else {}

@@ -1,10 +1,15 @@
-"""Which of the project's own modules a module imports, found by reading their source, without running it."""
+"""What of the project's own code a module imports, and what a function calls."""
 
 import ast
 import importlib.util
+import inspect
 import sysconfig
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from types import CodeType, ModuleType
+from typing import Any
+
+from contracts.core.digests import source_of
 
 INSTALLED = tuple(str(Path(sysconfig.get_path(name)).resolve()) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
 
@@ -12,7 +17,7 @@ INSTALLED = tuple(str(Path(sysconfig.get_path(name)).resolve()) for name in ("st
 def imported_modules(*roots: str) -> dict[str, Path]:
     """The files of these modules and of all that they import, directly or not, by dotted name; installed packages left out.
 
-    Imports inside functions count; those under `if TYPE_CHECKING:` don't.
+    They are found by reading source, nothing is run. Imports inside functions count; those under `if TYPE_CHECKING:` don't.
     """
     files: dict[str, Path] = {}
     waiting = list(roots)
@@ -65,3 +70,54 @@ def _executed(node: ast.AST) -> Iterator[ast.AST]:
         if not (isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test)):
             yield child
             yield from _executed(child)
+
+
+def helpers_of(function: Callable[..., Any] | None) -> dict[str, str]:
+    """The source of the project's functions that a function calls, directly or not, and the module's constants that they
+    read (numbers, texts, and tuples, lists and dicts of them), by dotted name; `contracts.core` is left out."""
+    sources: dict[str, str] = {}
+    first = inspect.unwrap(function) if function else None
+    waiting: list[Any] = [first]
+    while waiting:
+        caller = waiting.pop()
+        if not inspect.isfunction(caller):
+            continue
+        for module, name, value in _globals_read(caller.__code__, caller.__globals__):
+            value = inspect.unwrap(value) if callable(value) else value
+            if _is_plain(value):
+                sources[f"{module}.{name}"] = repr(value)
+            elif (inspect.isfunction(value) or inspect.isclass(value)) and _is_own(value.__module__, caller.__module__):
+                name = f"{value.__module__}.{value.__qualname__}"
+                if name not in sources and value is not first:
+                    sources[name] = source_of(value) or ""
+                    waiting.append(value)
+    return dict(sorted(sources.items()))
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether it is data alone, so that its `repr` is the same in every process."""
+    if isinstance(value, dict):
+        return all(_is_plain(part) for item in value.items() for part in item)
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, (bool, int, float, str, bytes))
+
+
+def _globals_read(code: CodeType, scope: dict[str, Any]) -> Iterator[tuple[str, str, Any]]:
+    """Module, name and value of each global that the code names, also as an attribute of a module of the project."""
+    for name in (name for name in code.co_names if name in scope):
+        value = scope[name]
+        if not isinstance(value, ModuleType):
+            yield scope["__name__"], name, value
+        elif _is_own(value.__name__, scope["__name__"]):
+            yield from ((value.__name__, each, vars(value)[each]) for each in code.co_names if each in vars(value))
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):
+            yield from _globals_read(inner, scope)
+
+
+def _is_own(module: str, caller: str) -> bool:
+    """Whether a module is the project's; of the caller's own package it is, wherever that is installed."""
+    if module == "contracts.core" or module.startswith("contracts.core."):
+        return False
+    return module.partition(".")[0] == caller.partition(".")[0] or own_file(module) is not None

@@ -9,7 +9,7 @@ from contracts.core.verdict import Outcome, WindowFigures, WindowKind, WindowVer
 from registry import data, layout
 from registry.context import ModelContext
 from registry.events import LabelsStored
-from service.model import SERVED
+from service.model import SERVED, is_of
 
 WIDEST = 4  # windows that are judged together where one has too few rows
 
@@ -81,6 +81,6 @@ def champions(context: ModelContext) -> list[str]:
     """The champion and those before it, but for those that the contract has outgrown: their traffic can't be judged."""
     state = context.ledger.state()
 
-    def serving(version: str) -> str:
-        return str(json.loads(context.store.get(layout.version_file(context.name, version, f"{SERVED}.json")))["serving"])
-    return [version for version in state.promoted if version == state.champion or serving(version) == context.contract.serving]
+    def is_current(version: str) -> bool:
+        return is_of(context.contract, json.loads(context.store.get(layout.version_file(context.name, version, f"{SERVED}.json"))))
+    return [version for version in state.promoted if version == state.champion or is_current(version)]
