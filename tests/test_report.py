@@ -212,6 +212,11 @@ def test_limit_of_the_report_goes_before_the_usual_one(year):
     assert ">limit 0.1</text>" in plots.drawing(plots.drift_by_week, year | {"distance_limit": 0.1})
 
 
+@pytest.mark.parametrize("plot", [plots.log_loss_by_week, plots.gain_by_month, plots.drift_by_week, plots.requests_by_day])
+def test_time_runs_in_months(year, plot):
+    assert re.search(">(Oct|Nov)<", plots.drawing(plot, year))
+
+
 def test_short_replay_renders():
     text = Tags(report.render(short())).text
     assert "v1" in text and "v2" not in text and "none refused" in text and "Refusals2" not in text

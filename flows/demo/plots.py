@@ -36,7 +36,8 @@ def drawing(plot: Callable[[Axes, Report], float], report: Report) -> str:
         figure = Figure()
         axes = figure.add_subplot()
         starts = [*column(report["weeks"], "start", DAY), *column(report["versions"], "promoted", DAY)]
-        axes.set_xlim(date2num(min(starts)), date2num(np.datetime64(report["until"], "D")))
+        # Dates, not numbers: they make the axis one of dates, whatever is drawn on it.
+        axes.set_xlim(min(starts), np.datetime64(report["until"], "D"))  # type: ignore[arg-type]
         inches = plot(axes, report)
         height = inches + TOP + BOTTOM
         figure.set_size_inches(WIDTH, height)
