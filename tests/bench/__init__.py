@@ -20,9 +20,9 @@ PEERS = Path(__file__).parent / "peers"
 
 
 def figure(what: str, asked: float, sense: Literal["at least", "at most"], unit: str, values: Sequence[float]) -> dict[str, Any]:
-    """One line of the page: what was asked for, and what the rounds measured: their median, least and most."""
-    return {"what": what, "asked": asked, "sense": sense, "unit": unit, "measured": statistics.median(values),
-            "low": min(values), "high": max(values)}
+    """One line of the page: what was asked for, and what the rounds measured: their median, least and most; of no round None."""
+    return {"what": what, "asked": asked, "sense": sense, "unit": unit, "measured": statistics.median(values) if values else None,
+            "low": min(values, default=None), "high": max(values, default=None)}
 
 
 def write(name: str, figures: dict[str, Any]) -> None:

@@ -18,27 +18,26 @@ from tests.bench import ROOT, peers
 from tests.bench.page import BENCH, BENCHMARKS
 from tests.bench.page import main as draw
 
+TELL = 30  # seconds between two words that a benchmark still runs
 PATIENCE = 30  # seconds to end what it started, for a benchmark that is told to
 
 
 def main() -> None:
-    """Run them, each within its share of the time and what those before it left; one that fails or is late is told of on the page."""
+    """Run them to their ends; the page names one that fails."""
     names = sys.argv[1:] or list(BENCHMARKS)
     if unknown := set(names) - set(BENCHMARKS):
         sys.exit(f"no benchmark {', '.join(sorted(unknown))}; there are: {', '.join(BENCHMARKS)}")
     for each in (signal.SIGINT, signal.SIGTERM):  # in the background too, where shells have SIGINT ignored
         signal.signal(each, signal.default_int_handler)
     done: dict[str, Any] = {}
-    begun, spared = time.monotonic(), 0.0
+    begun = time.monotonic()
     try:
         prepare(dict.fromkeys(each for name in names for each in BENCHMARKS[name].peers))
         begun = time.monotonic()
-        for name in names:
-            share = BENCHMARKS[name].seconds
+        for number, name in enumerate(names, 1):
             done[name] = {"outcome": "ended by Ctrl-C", "seconds": None}
-            print(f"\n== {name}: {BENCHMARKS[name].about}; at most {share + spared:.0f} s", flush=True)
-            done[name] = run([sys.executable, "-m", f"tests.bench.{name}"], share + spared)
-            spared += share - done[name]["seconds"]
+            print(f"\n== {number} of {len(names)}, {name}: {BENCHMARKS[name].about}", flush=True)
+            done[name] = run([sys.executable, "-m", f"tests.bench.{name}"])
     except KeyboardInterrupt:
         print("\nended by Ctrl-C; what was measured before is kept")
     finally:
@@ -58,13 +57,14 @@ def prepare(environments: Iterable[str]) -> None:
             print(f"the peers of {name} were not installed: {error}")
 
 
-def run(command: list[str], seconds: float) -> dict[str, Any]:
-    """Run a benchmark with a folder of its own for temporary files; how long it took and how it ended."""
+def run(command: list[str], tell: float = TELL) -> dict[str, Any]:
+    """Run a benchmark with a folder of its own for temporary files; how long it took and how it ended. It says that it
+    still runs every `tell` seconds."""
     begun = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="bench-") as folder, open(Path(folder) / "said", "w+") as said:
         program = subprocess.Popen(command, cwd=ROOT, stderr=said, start_new_session=True, env=os.environ | {"TMPDIR": folder})
         try:
-            outcome = ended(program, seconds)
+            outcome = ended(program, begun, tell)
         finally:
             end(program, folder)
         said.seek(0)
@@ -75,11 +75,11 @@ def run(command: list[str], seconds: float) -> dict[str, Any]:
     return {"outcome": outcome, "seconds": time.monotonic() - begun}
 
 
-def ended(program: subprocess.Popen, seconds: float) -> str:
-    try:
-        return "failed" if program.wait(seconds) else "done"
-    except subprocess.TimeoutExpired:
-        return f"not done within {seconds:.0f} s"
+def ended(program: subprocess.Popen, begun: float, tell: float) -> str:
+    while True:
+        with suppress(subprocess.TimeoutExpired):
+            return "failed" if program.wait(tell) else "done"
+        print(f"... {time.monotonic() - begun:.0f} s", flush=True)
 
 
 def end(program: subprocess.Popen, folder: str) -> None:

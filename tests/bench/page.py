@@ -7,12 +7,11 @@ from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
-from jinja2 import Environment, StrictUndefined
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from flows.demo.plots import BLUE, GREY, INK, LEGEND, PALE, RED, SOFT, STYLE, inline
-from flows.demo.report import LOOK
+from flows.reporting.templates import environment
 from service.files import write_text
 from tests.bench import ROOT
 
@@ -20,21 +19,20 @@ BENCH = ROOT / "build" / "bench"
 
 
 class Benchmark(NamedTuple):
-    """What it is about, its share of the quarter of an hour that `make bench` may take, and the environments of peers that it needs."""
+    """What it is about, and the environments of peers that it needs."""
 
     about: str
-    seconds: int
     peers: tuple[str, ...] = ()
 
 
 BENCHMARKS = {  # in the order in which `make bench` runs them
-    "startup": Benchmark("how long commands take to start", 40),
-    "check": Benchmark("the contract check of whole tables", 40),
-    "profile": Benchmark("profiles of the traffic", 80, ("drift",)),
-    "train": Benchmark("training, and the memory that it takes", 190),
-    "flows": Benchmark("what the flows add to the plain functions", 120),
-    "loop": Benchmark("from a drift event to the new version on all replicas", 90),
-    "serve": Benchmark("requests through the built bento, beside what else one might pick", 340, ("serve", "mlserver")),
+    "startup": Benchmark("how long commands take to start"),
+    "check": Benchmark("the contract check of whole tables"),
+    "profile": Benchmark("profiles of the traffic", ("drift",)),
+    "train": Benchmark("training, and the memory that it takes"),
+    "flows": Benchmark("what the flows add to the plain functions"),
+    "loop": Benchmark("from a drift event to the new version on all replicas"),
+    "serve": Benchmark("requests through the built bento, beside what else one might pick", ("serve", "mlserver")),
 }
 WIDTH, TOP, BOTTOM = 11.0, 0.4, 0.5  # inches
 PARTS = ("#0072b2", "#9cc3de", "#009e73", "#e69f00", "#cc79a7", "#d55e00", "#87909a", "#1c2733")  # apart for the colour-blind, too
@@ -63,18 +61,19 @@ def _read(path: Path) -> dict[str, Any]:
 
 def render(found: Found) -> str:
     """The page: one HTML document that asks nothing of the network and runs no script."""
-    figures = [one | {"command": command(name), "met": met(one)} for name, held in _in_order(found) for one in held.get("figures", ())]
+    figures = [one | {"command": command(name), "met": met(one), "is_judged": is_judged(one)}
+               for name, held in _in_order(found) for one in held.get("figures", ())]
     plots = ((how_far_from_what_was_asked, figures), (requests_a_second, peers(found)), (latency, peers(found)),
              (memory_as_rows_grow, found.get("train", {}).get("by_rows")), (from_drift_to_the_new_version, found.get("loop", {}).get("rounds")),
              (start_of_a_command, found.get("startup", {}).get("commands")))
     drawn = [(plot.__name__.replace("_", " ").capitalize(), plot.__doc__, drawing(plot, shown)) for plot, shown in plots if shown]
-    page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    page = environment(Path(__file__).parent, ROOT / "flows" / "demo")
     page.filters["measure"] = measure
     newest = max((one for one in found.values() if "at" in one), key=lambda one: one["at"], default={})
     how = list(runs(found))
     lacking = [one["name"] for one in how if one["name"] in BENCHMARKS and (one["said"] or one["outcome"] not in ("", "done"))]
-    return page.from_string(PAGE).render(
-        look=LOOK, headline=headline(figures, lacking), figures=figures, runs=how, plots=drawn, newest=newest)
+    return page.get_template("index.html.j2").render(
+        headline=headline(figures, lacking), figures=figures, runs=how, plots=drawn, newest=newest)
 
 
 def _in_order(found: Found) -> list[tuple[str, dict[str, Any]]]:
@@ -84,18 +83,25 @@ def _in_order(found: Found) -> list[tuple[str, dict[str, Any]]]:
 
 
 def met(figure: dict[str, Any]) -> bool:
-    """By the median; one that was not measured, or is no number, is missed."""
+    """By the median; not one that was not measured, or is no number."""
     if figure["measured"] is None:
         return False
     return figure["measured"] >= figure["asked"] if figure["sense"] == "at least" else figure["measured"] <= figure["asked"]
 
 
+def is_judged(figure: dict[str, Any]) -> bool:
+    """Whether a slower machine measures the same: ratios, counts and memory are judged, times and rates are shown."""
+    return figure["unit"] not in ("s", "ms", "requests/s", "rows/s")
+
+
 def headline(figures: list[dict[str, Any]], lacking: list[str]) -> str:
-    """How many figures are met, whichever way it went, and of which benchmarks there are none of the last run."""
+    """How many ratios are met, whichever way it went, and of which benchmarks there are none of the last run."""
     if not figures:
         return "Nothing was measured yet: run make bench."
-    all_, missed = len(figures), sum(not one["met"] for one in figures)
-    said = f"{all_ - missed} of {all_} figures are met, {missed} missed" if missed else f"{all_} of {all_} figures are met"
+    judged = [one for one in figures if one["is_judged"]]
+    met_ones, lost = sum(one["met"] for one in judged), sum(one["measured"] is None for one in judged)
+    missed = len(judged) - met_ones - lost
+    said = f"{met_ones} of {len(judged)} ratios are met" + (f", {missed} missed" if missed else "") + (f", {lost} not measured" if lost else "")
     return f"{said}; not measured: {', '.join(lacking)}." if lacking else f"{said}."
 
 
@@ -264,41 +270,6 @@ def start_of_a_command(axes: Axes, commands: dict[str, list[float]]) -> float:
     axes.set_xlabel("seconds")
     return 0.3 * len(commands)
 
-
-PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Perennial: how fast</title><style>
-{{ look|safe }}
-td.missed { color: #b34700; font-weight: 600 } td.met { color: #00704f } td code { font-size: 12px; white-space: nowrap }
-td:first-child { max-width: 34em } tr.missed td:first-child { font-weight: 600 }
-</style></head><body>
-{% set machine = ["{} cores".format(newest.get("cores", "?")), newest.get("processor"),
-  "{} GB".format(newest.memory_gb) if newest.get("memory_gb"), "Python {}".format(newest.get("python", "?"))]|select|join(" · ") %}
-<p>Perennial · how fast{% if newest %} · {{ newest["at"][:16]|replace("T", " ") }} UTC · revision {{ newest.get("git", "unknown") }} ·
-{{ machine }}{% endif %}</p>
-<h1>{{ headline }}</h1>
-<table><thead><tr><th>What<th class="n">Asked<th class="n">Measured<th class="n">Low to high<th>Unit<th>Met?<th>Command</thead>
-{% for one in figures %}
-<tr{% if not one.met %} class="missed"{% endif %}><td>{{ one.what }}<td class="n">{{ one.sense }} {{ one.asked|measure }}
-<td class="n">{{ one.measured|measure }}<td class="n">{{ one.low|measure }} to {{ one.high|measure }}<td>{{ one.unit }}
-<td class="{{ "met" if one.met else "missed" }}">{{ "met" if one.met else "MISSED" }}<td><code>{{ one.command }}</code>
-{% endfor %}
-</table>
-<p>Measured: the median of the rounds, which is what counts. Ratios are of one run, both sides in turn.</p>
-{% for title, how, svg in plots %}
-<section><h2>{{ title }}</h2><p>{{ how }}</p>{{ svg|safe }}</section>
-{% endfor %}
-<h2>Benchmarks</h2>
-<p>Seconds and outcome are those of the last <code>make bench</code>; a file may be of another day and revision.</p>
-<table><thead><tr><th>Benchmark<th>About<th class="n">Took<th>Went<th>Its file is of<th>Command</thead>
-{% for one in runs %}
-<tr><td>{{ one.name }}<td>{{ one.about }}<td class="n">{% if one.seconds is not none %}{{ one.seconds|measure }} s{% endif %}
-<td class="why">{{ one.outcome }}{% if one.said %} <b>{{ one.said }}</b>{% endif %}
-<td>{{ one["at"][:16]|replace("T", " ") }} {{ one.git }}<td><code>{{ one.command }}</code>
-{% endfor %}
-</table>
-</body></html>
-"""
 
 if __name__ == "__main__":
     main()

@@ -69,18 +69,26 @@ def race(servers: dict[str, Server]) -> tuple[dict[str, Any], Figures]:
     """One-record requests: every server in turn, so many times."""
     for server in servers.values():
         load(server, CONNECTIONS, 1)
-    turns = [{name: right(load(server, CONNECTIONS, SECONDS)) for name, server in servers.items()} for _ in range(TURNS)]
-    peers = {name: {"requests_per_second": [turn[name].a_second for turn in turns], "p50_ms": median(turn[name].p50 for turn in turns),
-                    "p99_ms": median(turn[name].p99 for turn in turns)} for name in servers}
+    turns = [{name: load(server, CONNECTIONS, SECONDS) for name, server in servers.items()} for _ in range(TURNS)]
+    peers = {name: raced([turn[name] for turn in turns]) for name in servers}
 
     def times(other: str) -> list[float]:
-        return [turn[OURS].a_second / turn[other].a_second for turn in turns]
+        return [] if "failed" in peers[other] else [turn[OURS].a_second / turn[other].a_second for turn in turns]
 
     return peers, [
-        figure("one-record requests, one core, 32 connections", 3_000, "at least", "requests/s", peers[OURS]["requests_per_second"]),
+        figure("one-record requests, one core, 32 connections", 3_000, "at least", "requests/s", peers[OURS].get("requests_per_second", [])),
         figure(f"the same, of {FASTAPI}", 20, "at least", "times", times(FASTAPI)),
         figure(f"the same, of {MLSERVER}", 2.5, "at least", "times", times(MLSERVER)),
         figure(f"the same, of {FLOOR}", 0.6, "at least", "times", times(FLOOR))]
+
+
+def raced(turns: list[Load]) -> dict[str, Any]:
+    """What one server did in all turns; why it has no figure where not every answer was right."""
+    try:
+        rates = [right(turn).a_second for turn in turns]
+    except AssertionError as error:
+        return {"failed": str(error)}
+    return {"requests_per_second": rates, "p50_ms": median(turn.p50 for turn in turns), "p99_ms": median(turn.p99 for turn in turns)}
 
 
 def right(seen: Load) -> Load:
@@ -152,8 +160,8 @@ def crowd(ours: Server) -> tuple[dict[str, Any], Figures]:
     told = {"connections": CROWD, "answered_a_second": seen.a_second, "refused_a_second": seen.later / seen.seconds,
             "accepted_ms": spread(accepted), "refused_ms": spread(refused), "worker_mb": [before, after]}
     return told, [
-        figure(f"{CROWD:,} connections: accepted requests, 99th percentile", 500, "at most", "ms", [told["accepted_ms"]["p99"]]),
-        figure(f"{CROWD:,} connections: a 503 with Retry-After, 99th percentile", 500, "at most", "ms", [told["refused_ms"]["p99"]]),
+        figure(f"{CROWD:,} connections: accepted requests, 99th percentile", 500, "at most", "ms", p99_of(accepted)),
+        figure(f"{CROWD:,} connections: a 503 with Retry-After, 99th percentile", 500, "at most", "ms", p99_of(refused)),
         figure(f"{CROWD:,} connections: memory of the worker", 10, "at most", "MB more than before", [after - before])]
 
 
@@ -172,7 +180,13 @@ def patient(ours: Server, seconds: float) -> list[tuple[float, int, str | None]]
     return met
 
 
+def p99_of(values: list[float]) -> list[float]:
+    return [float(np.quantile(values, 0.99))] if values else []
+
+
 def spread(values: list[float]) -> dict[str, float]:
+    if not values:  # on a slow machine nobody may be answered in time
+        return {"requests": 0}
     return {"requests": len(values), "p50": float(np.median(values)), "p99": float(np.quantile(values, 0.99)), "max": max(values)}
 
 
