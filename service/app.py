@@ -144,14 +144,14 @@ def build_service(folder: Path) -> Any:
     api = PredictionApi(contract, folder, manifest)
     Record = api.requests.documented()
 
-    class Fronted(Service):
+    class ServiceWithMiddleware(Service):
         """A service that meets its callers before BentoML's layers."""
 
         def to_asgi(self, is_main: bool = True) -> Any:
             return PredictionMiddleware(super().to_asgi(is_main), {("POST", "/predict"): api.predict, ("GET", "/model"): api.describe})
 
     @bentoml.service(
-        name=contract.name, workers=1, traffic={"timeout": TIMEOUT}, logging={"access": {"enabled": False}}, service_class=Fronted)
+        name=contract.name, workers=1, traffic={"timeout": TIMEOUT}, logging={"access": {"enabled": False}}, service_class=ServiceWithMiddleware)
     class Predictor:
         __doc__ = f"{contract.name}: one of {', '.join(contract.label.classes)}."
 
@@ -161,7 +161,7 @@ def build_service(folder: Path) -> Any:
         @bentoml.api
         async def predict(self, records: Annotated[list[Record], Len(1, MOST_RECORDS)]) -> Answers:  # type: ignore[valid-type]
             """Each record's class by name, every class's probability and a prediction id."""
-            raise NotImplementedError("declared for the OpenAPI; `Front` answers this path")
+            raise NotImplementedError("declared for the OpenAPI; `asgi.PredictionMiddleware` answers this path")
 
         @bentoml.on_shutdown
         def close(self) -> None:

@@ -52,7 +52,7 @@ class Listener:
             except (BlockingIOError, ConnectionAbortedError):
                 return
             except OSError:  # of file descriptors there are no more: others must leave first
-                log.exception("callers wait at the door for %s second", PAUSE)
+                log.exception("new connections wait for %s second", PAUSE)
                 self._loop.remove_reader(self._sock.fileno())
                 self._loop.call_later(PAUSE, self._open)
                 return

@@ -27,7 +27,7 @@ from contracts.flights import source
 from service import profiles
 from service.profiler import REACH, Profiler
 from service.profiles import merge
-from tests.spool import collect, windows
+from tests.left_by_replicas import collect, windows
 
 DAY = datetime(2024, 5, 6)
 
@@ -410,7 +410,7 @@ CHILD = """
 import sys, time
 from pathlib import Path
 from service.profiler import Profiler
-from tests.spool import windows
+from tests.left_by_replicas import windows
 from tests.test_profiles import BINS, doors, traffic
 folder = Path(sys.argv[1])
 often, full = Profiler(doors, BINS, "often", folder, seconds=0.2), Profiler(doors, BINS, "full", folder, seconds=1_000, rows=500)

@@ -31,7 +31,7 @@ from service.app import PredictionApi
 from service.limits import MOST_WAITING
 from service.model import load_model
 from service.schema import BAD_BODY, BOUNDS, HOLDS, RequestSchema
-from tests.spool import collect, windows
+from tests.left_by_replicas import collect, windows
 
 GOOD = {"departs": "2013-01-15T17:30:00", "arrives": 1200, "carrier": "UA", "origin": "EWR", "dest": "ORD", "distance": 719}
 

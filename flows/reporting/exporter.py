@@ -38,7 +38,7 @@ GAUGES = {  # name: what it says, and its labels besides the model
 }
 Sample = tuple[str, tuple[str, ...], float]  # a gauge's name, its labels besides the model, its value
 
-log = logging.getLogger("perennial.gauges")
+log = logging.getLogger("perennial.exporter")
 
 
 class MetricsCollector(Collector):

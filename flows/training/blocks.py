@@ -15,7 +15,7 @@ from flows.training.vocabulary import CategoryVocabulary
 
 @dataclass(frozen=True)
 class Block:
-    """Rows in the order of their event time: features, float32 (n, features), categories numbered as `Texts` does; class
+    """Rows in the order of their event time: features, float32 (n, features), categories numbered as `CategoryVocabulary` does; class
     indices, float32 (n,); event times."""
 
     matrix: np.ndarray
@@ -68,11 +68,11 @@ def _joined(parts: list[Block]) -> Block:
 
 
 def encode_categories(
-    contract: Contract, block: Block, texts: Mapping[str, CategoryVocabulary], vocabularies: Mapping[str, tuple[str, ...]],
+    contract: Contract, block: Block, category_counts: Mapping[str, CategoryVocabulary], vocabularies: Mapping[str, tuple[str, ...]],
 ) -> Block:
     """The block, in which categories now have the codes of a model with these vocabularies in place of their texts' numbers."""
     for position, feature in enumerate(contract.features):
         if feature.kind == "category":
-            codes, numbers = texts[feature.name].codes(vocabularies[feature.name]), block.matrix[:, position]
+            codes, numbers = category_counts[feature.name].codes(vocabularies[feature.name]), block.matrix[:, position]
             block.matrix[:, position] = codes[np.where(np.isnan(numbers), -1, numbers).astype(int)]
     return block

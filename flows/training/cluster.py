@@ -61,10 +61,10 @@ def lost_workers_named(address: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Share:
-    """What one worker holds: its rows, categories numbered by its own `texts`."""
+    """What one worker holds: its rows, categories numbered by its own `category_counts`."""
 
     block: Block
-    texts: dict[str, CategoryVocabulary]
+    category_counts: dict[str, CategoryVocabulary]
     sample: Columns
 
 
@@ -74,7 +74,7 @@ class Facts:
 
     rows: int
     older: int
-    texts: dict[str, CategoryVocabulary]
+    category_counts: dict[str, CategoryVocabulary]
     sample: Columns
     times: np.ndarray
 
@@ -84,21 +84,21 @@ def read_share(module: str, address: str, source: data.DataVersion, cut: datetim
     contract = load_contract(module)
     rows = data.chunks(open_store(address), source, contract.training_columns, share)
     found = read_training_set(contract, rows, source.rows, cut, Path(gettempdir()), blocks=1)
-    return Share(found.spools[0].read(), dict(found.texts), found.sample)
+    return Share(found.block_files[0].read(), dict(found.category_counts), found.sample)
 
 
 def facts_of(share: Share, cut: datetime) -> Facts:
     """Runs on a worker."""
     older = share.block.times[:share.block.first_from(cut)]
     times = np.quantile(older.astype(np.int64), QUANTILES) if len(older) else np.zeros(0)
-    return Facts(len(share.block.labels), len(older), share.texts, share.sample, times)
+    return Facts(len(share.block.labels), len(older), share.category_counts, share.sample, times)
 
 
 def part_of(module: str, share: Share, vocabularies: dict[str, tuple[str, ...]], start: datetime | None, end: datetime | None) -> Block:
     """The rows of [start, end) with the codes that these vocabularies give; runs on a worker."""
     first = 0 if start is None else share.block.first_from(start)
     last = None if end is None else share.block.first_from(end)
-    return encode_categories(load_contract(module), share.block.rows(slice(first, last)).copy(), share.texts, vocabularies)
+    return encode_categories(load_contract(module), share.block.rows(slice(first, last)).copy(), share.category_counts, vocabularies)
 
 
 def answers_to(part: Block, booster: Any) -> np.ndarray:
@@ -155,7 +155,8 @@ class DistributedTrainingSet:
         return np.concatenate([labels for _, labels in parts]).astype(np.int64), np.concatenate(answers)
 
     def _vocabularies(self, older: bool) -> dict[str, tuple[str, ...]]:
-        return {name: CategoryVocabulary.of_all([one.texts[name] for one in self.facts]).vocabulary(older) for name in self.facts[0].texts}
+        counts = {name: [facts.category_counts[name] for facts in self.facts] for name in self.facts[0].category_counts}
+        return {name: CategoryVocabulary.of_all(parts).vocabulary(older) for name, parts in counts.items()}
 
     def _newest_of_the_older(self) -> datetime:
         """The time from which on the newest `stop_share` of the older rows happened, to a thousandth of a share's rows."""

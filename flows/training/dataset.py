@@ -29,8 +29,8 @@ class TrainingSet:
     rows: int
     older: int
     sample: Columns
-    texts: Mapping[str, CategoryVocabulary]
-    spools: tuple[BlockFile, ...]
+    category_counts: Mapping[str, CategoryVocabulary]
+    block_files: tuple[BlockFile, ...]
     workers = 1
 
     def rounds(self, threads: int = 0) -> dict[str, Any]:
@@ -43,7 +43,7 @@ class TrainingSet:
 
         def newest(block: Block) -> Block:
             first = cut(block)
-            return block.rows(first + np.flatnonzero(drawn(0, len(block.labels) - first, len(groups)) == 0))
+            return block.rows(first + np.flatnonzero(sampled(0, len(block.labels) - first, len(groups)) == 0))
 
         held = [newest(block) for block in self._blocks(vocabularies, groups, older=True)]
         held_out = Block(*(np.concatenate([getattr(block, name) for block in held]) for name in ("matrix", "labels", "times")))
@@ -67,26 +67,26 @@ class TrainingSet:
         return np.concatenate(labels), np.concatenate(probabilities)
 
     def _vocabularies(self, older: bool) -> dict[str, tuple[str, ...]]:
-        return {name: texts.vocabulary(older) for name, texts in self.texts.items()}
+        return {name: words.vocabulary(older) for name, words in self.category_counts.items()}
 
     def _groups(self, older: bool = False) -> list[list[BlockFile]]:
-        """The spools by the blocks that they make; several make one where few rows are older."""
-        together = max(1, int(MOST_ROWS * len(self.spools) / max(self.older, 1))) if older else 1
-        return [list(self.spools[first:first + together]) for first in range(0, len(self.spools), together)]
+        """The files by the blocks that they make; several make one where few rows are older."""
+        per_block = max(1, int(MOST_ROWS * len(self.block_files) / max(self.older, 1))) if older else 1
+        return [list(self.block_files[first:first + per_block]) for first in range(0, len(self.block_files), per_block)]
 
     def _blocks(self, vocabularies: Mapping[str, tuple[str, ...]], groups: list[list[BlockFile]], older: bool = False) -> Iterator[Block]:
         """Each block, with the codes that a model with these vocabularies has for its categories; or its older rows."""
         for group in groups:
-            parts = [block.rows(slice(block.first_from(self.cut))) if older else block for block in (spool.read() for spool in group)]
-            yield encode_categories(self.contract, parts[0] if len(parts) == 1 else _joined(parts), self.texts, vocabularies)
+            parts = [block.rows(slice(block.first_from(self.cut))) if older else block for block in (block_file.read() for block_file in group)]
+            yield encode_categories(self.contract, parts[0] if len(parts) == 1 else _joined(parts), self.category_counts, vocabularies)
 
     def close(self) -> None:
         """Give back the disk's space."""
-        for spool in self.spools:
-            spool.close()
+        for block_file in self.block_files:
+            block_file.close()
 
 
-def drawn(first: int, rows: int, n: int) -> np.ndarray:
+def sampled(first: int, rows: int, n: int) -> np.ndarray:
     """A number below n for each of the rows from the `first` on, int64 (rows,): in n rows that follow one another, from a multiple
     of n on, each number comes once, first a seemingly random one, so that it picks no pattern out of rows that repeat one."""
     index = np.arange(first, first + rows)
@@ -97,27 +97,27 @@ def drawn(first: int, rows: int, n: int) -> np.ndarray:
 
 
 def read_training_set(contract: Contract, chunks: Iterable[pd.DataFrame], rows: int, cut: datetime, folder: Path,
-             tell: Callable[[str], None] = lambda _: None, blocks: int | None = None) -> TrainingSet:
+             report_progress: Callable[[str], None] = lambda _: None, blocks: int | None = None) -> TrainingSet:
     """Go once through labelled events, some of `rows` in all, whatever their order; the features lie in `folder` meanwhile."""
     folder.mkdir(parents=True, exist_ok=True)
-    texts = {feature.name: CategoryVocabulary(feature.name) for feature in contract.features if feature.kind == "category"}
-    spools = tuple(BlockFile(folder, len(contract.features)) for _ in range(blocks or -(-rows // MOST_ROWS)))
-    sample, seen, older_rows, every = [], 0, 0, -(-rows // SAMPLE)
+    category_counts = {feature.name: CategoryVocabulary(feature.name) for feature in contract.features if feature.kind == "category"}
+    block_files = tuple(BlockFile(folder, len(contract.features)) for _ in range(blocks or -(-rows // MOST_ROWS)))
+    sample, rows_read, older_rows, every = [], 0, 0, -(-rows // SAMPLE)
     for chunk in chunks:
         columns, labels = contract.columns_of(chunk), contract.labels_of(chunk)
         times = columns[contract.event_time]
         older = times < np.datetime64(cut)
-        matrix = _numbered(contract, columns, texts, older)
-        turns = drawn(seen, len(labels), len(spools))
-        for index, spool in enumerate(spools):
+        matrix = _numbered(contract, columns, category_counts, older)
+        turns = sampled(rows_read, len(labels), len(block_files))
+        for index, block_file in enumerate(block_files):
             mine = turns == index
-            spool.add(matrix=matrix[mine], labels=labels[mine], times=times[mine])
-        some = drawn(seen, len(labels), every) == 0
+            block_file.add(matrix=matrix[mine], labels=labels[mine], times=times[mine])
+        some = sampled(rows_read, len(labels), every) == 0
         sample.append({name: values[some] for name, values in columns.items()})
-        seen, older_rows = seen + len(labels), older_rows + int(older.sum())
-        if len(spools) > 1:
-            tell(f"{contract.name}: {seen:,} of {rows:,} rows are read")
-    return TrainingSet(contract, cut, seen, older_rows, sorted_sample(contract, sample), texts, spools)
+        rows_read, older_rows = rows_read + len(labels), older_rows + int(older.sum())
+        if len(block_files) > 1:
+            report_progress(f"{contract.name}: {rows_read:,} of {rows:,} rows are read")
+    return TrainingSet(contract, cut, rows_read, older_rows, sorted_sample(contract, sample), category_counts, block_files)
 
 
 def sorted_sample(contract: Contract, parts: Sequence[Columns]) -> Columns:
@@ -127,10 +127,10 @@ def sorted_sample(contract: Contract, parts: Sequence[Columns]) -> Columns:
     return {name: values[order] for name, values in whole.items()}
 
 
-def _numbered(contract: Contract, columns: Columns, texts: Mapping[str, CategoryVocabulary], older: np.ndarray) -> np.ndarray:
+def _numbered(contract: Contract, columns: Columns, category_counts: Mapping[str, CategoryVocabulary], older: np.ndarray) -> np.ndarray:
     """The features of n rows, float32 (n, features), categories as the numbers of their texts."""
     matrix = np.empty((len(older), len(contract.features)), np.float32)
     for position, feature in enumerate(contract.features):
         values = feature.values(columns)
-        matrix[:, position] = texts[feature.name].numbered(values, older) if feature.kind == "category" else values
+        matrix[:, position] = category_counts[feature.name].numbered(values, older) if feature.kind == "category" else values
     return matrix

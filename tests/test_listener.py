@@ -1,4 +1,4 @@
-"""The door: all who wait are let in within a few turns of the event loop, and nobody after it closed."""
+"""The listener: all who wait are let in within a few turns of the event loop, and nobody after it closed."""
 
 import asyncio
 import errno
@@ -61,7 +61,7 @@ def test_all_come_in_within_a_few_turns(sock):
 
 
 def test_the_loop_by_itself_lets_in_one_a_turn(sock):
-    """If this fails, service/door.py is needed no more."""
+    """If this fails, service/listener.py is needed no more."""
     assert let_in(sock, wide=False)[0] <= TURNS
 
 
@@ -128,4 +128,4 @@ def test_who_finds_no_room_waits_and_comes_in_later(monkeypatch, caplog):
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(calls())
-    assert caplog.text.count("callers wait at the door") == 1
+    assert caplog.text.count("new connections wait") == 1

@@ -42,7 +42,7 @@ def test_the_same_rows_give_the_same_bytes_on_one_thread_or_two_in_any_portions(
 
 def test_so_do_the_same_rows_in_several_blocks(january, tmp_path, small_blocks):
     model = ready(january, tmp_path).fit(12)
-    assert len(ready(january, tmp_path).spools) == 5 and model.booster.num_boosted_rounds() == 12
+    assert len(ready(january, tmp_path).block_files) == 5 and model.booster.num_boosted_rounds() == 12
     assert ready(january, tmp_path, portions=7).fit(12, threads=1).files() == model.files()
 
 
@@ -124,15 +124,15 @@ def test_rows_that_repeat_a_pattern_are_in_every_share(january, tmp_path, monkey
 def test_of_few_older_rows_one_block_is_made(january, tmp_path, monkeypatch):
     monkeypatch.setattr(dataset, "MOST_ROWS", 6_000)
     rows = ready(january, tmp_path, cut=january["departs"].iloc[40].to_pydatetime())
-    assert len(rows.spools) == 5 and len(rows._groups(older=True)) == 1 and rows.older <= 40
+    assert len(rows.block_files) == 5 and len(rows._groups(older=True)) == 1 and rows.older <= 40
     assert rows.rounds()["rounds"] >= 1 and rows.fit(3, older=True).booster.num_boosted_rounds() == 3
 
 
 @pytest.mark.parametrize("n", [1, 2, 7, 30])
 def test_a_draw_gives_each_number_once_in_a_row_and_goes_on_where_it_was(n):
-    whole = dataset.drawn(0, 30 * n, n)
+    whole = dataset.sampled(0, 30 * n, n)
     assert (np.sort(whole.reshape(-1, n), axis=1) == np.arange(n)).all()
-    assert np.array_equal(np.concatenate([dataset.drawn(0, 11, n), dataset.drawn(11, 30 * n - 11, n)]), whole)
+    assert np.array_equal(np.concatenate([dataset.sampled(0, 11, n), dataset.sampled(11, 30 * n - 11, n)]), whole)
 
 
 def test_rare_categories_teach_the_model_what_unknown_means(january, tmp_path):
