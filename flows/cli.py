@@ -1,6 +1,5 @@
 """The command line: `perennial …`."""
 
-import json
 import logging
 import os
 import sys
@@ -12,27 +11,24 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
+
+from flows.reporting.commands import app as reading
+from flows.reporting.terminal import TIMES, AsJson, Model, console, say
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   help="Keeps machine-learning models alive: checks, trains, judges, ships, watches, renews.")
-contracts = typer.Typer(no_args_is_help=True, help="Read and compare contracts.")
-app.add_typer(contracts, name="contract")
-
-Model = Annotated[str, typer.Argument(help="A contract: `flights` is contracts/flights.py; a dotted module works too.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
-TIMES = ["%Y-%m-%d", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S"]  # event times have no zone
+app.add_typer(reading)
 QUIET = {  # a flow's error reaches the shell once, not as a log too; nothing is reported to anybody
     "PREFECT_LOGGING_LEVEL": "CRITICAL", "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}
-console = Console()
 
 
 def main() -> None:
     """Run a command; an error is one line, exit code 2 for the user's mistake and 1 for a failure."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
-    logging.getLogger("EventsWorker").setLevel(logging.ERROR)  # Prefect tells at an end that some events are still on their way
+    # Prefect tells at an end that some events are still on their way.
+    logging.getLogger("EventsWorker").setLevel(logging.ERROR)
     told = logging.getLogger("perennial")
     told.setLevel(logging.INFO)
     told.addHandler(logging.StreamHandler())
@@ -42,7 +38,8 @@ def main() -> None:
     except Exception as error:
         if not hasattr(error, "exit_code"):  # not a PerennialError, whose import would slow `--help`
             raise
-        Console(stderr=True).print(f"perennial: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        Console(stderr=True).print(f"perennial: {error}", style="red", markup=False, highlight=False,
+                                   soft_wrap=True)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -50,11 +47,13 @@ def main() -> None:
 
 @app.command()
 def demo(
-    until: Annotated[datetime, typer.Option(formats=["%Y-%m-%d"], help="Stop before this event day.")] = datetime(2014, 1, 1),
+    until: Annotated[datetime, typer.Option(
+        formats=["%Y-%m-%d"], help="Stop before this event day.")] = datetime(2014, 1, 1),
     keep: Annotated[bool, typer.Option(help="Leave the servers up and print their addresses.")] = False,
     folder: Annotated[Path, typer.Option(help="Where the report goes.")] = Path("build/replay"),
-    faults: Annotated[bool, typer.Option("--faults", help="Put faults in, from May on: another unit, a missing column, a wrong clock, "
-                                         "labels that come twice or never; and see what is said of them.")] = False,
+    faults: Annotated[bool, typer.Option(
+        "--faults", help="Put faults in, from May on: another unit, a missing column, a wrong clock, "
+                         "labels that come twice or never; and see what is said of them.")] = False,
 ) -> None:
     """Replay the flights of 2013 through the whole loop and write a report."""
     from flows.demo.faults import FAULTS
@@ -65,32 +64,40 @@ def demo(
 
 @app.command()
 def ingest(
-    model: Model,
-    start: Annotated[datetime | None, typer.Option(formats=TIMES, help="First event time; default: the newest version's end.")] = None,
-    end: Annotated[datetime | None, typer.Option(formats=TIMES, help="Event time to stop before; default: what has matured.")] = None,
-    file: Annotated[str | None, typer.Option(help="A .parquet or .csv file; default: the contract's source.")] = None,
-    as_json: AsJson = False,
-) -> None:
+        model: Model, start: Annotated[
+            datetime | None,
+            typer.Option(formats=TIMES, help="First event time; default: the newest version's end.")] = None,
+        end: Annotated[datetime | None,
+                       typer.Option(formats=TIMES,
+                                    help="Event time to stop before; default: what has matured.")] = None,
+        file: Annotated[str | None,
+                        typer.Option(help="A .parquet or .csv file; default: the contract's source.")] = None,
+        as_json: AsJson = False) -> None:
     """Check a batch of labelled events and append it as a new data version."""
     if start and end and end <= start:  # said before a Prefect server is started to say it
         from contracts.core.errors import PerennialError
 
-        raise PerennialError(f"{model}: nothing to ingest: [{start}, {end}) is empty; name an --end after --start")
+        raise PerennialError(f"{model}: nothing to ingest: [{start}, {end}) is empty; name an --end after "
+                             f"--start")
     from flows.ingest import ingest as flow
 
     version = directly(flow, model, start, end, file)
-    aside = f"; {bad:,} bad rows were set aside, with reasons, in data/{model}.bad" if (bad := version["set_aside"]) else ""
-    _say(version, as_json, f"{model}: data version {version['digest'][:12]}, {version['rows']:,} rows{aside}")
+    aside = (f"; {bad:,} bad rows were set aside, with reasons, in data/{model}.bad"
+             if (bad := version["set_aside"]) else "")
+    say(version, as_json, f"{model}: data version {version['digest'][:12]}, {version['rows']:,} rows{aside}")
 
 
 @app.command()
-def labels(model: Model, file: Annotated[str, typer.Argument(help="A .parquet or .csv file: `id` of a prediction, and the columns that "
-                                                            "the contract's label is made of.")]) -> None:
-    """Tell what came true of predictions, by the ids that callers got; for those who can't name the event itself."""
+def labels(model: Model, file: Annotated[str, typer.Argument(
+        help="A .parquet or .csv file: `id` of a prediction, and the columns that the contract's label is "
+             "made of.")]) -> None:
+    """Tell what came true of predictions, by the ids that
+    callers got; for those who can't name the event itself."""
     from flows.monitoring.outcomes import store_labels
     from registry.context import open_model
 
-    console.print(f"{model}: {store_labels(open_model(model), file):,} labels are kept; the next monitor run of their window scores them")
+    console.print(f"{model}: {store_labels(open_model(model), file):,} labels are kept; the next monitor run "
+                  f"of their window scores them")
 
 
 @app.command()
@@ -104,15 +111,19 @@ def train(
 
     done = directly(flow, model, release=release)
     asked = f"; callers ask {where}" if done["outcome"] == "released" and (where := _address(model)) else ""
-    said = {"failed": "the gate refused it", "insufficient": "the gate can't tell", "refused": "the canary refused it"}
+    said = {"failed": "the gate refused it", "insufficient": "the gate can't tell",
+            "refused": "the canary refused it"}
     text = f"{model}: version {done['version'][:12]}: {said.get(done['outcome'], done['outcome'])}{asked}"
-    _say(done, as_json, "\n".join([text, *(f"- {reason}" for reason in done["why"] if done["outcome"] in said)]))
+    say(done, as_json,
+         "\n".join([text, *(f"- {reason}" for reason in done["why"] if done["outcome"] in said)]))
     if done["outcome"] not in ("passed", "released"):
         raise typer.Exit(1)
 
 
 @app.command()
-def release(model: Model, version: Annotated[str, typer.Argument(help="champion, an alias, a number or a digest.")] = "champion",
+def release(model: Model,
+            version: Annotated[str,
+                               typer.Argument(help="champion, an alias, a number or a digest.")] = "champion",
             as_json: AsJson = False) -> None:
     """Put a version that passed the gate in front of the callers."""
     from flows.release import release as flow
@@ -121,10 +132,11 @@ def release(model: Model, version: Annotated[str, typer.Argument(help="champion,
 
     done = directly(flow, model, resolve(open_model(model).ledger, version))
     if done["outcome"] == "refused":
-        _say(done, as_json, f"{model}: the canary refused {done['version'][:12]}: {'; '.join(done['canary']['reasons'])}")
+        say(done, as_json,
+             f"{model}: the canary refused {done['version'][:12]}: {'; '.join(done['canary']['reasons'])}")
         raise typer.Exit(1)
     asked = f"; callers ask {where}" if (where := _address(model)) else ""
-    _say(done, as_json, f"{model}: {done['version'][:12]} serves at {', '.join(done['replicas'])}{asked}")
+    say(done, as_json, f"{model}: {done['version'][:12]} serves at {', '.join(done['replicas'])}{asked}")
 
 
 def _address(model: str) -> str | None:
@@ -139,12 +151,12 @@ def _address(model: str) -> str | None:
 
 @app.command()
 def shadow(
-    model: Model,
-    version: Annotated[str, typer.Argument(help="An alias, a number or a digest; it need not have passed the gate.")],
-    share: Annotated[float, typer.Option(help="Of the requests, in whole percents.")] = 0.2,
-    as_json: AsJson = False,
-) -> None:
-    """Let a version see a share of the traffic and compare it with the champion; no caller sees its answers."""
+        model: Model, version: Annotated[
+            str, typer.Argument(help="An alias, a number or a digest; it need not have passed the gate.")],
+        share: Annotated[float, typer.Option(help="Of the requests, in whole percents.")] = 0.2,
+        as_json: AsJson = False) -> None:
+    """Let a version see a share of the traffic and compare
+    it with the champion; no caller sees its answers."""
     from contracts.core.verdict import as_json as to_json
     from flows.releasing.canary import shadow as watch
     from flows.releasing.image import artifact_of
@@ -154,16 +166,17 @@ def shadow(
     context = open_model(model)
     named = resolve(context.ledger, version)
     verdict = watch(context, named, artifact_of(context, named), share)
-    _say(to_json(verdict), as_json, f"{model}: {named[:12]} in the shadow: {verdict.kind}\n" + "\n".join(verdict.reasons))
+    say(to_json(verdict), as_json,
+         f"{model}: {named[:12]} in the shadow: {verdict.kind}\n" + "\n".join(verdict.reasons))
     if not verdict.passed:
         raise typer.Exit(1)
 
 
 @app.command()
 def ship(
-    model: Model,
-    every: Annotated[float | None, typer.Option(help="Seconds; goes on until it is told to end. Default: once.")] = None,
-) -> None:
+        model: Model, every: Annotated[
+            float | None,
+            typer.Option(help="Seconds; goes on until it is told to end. Default: once.")] = None) -> None:
     """Copy the profiles that replicas wrote on this machine (PERENNIAL_RUN) to the store."""
     from registry.context import open_model
     from registry.traffic import ship as copy
@@ -171,15 +184,16 @@ def ship(
 
     context = open_model(model)
     shipped = ship_periodically(context, every) if every else copy(context)
-    console.print(f"{model}: {shipped} new or changed profiles are in {context.store.address}", highlight=False)
+    console.print(f"{model}: {shipped} new or changed profiles are in {context.store.address}",
+                  highlight=False)
 
 
 @app.command()
 def monitor(
-    model: Model,
-    window: Annotated[datetime | None, typer.Option(formats=TIMES, help="Its start; default: every closed one not yet judged.")] = None,
-    as_json: AsJson = False,
-) -> None:
+        model: Model, window: Annotated[
+            datetime | None,
+            typer.Option(formats=TIMES, help="Its start; default: every closed one not yet judged.")] = None,
+        as_json: AsJson = False) -> None:
     """Judge windows of traffic: what drifted, and what follows."""
     from flows.monitor import monitor as flow
     from flows.monitoring.windows import closed, due
@@ -191,36 +205,13 @@ def monitor(
     windows = [closed(context, window.isoformat())] if window else due(context)
     judged = {each.isoformat(): directly(flow, model, each.isoformat()) for each in windows}
     lines = [f"{key}: {one['verdict']['kind']} → {one['action']}" for key, one in judged.items()]
-    _say(judged, as_json, "\n".join(lines) or f"{model}: no closed window waits to be judged")
+    say(judged, as_json, "\n".join(lines) or f"{model}: no closed window waits to be judged")
 
 
 @app.command()
-def report(
-    model: Model,
-    window: Annotated[datetime | None, typer.Option(formats=TIMES, help="Its start; default: the newest judged one.")] = None,
-    out: Annotated[Path | None, typer.Option(help="The file; default: build/reports/MODEL/WINDOW.html.")] = None,
-) -> None:
-    """Draw a judged window as one HTML file: what drifted and how far, the windows before, scores, what followed.
-
-    It is drawn from what the store and the ledger hold now, so an old window shows what came of it. The monitor keeps each
-    window's page, as it was when it was judged, under reports/ in the store.
-
-    perennial report flights --window 2013-07-01 --out july.html
-    """
-    from flows.reporting import window_report
-    from flows.reporting.pages import report as page
-    from registry.context import open_model
-    from service.files import write_atomically
-
-    context = open_model(model)
-    named = window.isoformat() if window else window_report.newest(context)
-    content, file = page(context, named), out or Path("build") / window_report.key(context, named)
-    write_atomically(file, content)
-    console.print(f"{model}: window {named}: {file}", highlight=False, soft_wrap=True)
-
-
-@app.command()
-def serve(model: Model, port: Annotated[int, typer.Option(help="The balancer's; a free one where it is taken.")] = 8080) -> None:
+def serve(model: Model,
+          port: Annotated[int,
+                          typer.Option(help="The balancer's; a free one where it is taken.")] = 8080) -> None:
     """Serve the champion behind the load balancer until Ctrl-C."""
     import signal
 
@@ -240,68 +231,27 @@ def serve(model: Model, port: Annotated[int, typer.Option(help="The balancer's; 
 
 
 @app.command()
-def status(model: Model, as_json: AsJson = False) -> None:
-    """What serves, what it was trained on, and what was last judged."""
-    from flows.reporting.status import facts, table
-
-    found = facts(model)
-    _print(found) if as_json else console.print(table(found))
-
-
-@app.command()
-def history(
-    model: Model,
-    at: Annotated[str | None, typer.Option(help="What served at this time (ISO, UTC)?")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """The ledger: every event of a model, or what served at a time."""
-    from flows.reporting.status import events
-    from registry.context import open_model
-
-    context = open_model(model)
-    if at is not None:
-        champion = context.ledger.state(at=at).champion
-        return _say({"at": at, "champion": champion}, as_json, f"{model} at {at}: {champion or 'nothing served'}")
-    rows = events(context)
-    if as_json:
-        return _print(rows)
-    shown = Table("#", "when (UTC)", "by", "what", "about")
-    for row in rows:
-        shown.add_row(str(row["seq"]), row["at"][:19], row["by"], row["kind"], row["about"])
-    console.print(shown)
-
-
-@app.command()
 def rollback(
     model: Model,
     to: Annotated[str, typer.Option(help="previous, a number, an alias or a digest.")] = "previous",
     reason: Annotated[str, typer.Option(help="Kept in the ledger.")] = "asked by a person",
     as_json: AsJson = False,
 ) -> None:
-    """Return to an earlier version: the ledger first learns why, and the traffic follows where this machine serves."""
+    """Return to an earlier version: the ledger first learns
+    why, and the traffic follows where this machine serves."""
     from flows.releasing.serving import roll_back
 
     done = roll_back(model, to, reason)
-    _say(done, as_json, f"{model}: {done['from'][:12]} → {done['to'][:12]}")
+    say(done, as_json, f"{model}: {done['from'][:12]} → {done['to'][:12]}")
 
 
 @app.command()
-def metrics(
-    models: Annotated[list[str] | None, typer.Argument(help="Contracts; default: every one in contracts/.")] = None,
-    port: Annotated[int, typer.Option(help="Where Prometheus asks.")] = 9464,
-    host: Annotated[str, typer.Option(help="The address to listen on; this machine alone by default.")] = "127.0.0.1",
+def down(
+    model: Annotated[str | None, typer.Argument(
+        help="Only this one; default: all that runs in PERENNIAL_RUN, and what `demo --keep` left.")] = None,
 ) -> None:
-    """Gauges for Prometheus: drift, scores, ages and alerts, read from the store at each scrape, until Ctrl-C."""
-    from contracts.core.loading import known_models
-    from flows.reporting.exporter import serve
-
-    serve(models or known_models(), host, port, console.print)
-
-
-@app.command()
-def down(model: Annotated[str | None, typer.Argument(help="Only this one; default: all that runs in PERENNIAL_RUN, and what "
-                                                      "`demo --keep` left.")] = None) -> None:
-    """End what serves on this machine: replicas, the load balancer, and the demo's servers. Callers get no answer then."""
+    """End what serves on this machine: replicas, the load balancer,
+    and the demo's servers. Callers get no answer then."""
     from deployments import fleet, routes
     from registry.context import open_model
     from registry.settings import demo_folder, run_folder
@@ -309,11 +259,13 @@ def down(model: Annotated[str | None, typer.Argument(help="Only this one; defaul
     def ended(run: Path, names: list[str], end: Callable[[], None]) -> None:
         served = ", ".join(f"{name} ({len(fleet.running(run, name))} replicas)" for name in names)
         end()
-        console.print(f"{run}: ended {served}" if served else f"{run}: no model served", highlight=False, soft_wrap=True)
+        console.print(f"{run}: ended {served}" if served else f"{run}: no model served", highlight=False,
+                      soft_wrap=True)
 
     if model:
         name, run = open_model(model).name, run_folder()
-        return ended(run, [name] if name in routes.routed_models(run) else [], lambda: fleet.stop_model(run, name))
+        return ended(run, [name] if name in routes.routed_models(run) else [],
+                     lambda: fleet.stop_model(run, name))
     for run in (run_folder(), demo_folder() / "run"):
         ended(run, routes.routed_models(run), partial(fleet.stop_all, run))
 
@@ -333,32 +285,9 @@ def deploy() -> None:
     console.print(f"deployed: perennial's flows, their schedule and the automation{told}", soft_wrap=True)
 
 
-@contracts.command("diff")
-def contract_diff(
-    old: Annotated[str, typer.Argument(help="A contract, a .py file, or a version: flights@champion, flights@3.")],
-    new: Annotated[str, typer.Argument(help="As OLD.")],
-    as_json: AsJson = False,
-) -> None:
-    """What changed between two contracts, and what breaks callers (exit code 1 if something does)."""
-    from dataclasses import asdict
-
-    from contracts.core.diff import diff_contracts
-    from flows.reporting.status import described
-
-    changes = diff_contracts(described(old), described(new))
-    if as_json:
-        _print([asdict(change) for change in changes])
-    else:
-        shown = Table("path", "old", "new", "breaks callers")
-        for change in changes:
-            shown.add_row(change.path, str(change.old), str(change.new), change.breaks or "", style="red" if change.breaks else "")
-        console.print(shown if changes else "no difference")
-    if any(change.breaks for change in changes):
-        raise typer.Exit(1)
-
-
 def directly(flow: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
-    """Run flows in this process, without Prefect's heartbeat: at a flow's end it sleeps on for up to a second."""
+    """Run flows in this process, without Prefect's heartbeat:
+    at a flow's end it sleeps on for up to a second."""
     from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
     from flows.prefect_api import require_prefect
@@ -366,11 +295,3 @@ def directly(flow: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
     require_prefect()
     with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
         return flow(*arguments, **named)
-
-
-def _say(value: Any, as_json: bool, text: str) -> None:
-    _print(value) if as_json else console.print(text, highlight=False, soft_wrap=True)
-
-
-def _print(value: Any) -> None:
-    print(json.dumps(value, indent=1, default=str))

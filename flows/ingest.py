@@ -32,8 +32,10 @@ log = logging.getLogger("perennial.ingest")
 
 
 @flow(name="ingest", flow_run_name="{model} {start}")
-def ingest(model: str, start: datetime | None = None, end: datetime | None = None, file: str | None = None) -> dict[str, Any]:
-    """Take in the labelled events of [start, end): by default all that have matured since the newest version."""
+def ingest(model: str, start: datetime | None = None, end: datetime | None = None,
+           file: str | None = None) -> dict[str, Any]:
+    """Take in the labelled events of [start, end): by default
+    all that have matured since the newest version."""
     tag_run(model)
     version, verdict = ingest_task(model, start, end, file)
     show_data_check(model, version, verdict)
@@ -41,17 +43,17 @@ def ingest(model: str, start: datetime | None = None, end: datetime | None = Non
 
 
 @task(task_run_name="take in {model}")
-def ingest_task(model: str, start: datetime | None, end: datetime | None, file: str | None) -> tuple[DataVersion, DataVerdict]:
+def ingest_task(model: str, start: datetime | None, end: datetime | None,
+                file: str | None) -> tuple[DataVersion, DataVerdict]:
     return ingest_batch(open_model(model), start, end, file)
 
 
-def ingest_batch(
-    context: ModelContext, start: datetime | None = None, end: datetime | None = None, file: str | None = None,
-) -> tuple[DataVersion, DataVerdict]:
+def ingest_batch(context: ModelContext, start: datetime | None = None, end: datetime | None = None,
+                 file: str | None = None) -> tuple[DataVersion, DataVerdict]:
     """Check what happened in [start, end) and append its good rows. Raises CheckFailed, storing nothing.
 
-    Of a large .parquet file some whole days are one batch, checked and stored before the next is read: what is refused then
-    comes after what is stored, and to ingest the mended file again adds the rest.
+    Of a large .parquet file some whole days are one batch, checked and stored before the next is read:
+    what is refused then comes after what is stored, and to ingest the mended file again adds the rest.
     """
     start, end = _span(context, start, end)
     spans = batches(context, start, end, Path(file)) if file and Path(file).suffix == ".parquet" else None
@@ -65,9 +67,10 @@ def ingest_batch(
     return version, combined(verdicts)
 
 
-def batches(context: ModelContext, start: datetime, end: datetime, file: Path) -> list[tuple[datetime, datetime]] | None:
-    """[start, end) cut at midnights, so that of a large file about MOST_ROWS rows or a day's lie in each; None for one that is
-    read whole: it is small, or rows of different days may share a key."""
+def batches(context: ModelContext, start: datetime, end: datetime,
+            file: Path) -> list[tuple[datetime, datetime]] | None:
+    """[start, end) cut at midnights, so that of a large file about MOST_ROWS rows or a day's lie in
+    each; None for one that is read whole: it is small, or rows of different days may share a key."""
     event_time = context.contract.event_time
     rows: Counter[datetime] = Counter()
     if context.contract.key and event_time not in context.contract.key:
@@ -98,10 +101,11 @@ def combined(verdicts: list[DataVerdict]) -> DataVerdict:
     for rule in (rule for verdict in verdicts for rule in verdict.figures.by_rule):
         known = rules.get((rule.column, rule.rule))
         rules[rule.column, rule.rule] = replace(known, count=known.count + rule.count) if known else rule
-    figures = replace(
-        verdicts[0].figures, by_rule=list(rules.values()), rows=sum(verdict.figures.rows for verdict in verdicts),
-        bad=sum(verdict.figures.bad for verdict in verdicts))
-    return replace(verdicts[0], reasons=tuple(reason for verdict in verdicts for reason in verdict.reasons), figures=figures)
+    figures = replace(verdicts[0].figures, by_rule=list(rules.values()),
+                      rows=sum(verdict.figures.rows for verdict in verdicts),
+                      bad=sum(verdict.figures.bad for verdict in verdicts))
+    return replace(verdicts[0], reasons=tuple(reason for verdict in verdicts for reason in verdict.reasons),
+                   figures=figures)
 
 
 def _ingest_batch(
@@ -113,12 +117,14 @@ def _ingest_batch(
     if not checked.verdict.passed:
         context.ledger.record(
             IngestRefused(start=first, end=last, verdict=checked.verdict), once=("start", "end", "verdict"))
-        raise CheckFailed(checked.verdict, f"nothing of [{start}, {end}) was stored; mend {file or 'the source'} and ingest it again")
+        raise CheckFailed(checked.verdict,
+                          f"nothing of [{start}, {end}) was stored; mend {file or 'the source'} and ingest "
+                          f"it again")
     if len(checked.bad):
         data.set_aside(context.store, context.contract, checked.bad, start, end)
     version = data.append(context.store, context.contract, checked.good, start, end)
-    context.ledger.record(
-        Ingested(start=first, end=last, data=version.digest, rows=version.rows, bad=len(checked.bad)), once=("data",))
+    context.ledger.record(Ingested(start=first, end=last, data=version.digest, rows=version.rows,
+                                   bad=len(checked.bad)), once=("data",))
     return version, replace(checked.verdict, reasons=(*checked.verdict.reasons, *_gap(context, known, start)))
 
 
@@ -134,7 +140,8 @@ def _span(context: ModelContext, start: datetime | None, end: datetime | None) -
     """The batch's window: from the newest version's end to the last midnight whose labels have matured."""
     for given in (start, end):
         if given and given.tzinfo:
-            raise PerennialError(f"{context.name}: {given} has a zone, event times have none; name it as {given.replace(tzinfo=None)}")
+            raise PerennialError(f"{context.name}: {given} has a zone, event times have none; name it as "
+                                 f"{given.replace(tzinfo=None)}")
     matured = datetime.now() - context.contract.label.matures
     midnight = matured.replace(hour=0, minute=0, second=0, microsecond=0)
     if start is None:
@@ -142,16 +149,20 @@ def _span(context: ModelContext, start: datetime | None, end: datetime | None) -
     if end is None:
         end = midnight
     if end > matured:
-        raise PerennialError(f"{context.name}: labels of events before {end} are not all known: they mature after "
-                             f"{context.contract.label.matures}; name --end {midnight.isoformat()} or earlier")
+        raise PerennialError(f"{context.name}: labels of events before {end} are not all known: they mature "
+                             f"after {context.contract.label.matures}; name --end {midnight.isoformat()} or "
+                             f"earlier")
     if end <= start:
-        raise PerennialError(f"{context.name}: nothing to ingest: [{start}, {end}) is empty; name --start and --end")
+        raise PerennialError(f"{context.name}: nothing to ingest: [{start}, {end}) is empty; name --start "
+                             f"and --end")
     return start, end
 
 
-def read_batch(context: ModelContext, start: datetime, end: datetime, file: str | None = None, first: bool | None = None) -> pd.DataFrame:
-    """The source's rows of [start, end): the contract's own source, or a .parquet or .csv file. Those of a file without a
-    readable event time are there too, for the check to count; of a large file (`first` is given) in the first batch alone."""
+def read_batch(context: ModelContext, start: datetime, end: datetime, file: str | None = None,
+               first: bool | None = None) -> pd.DataFrame:
+    """The source's rows of [start, end): the contract's own source, or a .parquet or
+    .csv file. Those of a file without a readable event time are there too, for the
+    check to count; of a large file (`first` is given) in the first batch alone."""
     contract = context.contract
     if file is None:
         return contract.source_rows(start, end)

@@ -44,7 +44,8 @@ def judge_window(model: str, window: str) -> tuple[WindowVerdict, Action]:
     start = closed(context, window)
     known = context.ledger.state().windows.get(window)
     is_final = known and not is_provisional(known.verdict, context.contract.drift)
-    action = record_and_decide(context, start, known.verdict if known and is_final else evaluate_window(context, start))
+    action = record_and_decide(context, start,
+                               known.verdict if known and is_final else evaluate_window(context, start))
     return context.ledger.state().windows[window].verdict, action
 
 
@@ -59,7 +60,8 @@ def draw_window(model: str, window: str) -> str:
 
 def announce(model: str, window: str, verdict: WindowVerdict, action: Action) -> None:
     """Emit the window's event; its id is the window's and the action's, so that Prefect keeps one of many."""
-    emit_event(
-        event=f"perennial.window.{action}", resource={"prefect.resource.id": f"perennial.model.{model}"},
-        id=uuid5(NAMESPACE_URL, f"perennial/{model}/{window}/{action}"),
-        payload={"model": model, "window": window, "kind": str(verdict.kind), "reason": "; ".join(verdict.reasons)})
+    emit_event(event=f"perennial.window.{action}",
+               resource={"prefect.resource.id": f"perennial.model.{model}"},
+               id=uuid5(NAMESPACE_URL, f"perennial/{model}/{window}/{action}"),
+               payload={"model": model, "window": window, "kind": str(verdict.kind),
+                        "reason": "; ".join(verdict.reasons)})

@@ -1,4 +1,5 @@
-"""The flow that picks up what was lost: windows not judged, granted retrainings not run, a champion that does not serve."""
+"""The flow that picks up what was lost: windows not judged,
+granted retrainings not run, a champion that does not serve."""
 
 import logging
 from datetime import UTC, datetime, timedelta
@@ -38,17 +39,20 @@ def reconcile(names: list[str] | None = None) -> dict[str, Any]:
         started = [start_training(model, window) for window in overdue_claims(context)]
         champion = context.ledger.state().champion
         released = release_version(model, champion) if champion and not served(context) else None
-        done[model] = {"windows": judged, "stale": [*missed.reasons] if missed else [], "trainings": started, "released": released}
+        done[model] = {"windows": judged, "stale": [*missed.reasons] if missed else [], "trainings": started,
+                       "released": released}
     return done
 
 
 def resend_alerts(context: ModelContext) -> None:
-    """Tell once more of the newest judged window: whoever judged it may have died before its alerts were out."""
+    """Tell once more of the newest judged window: whoever
+    judged it may have died before its alerts were out."""
     windows = context.ledger.state().windows
     if windows:
         newest = max(windows)
         verdict = windows[newest].verdict
-        update_alerts(context, newest, verdict, record_and_decide(context, datetime.fromisoformat(newest), verdict))
+        update_alerts(context, newest, verdict,
+                      record_and_decide(context, datetime.fromisoformat(newest), verdict))
 
 
 def start_training(model: str, window: str) -> str:

@@ -16,7 +16,8 @@ BY_HAND = "by hand"  # the window of a training that a person asked for
 
 
 @flow(name="train", flow_run_name="{model} {window}")
-def train(model: str, window: str = BY_HAND, reason: str = "asked by a person", release: bool = True) -> dict[str, Any]:
+def train(model: str, window: str = BY_HAND, reason: str = "asked by a person",
+          release: bool = True) -> dict[str, Any]:
     """Train a challenger on the newest data version, judge it, and release it if it passed.
 
     `window` names the retraining that the ledger granted; a finished or unknown one is not run again.
@@ -38,7 +39,9 @@ def train(model: str, window: str = BY_HAND, reason: str = "asked by a person", 
 def record_failure(flow: Any, flow_run: FlowRun, state: State[Any]) -> None:
     """Tell the ledger, so that the reconciler tries again, and gives up in the end."""
     if flow_run.parameters.get("window", BY_HAND) != BY_HAND:
-        open_model(flow_run.parameters["model"]).ledger.retrain_failed(flow_run.parameters["window"], state.message or state.name or "failed")
+        open_model(flow_run.parameters["model"]).ledger.retrain_failed(flow_run.parameters["window"],
+                                                                       state.message or state.name
+                                                                       or "failed")
 
 
 def may_run(model: str, window: str) -> bool:

@@ -27,8 +27,8 @@ CHUNK = 200_000  # rows that are held at a time where a version is read from end
 
 @dataclass(frozen=True)
 class DataVersion:
-    """One state of a model's table: `start`, `end` and `rows` of all that it holds, `batch_start`, `batch_end` and `batch`
-    (a digest) of what was added last, which may be older than the rest."""
+    """One state of a model's table: `start`, `end` and `rows` of all that it holds, `batch_start`,
+    `batch_end` and `batch` (a digest) of what was added last, which may be older than the rest."""
 
     table: str
     version: int
@@ -48,17 +48,20 @@ class DataVersion:
 
     @classmethod
     def from_json(cls, stored: dict[str, Any]) -> "DataVersion":
-        return cls(**({"batch_start": stored["start"], "batch_end": stored["end"]} | stored))  # versions once had but these
+        # Versions once had but these.
+        return cls(**({"batch_start": stored["start"], "batch_end": stored["end"]} | stored))
 
 
-def append(store: Store, contract: Contract, frame: pd.DataFrame, start: datetime, end: datetime) -> DataVersion:
+def append(store: Store, contract: Contract, frame: pd.DataFrame, start: datetime,
+           end: datetime) -> DataVersion:
     """Append the rows of [start, end); the same batch again gives the first reference and adds nothing.
 
     Of a batch that overlaps older ones, rows whose key is there already are left out.
     """
     if frame.empty:
         raise NotFound(f"{contract.name}: no row in [{start}, {end}) to ingest; name a window that has some")
-    table, batch, window = layout.data_table(contract.name), content_digest(frame), (start.isoformat(), end.isoformat())
+    table, batch, window = layout.data_table(contract.name), content_digest(frame), (start.isoformat(),
+                                                                                     end.isoformat())
     for _ in range(TRIES):
         known = versions(store, contract.name)
         for one in known:
@@ -82,24 +85,25 @@ def append(store: Store, contract: Contract, frame: pd.DataFrame, start: datetim
     raise PerennialError(f"{contract.name}: {TRIES} other writers came first; ingest [{start}, {end}) again")
 
 
-def _commit(store: Store, table: str, rows: pd.DataFrame, reference: DataVersion, last: DataVersion | None) -> None:
-    properties = CommitProperties(
-        custom_metadata={MARK: json.dumps(asdict(reference))}, app_transactions=[Transaction(MARK, reference.version)])
+def _commit(store: Store, table: str, rows: pd.DataFrame, reference: DataVersion,
+            last: DataVersion | None) -> None:
+    properties = CommitProperties(custom_metadata={MARK: json.dumps(asdict(reference))},
+                                  app_transactions=[Transaction(MARK, reference.version)])
     target = DeltaTable(_uri(store, table), last.version, _options(store)) if last else _uri(store, table)
     write_deltalake(
         target, pa.Table.from_pandas(rows, preserve_index=False), mode="append" if last else "error",
         configuration=None if last else KEEP, commit_properties=properties, storage_options=_options(store))
 
 
-def _new_rows(
-    store: Store, contract: Contract, frame: pd.DataFrame, known: list[DataVersion], start: datetime, end: datetime,
-) -> pd.DataFrame:
+def _new_rows(store: Store, contract: Contract, frame: pd.DataFrame, known: list[DataVersion],
+              start: datetime, end: datetime) -> pd.DataFrame:
     overlaps = any(one.batch_start < end.isoformat() and start.isoformat() < one.batch_end for one in known)
     if not overlaps:
         return frame
     if not contract.key:
-        raise PerennialError(f"{contract.name}: [{start}, {end}) overlaps a batch that is there, and the contract names no key to "
-                             f"tell old rows from new; ingest from {known[-1].end} on, or give the contract a key")
+        raise PerennialError(f"{contract.name}: [{start}, {end}) overlaps a batch that is there, and the "
+                             f"contract names no key to tell old rows from new; ingest from {known[-1].end} "
+                             f"on, or give the contract a key")
     there = read(store, known[-1], start, end)[list(contract.key)].drop_duplicates()
     found = frame.merge(there, on=list(contract.key), how="left", indicator="was")["was"] == "both"
     return frame[~found.to_numpy()]
@@ -125,11 +129,13 @@ def newest(store: Store, model: str) -> DataVersion:
     """The newest version; raises NotFound."""
     known = versions(store, model)
     if not known:
-        raise NotFound(f"{model}: nothing ingested in {store.address}; run: perennial ingest {model} --start … --end …")
+        raise NotFound(f"{model}: nothing ingested in {store.address}; run: perennial ingest {model} --start "
+                       f"… --end …")
     return known[-1]
 
 
-def read(store: Store, version: DataVersion, start: datetime | None = None, end: datetime | None = None) -> pd.DataFrame:
+def read(store: Store, version: DataVersion, start: datetime | None = None,
+         end: datetime | None = None) -> pd.DataFrame:
     """The rows of exactly this version, or those of [start, end), in the order of their event time."""
     table = DeltaTable(_uri(store, version.table), version.version, _options(store))
     limits = [] if start is None else [(version.event_time, ">=", start)]
@@ -138,18 +144,22 @@ def read(store: Store, version: DataVersion, start: datetime | None = None, end:
     return frame.sort_values(version.event_time, kind="stable", ignore_index=True)
 
 
-def chunks(store: Store, version: DataVersion, columns: Sequence[str], share: tuple[int, int] = (0, 1)) -> Iterator[pd.DataFrame]:
-    """All rows of exactly this version, some CHUNK at a time, the files with the oldest events first; or (i, n): those of
-    the i-th of n shares of its files."""
+def chunks(store: Store, version: DataVersion, columns: Sequence[str],
+           share: tuple[int, int] = (0, 1)) -> Iterator[pd.DataFrame]:
+    """All rows of exactly this version, some CHUNK at a time, the files with the
+    oldest events first; or (i, n): those of the i-th of n shares of its files."""
     table = DeltaTable(_uri(store, version.table), version.version, _options(store))
     actions = pa.table(table.get_add_actions(flatten=True))
-    oldest = f"min.{version.event_time}"  # missing where the column stands too far to the right for Delta to keep its least value
-    begins = dict(zip(actions["path"].to_pylist(), actions[oldest].to_pylist() if oldest in actions.column_names else ()))
+    # Missing where the column stands too far to the right for Delta to keep its least value.
+    oldest = f"min.{version.event_time}"
+    begins = dict(zip(actions["path"].to_pylist(),
+                      actions[oldest].to_pylist() if oldest in actions.column_names else ()))
     whole = table.to_pyarrow_dataset()
     files = sorted(whole.get_fragments(), key=lambda file: (str(begins.get(file.path)), file.path))
     held: list[pa.RecordBatch] = []
     for file in files[share[0]::share[1]]:
-        for batch in file.to_batches(whole.schema, columns=list(columns), batch_size=CHUNK, batch_readahead=1, fragment_readahead=1):
+        for batch in file.to_batches(whole.schema, columns=list(columns), batch_size=CHUNK, batch_readahead=1,
+                                     fragment_readahead=1):
             held.append(batch)
             if sum(map(len, held)) >= CHUNK:
                 yield pa.Table.from_batches(held).to_pandas()
@@ -176,7 +186,8 @@ def set_aside(store: Store, contract: Contract, bad: pd.DataFrame, start: dateti
 def bad_rows(store: Store, model: str) -> pd.DataFrame:
     """All rows that were set aside, with reasons and the window of their batch."""
     try:
-        return DeltaTable(_uri(store, layout.bad_rows_table(model)), storage_options=_options(store)).to_pandas()
+        return DeltaTable(_uri(store, layout.bad_rows_table(model)),
+                          storage_options=_options(store)).to_pandas()
     except TableNotFoundError:
         return pd.DataFrame()
 

@@ -1,7 +1,8 @@
 """The events of a ledger, a struct each, and their stored form.
 
-A stored event is `{"format", "digest", "seq", "prev", "at", "by", "kind", "data"}`. Its digest is taken over the stored
-`data`, before it is read as a struct, so that a newer reader still verifies what an older writer appended.
+A stored event is `{"format", "digest", "seq", "prev", "at", "by", "kind",
+"data"}`. Its digest is taken over the stored `data`, before it is read as a
+struct, so that a newer reader still verifies what an older writer appended.
 """
 
 from datetime import datetime
@@ -14,7 +15,8 @@ from msgspec import Struct
 from contracts.core.retraining import RefusalRule
 from contracts.core.verdict import CanaryVerdict, DataVerdict, GateVerdict, WindowVerdict
 
-FORMAT = 2  # raise it with a change that an older reader can't follow, and add the step from the old form to `upgraded`
+# Raise it with a change that an older reader can't follow, and add the step from the old form to `upgraded`.
+FORMAT = 2
 
 
 class AlertState(StrEnum):
@@ -166,7 +168,8 @@ class RetrainFinished(Recorded, frozen=True, kw_only=True, tag="retrain_finished
 
 
 class AlertRaised(Recorded, frozen=True, kw_only=True, tag="alert_raised"):
-    """A cause that a person is told of. `far`: the drift scores of the columns furthest from the training data."""
+    """A cause that a person is told of. `far`: the drift
+    scores of the columns furthest from the training data."""
 
     key: str
     kind: str
@@ -193,11 +196,10 @@ class AlertSent(Recorded, frozen=True, kw_only=True, tag="alert_sent"):
     state: AlertState
 
 
-Data: TypeAlias = (
-    Ingested | IngestRefused | LabelsStored | Registered | Judged | Promoted | RolledBack | Aliased | Tagged | Noted | Imaged
-    | Released | RolloutFailed | CanaryJudged | ShadowJudged | WindowJudged | RetrainClaimed | RetrainRefused | RetrainFailed
-    | RetrainFinished | AlertRaised | AlertOver | AlertSent
-)
+Data: TypeAlias = (Ingested | IngestRefused | LabelsStored | Registered | Judged | Promoted | RolledBack
+                   | Aliased | Tagged | Noted | Imaged | Released | RolloutFailed | CanaryJudged
+                   | ShadowJudged | WindowJudged | RetrainClaimed | RetrainRefused | RetrainFailed
+                   | RetrainFinished | AlertRaised | AlertOver | AlertSent)
 
 KINDS = {kind.__struct_config__.tag: kind for kind in get_args(Data)}
 
@@ -250,6 +252,6 @@ def upgraded(kind: str, stored: dict[str, Any]) -> dict[str, Any]:
     return stored
 
 
-WORDS_OF_FORMAT_1 = {
-    "circuit breaker": RefusalRule.CIRCUIT_BREAKER, "labelled rows are new": RefusalRule.NEW_ROWS,
-    "is in flight": RefusalRule.IN_FLIGHT, "cooldown until": RefusalRule.COOLDOWN, "weekly budget": RefusalRule.WEEKLY_BUDGET}
+WORDS_OF_FORMAT_1 = {"circuit breaker": RefusalRule.CIRCUIT_BREAKER,
+                     "labelled rows are new": RefusalRule.NEW_ROWS, "is in flight": RefusalRule.IN_FLIGHT,
+                     "cooldown until": RefusalRule.COOLDOWN, "weekly budget": RefusalRule.WEEKLY_BUDGET}

@@ -31,7 +31,8 @@ class FolderStore:
     def create(self, key: str, content: bytes) -> None:
         with self._written(key, content) as beside:
             try:
-                os.link(beside, self.folder / key)  # fails where the name exists: the one atomic put-if-absent
+                # Fails where the name exists: the one atomic put-if-absent.
+                os.link(beside, self.folder / key)
             except FileExistsError:
                 raise Conflict(f"{key} is there already in {self.address}") from None
 
@@ -62,7 +63,8 @@ class FolderStore:
     def list(self, prefix: str) -> list[str]:
         start = self.folder / prefix.rpartition("/")[0]
         keys = (path.relative_to(self.folder).as_posix() for path in start.rglob("*") if path.is_file())
-        return sorted(key for key in keys if key.startswith(prefix) and not key.rpartition("/")[2].startswith("."))
+        return sorted(key for key in keys if key.startswith(prefix)
+                      and not key.rpartition("/")[2].startswith("."))
 
     def remove(self, key: str) -> None:
         (self.folder / key).unlink()

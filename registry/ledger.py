@@ -54,8 +54,9 @@ class Ledger:
         keys = self.store.list(layout.events(self.model))
         for seq, key in enumerate(keys[len(self._known):], start=len(self._known)):
             if key != self._key(seq):
-                raise Corrupt(f"{self.model}: {key} is where {self._key(seq)} should be in {self.store.address}; restore "
-                              f"event {seq} from a backup, or remove what is no event")
+                raise Corrupt(f"{self.model}: {key} is where {self._key(seq)} should be in "
+                              f"{self.store.address}; restore event {seq} from a backup, or remove what is "
+                              f"no event")
             self._known.append(self._read(seq))
         return list(self._known)
 
@@ -67,13 +68,14 @@ class Ledger:
         except (ValueError, KeyError, TypeError, AttributeError):  # torn, or other JSON than an event's
             is_linked = False
         if not is_linked:
-            raise Corrupt(f"{self.model}: event {seq} is not the one that was appended; restore {self._key(seq)} in "
-                          f"{self.store.address} from a backup")
+            raise Corrupt(f"{self.model}: event {seq} is not the one that was appended; restore "
+                          f"{self._key(seq)} in {self.store.address} from a backup")
         try:
             data = decode_data(stored["kind"], stored["data"], stored_format)
         except (ValidationError, LookupError, TypeError) as error:
-            raise Corrupt(f"{self.model}: event {seq} is of format {stored_format} and kind {stored['kind']!r}, which this "
-                          f"release can't read ({error}); it reads up to format {FORMAT}: upgrade perennial") from error
+            raise Corrupt(f"{self.model}: event {seq} is of format {stored_format} and kind "
+                          f"{stored['kind']!r}, which this release can't read ({error}); it reads up to "
+                          f"format {FORMAT}: upgrade perennial") from error
         return Event(seq=seq, prev=stored["prev"], at=stored["at"], by=stored["by"], digest=digest, data=data)
 
     def _head(self, seq: int) -> str:
@@ -83,10 +85,12 @@ class Ledger:
         return layout.event(self.model, seq)
 
     def state(self, at: str | None = None) -> State:
-        """What holds now, or held at a time (ISO-8601, UTC unless it says otherwise): after the last event until then."""
+        """What holds now, or held at a time (ISO-8601, UTC unless
+        it says otherwise): after the last event until then."""
         events = self.events()
         if at is not None:
-            until = _utc(at)  # clocks may go backwards: an event later than one that follows it had happened, too
+            # Clocks may go backwards: an event later than one that follows it had happened, too.
+            until = _utc(at)
             happened = (n for n, event in enumerate(events, 1) if datetime.fromisoformat(event.at) <= until)
             events = events[:max(happened, default=0)]
         return reduce(fold, events, State())
@@ -115,7 +119,8 @@ class Ledger:
     def record(self, data: Data, once: tuple[str, ...] = ()) -> Event | None:
         """Append an event; where `once` names fields, not a second one with equal values in them."""
         def is_known(recorded: Recorded) -> bool:
-            return type(recorded) is type(data) and all(getattr(recorded, name) == getattr(data, name) for name in once)
+            return (type(recorded) is type(data)
+                    and all(getattr(recorded, name) == getattr(data, name) for name in once))
 
         return self.decide(lambda state: None if once and any(map(is_known, state.recorded)) else data)
 
@@ -123,7 +128,8 @@ class Ledger:
         return self.decide(lambda state: None if data.version in state.versions else data)
 
     def judged(self, version: str, verdict: GateVerdict, against: str | None, data: str = "") -> Event | None:
-        """Keep a gate's verdict; not twice the same outcome against the same champion. `data`: the data version's digest."""
+        """Keep a gate's verdict; not twice the same outcome against
+        the same champion. `data`: the data version's digest."""
         return self.decide(lambda state: promotion.judgement(state, version, verdict, against, data))
 
     def promote(self, version: str, *, expect: str | None) -> Event | None:
@@ -153,29 +159,34 @@ class Ledger:
 
     def _annotate(self, version: str, decision: Decision) -> Event | None:
         if version not in self.state().versions:
-            raise PerennialError(f"{self.model}: no version {version!r} is registered; see: perennial history {self.model}")
+            raise PerennialError(f"{self.model}: no version {version!r} is registered; see: perennial "
+                                 f"history {self.model}")
         return self.decide(decision)
 
-    def window_judged(self, data: WindowJudged, is_replaceable: Callable[[WindowVerdict], bool]) -> WindowVerdict:
-        """Keep a window's verdict and give the one that is kept: the first, unless that is replaceable by another answer."""
+    def window_judged(self, data: WindowJudged,
+                      is_replaceable: Callable[[WindowVerdict], bool]) -> WindowVerdict:
+        """Keep a window's verdict and give the one that is kept:
+        the first, unless that is replaceable by another answer."""
         def decision(state: State) -> WindowJudged | None:
             kept = state.windows.get(data.key)
-            return None if kept and (not is_replaceable(kept.verdict) or kept.verdict == data.verdict) else data
+            return (None if kept and (not is_replaceable(kept.verdict) or kept.verdict == data.verdict)
+                    else data)
 
         self.decide(decision)
         return self.state().windows[data.key].verdict
 
     def claim_retraining(self, key: str, *, now: datetime, reason: str, drift: Drift, new_rows: int) -> Claim:
-        """Ask for a retraining of one cause, and give the claim: granted, refused, or finished where it was asked for before.
+        """Ask for a retraining of one cause, and give the claim:
+        granted, refused, or finished where it was asked for before.
 
-        `now` is event time, so that a replayed year decides as it would have. `new_rows`: the labelled rows that the
-        champion was not trained on.
+        `now` is event time, so that a replayed year decides as it would have.
+        `new_rows`: the labelled rows that the champion was not trained on.
         """
         def decision(state: State) -> RetrainClaimed | RetrainRefused | None:
             if key in state.claims:
                 return None
-            refusal = retraining.refusal(
-                state.claims, state.refusals, drift, model=self.model, now=now, clock=datetime.now(UTC), new_rows=new_rows)
+            refusal = retraining.refusal(state.claims, state.refusals, drift, model=self.model, now=now,
+                                         clock=datetime.now(UTC), new_rows=new_rows)
             if refusal:
                 return RetrainRefused(key=key, now=now, reason=reason, why=refusal.why, rule=refusal.rule)
             return RetrainClaimed(key=key, now=now, reason=reason)
@@ -206,7 +217,8 @@ class Ledger:
 
 def _hashed(event: Event, data: dict[str, Any]) -> dict[str, Any]:
     """What an event's digest is taken over."""
-    return {"seq": event.seq, "prev": event.prev, "at": event.at, "by": event.by, "kind": kind_of(event.data), "data": data}
+    return {"seq": event.seq, "prev": event.prev, "at": event.at, "by": event.by, "kind": kind_of(event.data),
+            "data": data}
 
 
 def _utc(at: str) -> datetime:

@@ -14,7 +14,8 @@ from registry.events import encode_data
 from registry.ledger import Ledger
 from registry.store import Store
 
-FORMAT = 1  # of a manifest: raise it with a change that an older reader can't follow, and keep reading the older
+# Of a manifest: raise it with a change that an older reader can't follow, and keep reading the older.
+FORMAT = 1
 SHORTEST = 6  # characters of a digest that name a version
 
 
@@ -23,7 +24,8 @@ def save(store: Store, model: str, files: dict[str, bytes], manifest: dict[str, 
 
     The same files and manifest are the same version, however often they are saved.
     """
-    manifest = manifest | {"format": FORMAT, "files": {name: sha256(files[name]).hexdigest() for name in sorted(files)}}
+    manifest = manifest | {"format": FORMAT,
+                           "files": {name: sha256(files[name]).hexdigest() for name in sorted(files)}}
     version = digest_of(manifest)
     for name, content in [*files.items(), ("manifest.json", canonical_json(manifest))]:
         _keep(store, layout.version_file(model, version, name), content)
@@ -35,7 +37,8 @@ def _keep(store: Store, key: str, content: bytes) -> None:
         store.create(key, content)
     except Conflict:
         if store.get(key) != content:
-            raise Corrupt(f"{key} in {store.address} holds other bytes than its version's; remove it and save again") from None
+            raise Corrupt(f"{key} in {store.address} holds other bytes than its version's; remove it and "
+                          f"save again") from None
 
 
 def manifest(store: Store, model: str, version: str) -> dict[str, Any]:
@@ -43,15 +46,18 @@ def manifest(store: Store, model: str, version: str) -> dict[str, Any]:
     try:
         content = store.get(layout.version_file(model, version, "manifest.json"))
     except NotFound:
-        raise NotFound(f"{model}: no version {version[:12]} in {store.address}; see: perennial history {model}") from None
+        raise NotFound(f"{model}: no version {version[:12]} in {store.address}; see: perennial history "
+                       f"{model}") from None
     if sha256(content).hexdigest() != version:
-        raise Corrupt(f"{model}: the manifest of {version[:12]} was changed in {store.address}; restore it from a backup")
+        raise Corrupt(f"{model}: the manifest of {version[:12]} was changed in {store.address}; restore it "
+                      f"from a backup")
     facts: dict[str, Any] = json.loads(content)
     return facts
 
 
 def fetch(store: Store, model: str, version: str, folder: Path) -> Path:
-    """The version's files in folder/<version>, each digest checked; taken from there when they are there already."""
+    """The version's files in folder/<version>, each digest
+    checked; taken from there when they are there already."""
     place, facts = folder / version, manifest(store, model, version)
     if place.is_dir():
         return place
@@ -62,7 +68,8 @@ def fetch(store: Store, model: str, version: str, folder: Path) -> Path:
         for name, digest in facts["files"].items():
             content = store.get(layout.version_file(model, version, name))
             if sha256(content).hexdigest() != digest:
-                raise Corrupt(f"{model}: {name} of {version[:12]} was changed in {store.address}; restore it from a backup")
+                raise Corrupt(f"{model}: {name} of {version[:12]} was changed in {store.address}; restore it "
+                              f"from a backup")
             (whole / name).write_bytes(content)
         (whole / "manifest.json").write_bytes(canonical_json(facts))
         try:
@@ -79,10 +86,11 @@ def resolve(ledger: Ledger, ref: str) -> str:
     if ref in ("champion", "previous"):
         named = state.champion if ref == "champion" else state.previous
         if named is None and state.champion:
-            raise NoChampion(f"{ledger.model}: no champion was before {state.champion[:12]}, which is the first: there is "
-                             "nothing to go back to")
+            raise NoChampion(f"{ledger.model}: no champion was before {state.champion[:12]}, which is the "
+                             f"first: there is nothing to go back to")
         if named is None:
-            raise NoChampion(f"{ledger.model}: no {ref} in {ledger.store.address}; run: perennial train {ledger.model}")
+            raise NoChampion(f"{ledger.model}: no {ref} in {ledger.store.address}; run: perennial train "
+                             f"{ledger.model}")
         return named
     if ref in state.aliases:
         return state.aliases[ref]
@@ -91,8 +99,10 @@ def resolve(ledger: Ledger, ref: str) -> str:
     found = [version for version in state.versions if len(ref) >= SHORTEST and version.startswith(ref)]
     if len(found) == 1:
         return found[0]
-    known = ", ".join([*state.aliases, *(f"{n} ({version[:12]})" for n, version in enumerate(state.versions, start=1))])
-    raise NotFound(f"{ledger.model}: {len(found) or 'no'} versions match {ref!r}; there are: champion, previous, {known}")
+    known = ", ".join([*state.aliases,
+                       *(f"{n} ({version[:12]})" for n, version in enumerate(state.versions, start=1))])
+    raise NotFound(f"{ledger.model}: {len(found) or 'no'} versions match {ref!r}; there are: champion, "
+                   f"previous, {known}")
 
 
 def lineage(store: Store, ledger: Ledger, version: str) -> dict[str, Any]:

@@ -1,4 +1,5 @@
-"""Which version may become champion, and which a rollback returns to: what each decision appends to the ledger."""
+"""Which version may become champion, and which a rollback
+returns to: what each decision appends to the ledger."""
 
 from contracts.core.errors import Conflict, NotAllowed, NotFound
 from contracts.core.verdict import GateVerdict, Outcome
@@ -6,7 +7,8 @@ from registry.events import Judged, Promoted, RolledBack
 from registry.state import State
 
 
-def judgement(state: State, version: str, verdict: GateVerdict, against: str | None, data: str) -> Judged | None:
+def judgement(state: State, version: str, verdict: GateVerdict, against: str | None,
+              data: str) -> Judged | None:
     """A gate's verdict; None where the last one says the same against the same champion."""
     last = state.last_judged(version)
     if last and (last.against, last.verdict.outcome) == (against, verdict.outcome):
@@ -19,34 +21,39 @@ def promotion(state: State, model: str, version: str, expect: str | None) -> Pro
     if state.champion == version:
         return None
     if state.champion is None and expect:
-        raise Conflict(f"{model}: {version[:12]} was not promoted in place of {expect[:12]}: there is no champion; "
-                       f"run: perennial train {model}")
+        raise Conflict(f"{model}: {version[:12]} was not promoted in place of {expect[:12]}: there is no "
+                       f"champion; run: perennial train {model}")
     if state.champion is not None and state.champion != expect:
         winner = state.promoted[state.champion]
-        raise Conflict(f"{model}: {version[:12]} was not promoted: {state.champion[:12]} was, by {winner.by} at {winner.at}; "
-                       f"judge it against that one: perennial train {model}")
+        raise Conflict(f"{model}: {version[:12]} was not promoted: {state.champion[:12]} was, by {winner.by} "
+                       f"at {winner.at}; judge it against that one: perennial train {model}")
     must_be_allowed(state, model, version)
     return Promoted(version=version, before=expect)
 
 
 def must_be_allowed(state: State, model: str, version: str) -> None:
-    """Raise NotAllowed unless the version is champion or its last verdict lets it take the champion's place."""
+    """Raise NotAllowed unless the version is champion or
+    its last verdict lets it take the champion's place."""
     if version == state.champion:
         return
     last = state.last_judged(version)
     if last is None or last.verdict.outcome is not Outcome.PASSED:
         outcome = last.verdict.outcome if last else "missing"
-        raise NotAllowed(f"{model}: the gate's verdict on {version[:12]} is {outcome}; run: perennial train {model}")
+        raise NotAllowed(f"{model}: the gate's verdict on {version[:12]} is {outcome}; run: perennial train "
+                         f"{model}")
     if last.against != state.champion:
-        raise NotAllowed(f"{model}: the gate's verdict on {version[:12]} is against {(last.against or 'no champion')[:12]}, and "
-                         f"the champion is {(state.champion or 'none')[:12]} by now; run: perennial train {model}")
+        raise NotAllowed(f"{model}: the gate's verdict on {version[:12]} is against "
+                         f"{(last.against or 'no champion')[:12]}, and the champion is "
+                         f"{(state.champion or 'none')[:12]} by now; run: perennial train {model}")
 
 
 def rollback(state: State, model: str, reason: str, to: str | None) -> RolledBack | None:
-    """Back to an earlier champion, by default the one before; None where that is champion. Raises NotFound."""
+    """Back to an earlier champion, by default the one
+    before; None where that is champion. Raises NotFound."""
     target = to or state.previous
     if target is None or target not in state.promoted:
-        raise NotFound(f"{model}: {(to or 'no version')[:12]} was never champion before; see: perennial history {model}")
+        raise NotFound(f"{model}: {(to or 'no version')[:12]} was never champion before; see: perennial "
+                       f"history {model}")
     if target == state.champion:
         return None
     return RolledBack(from_=state.champion, to=target, reason=reason)

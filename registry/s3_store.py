@@ -43,8 +43,10 @@ class S3Store:
             raise
 
     def list(self, prefix: str) -> list[str]:
-        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self.prefix + prefix)
-        return sorted(one["Key"].removeprefix(self.prefix) for page in pages for one in page.get("Contents", ()))
+        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket,
+                                                                      Prefix=self.prefix + prefix)
+        return sorted(one["Key"].removeprefix(self.prefix) for page in pages
+                      for one in page.get("Contents", ()))
 
     def remove(self, key: str) -> None:
         with suppress(ClientError):  # whoever may not delete here leaves it

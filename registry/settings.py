@@ -1,4 +1,5 @@
-"""Every `PERENNIAL_` variable, read here alone; a replica's two are read in `service/app.py`, which ships without this."""
+"""Every `PERENNIAL_` variable, read here alone; a replica's
+two are read in `service/app.py`, which ships without this."""
 
 import getpass
 import os
@@ -36,7 +37,8 @@ def user() -> str:
 
 
 def images_address() -> str | None:
-    """A container registry and a prefix in it, host:port/prefix; None where versions ship without an image."""
+    """A container registry and a prefix in it, host:port/prefix;
+    None where versions ship without an image."""
     return (os.environ.get(IMAGES) or "").rstrip("/") or None
 
 
@@ -54,7 +56,8 @@ def dask_address() -> str | None:
     """A Dask scheduler, None to train in this process; PerennialError for what is no address."""
     address = os.environ.get(DASK) or None
     if address and not (urlsplit(address).scheme and urlsplit(address).netloc):
-        raise PerennialError(f"{DASK} is {address!r}; it must be an address such as tcp://host:8786: mend it, or unset it")
+        raise PerennialError(f"{DASK} is {address!r}; it must be an address such as tcp://host:8786: mend "
+                             f"it, or unset it")
     return address
 
 

@@ -40,9 +40,11 @@ class Alert(Struct, frozen=True, kw_only=True):
 class State:
     """What holds after some events."""
 
-    versions: list[str] = field(default_factory=list)  # in order of registration: a version's number is its place
+    # In order of registration: a version's number is its place.
+    versions: list[str] = field(default_factory=list)
     champion: str | None = None
-    stack: list[str] = field(default_factory=list)  # champions, the present one last; a rollback goes back along it
+    # Champions, the present one last; a rollback goes back along it.
+    stack: list[str] = field(default_factory=list)
     aliases: dict[str, str] = field(default_factory=dict)
     tags: dict[str, dict[str, str]] = field(default_factory=dict)
     notes: dict[str, list[str]] = field(default_factory=dict)
@@ -97,8 +99,10 @@ def fold(state: State, event: Event) -> State:
             state.notes.setdefault(data.version, []).append(data.text)
         case events.WindowJudged():
             state.windows[data.key] = data
-        case events.RetrainClaimed() | events.RetrainRefused() | events.RetrainFailed() | events.RetrainFinished():
-            state.claims[data.key] = _claim(state.claims.get(data.key), data, datetime.fromisoformat(event.at))
+        case (events.RetrainClaimed() | events.RetrainRefused() | events.RetrainFailed()
+              | events.RetrainFinished()):
+            state.claims[data.key] = _claim(state.claims.get(data.key), data,
+                                            datetime.fromisoformat(event.at))
             if isinstance(data, events.RetrainFinished):
                 state.refusals += data.outcome in (Outcome.FAILED, "refused")  # by the gate, by the canary
         case events.AlertRaised():
@@ -120,19 +124,18 @@ def _stack_after_rollback(stack: Sequence[str], to: str) -> list[str]:
     return [*stack, to]  # one that an earlier rollback had left: a step forward again
 
 
-def _claim(
-    claim: Claim | None, data: events.RetrainClaimed | events.RetrainRefused | events.RetrainFailed | events.RetrainFinished,
-    at: datetime,
-) -> Claim:
+def _claim(claim: Claim | None,
+           data: events.RetrainClaimed | events.RetrainRefused | events.RetrainFailed
+           | events.RetrainFinished, at: datetime) -> Claim:
     """A retraining after one more event about it."""
     match data:
         case events.RetrainClaimed():
             return Claim(key=data.key, state=ClaimState.CLAIMED, now=data.now, reason=data.reason, at=at)
         case events.RetrainRefused():
-            return Claim(
-                key=data.key, state=ClaimState.REFUSED, now=data.now, reason=data.reason, at=at, why=data.why, rule=data.rule)
+            return Claim(key=data.key, state=ClaimState.REFUSED, now=data.now, reason=data.reason, at=at,
+                         why=data.why, rule=data.rule)
     known = claim or Claim(key=data.key, state=ClaimState.CLAIMED)
     if isinstance(data, events.RetrainFailed):
         return replace(known, failures=data.failures, at=at)
-    return replace(
-        known, state=ClaimState.FINISHED, outcome=data.outcome, version=data.version, why=data.why or known.why)
+    return replace(known, state=ClaimState.FINISHED, outcome=data.outcome, version=data.version,
+                   why=data.why or known.why)

@@ -46,8 +46,9 @@ def open_store(address: str) -> Store:
         store = _named(address)
         probe(store)
     except (OSError, ValueError, NoCredentialsError) as error:
-        raise PerennialError(f"{address!r} can't be used as the store: {error}; name a folder that can be written in PERENNIAL_STORE, or "
-                             "s3://bucket/prefix, with AWS_ENDPOINT_URL and AWS_ACCESS_KEY_ID as boto3 wants them") from error
+        raise PerennialError(f"{address!r} can't be used as the store: {error}; name a folder that can be "
+                             f"written in PERENNIAL_STORE, or s3://bucket/prefix, with AWS_ENDPOINT_URL and "
+                             f"AWS_ACCESS_KEY_ID as boto3 wants them") from error
     except (BotoCoreError, ClientError) as error:
         raise Unavailable(f"the store {address!r} does not answer: {error}; "
                         "is it up, and are AWS_ENDPOINT_URL, the keys and the bucket right?") from error
@@ -100,6 +101,5 @@ def _won(write: Any, *arguments: Any) -> bool:
 
 
 def _ignores(store: Store, what: str) -> UnsafeStore:
-    return UnsafeStore(
-        f"{store.address} ignores write conditions: {what}; use a store that honours If-None-Match and If-Match "
-        "(AWS S3, MinIO, Ceph) or a folder")
+    return UnsafeStore(f"{store.address} ignores write conditions: {what}; use a store that honours "
+                       f"If-None-Match and If-Match (AWS S3, MinIO, Ceph) or a folder")

@@ -1,4 +1,5 @@
-"""The profiles, logged predictions and labels of a model's traffic, in the spool of this machine and in the store."""
+"""The profiles, logged predictions and labels of a model's
+traffic, in the spool of this machine and in the store."""
 
 import logging
 import signal
@@ -33,7 +34,8 @@ log = logging.getLogger("perennial.traffic")
 
 
 def ship(context: ModelContext, patient: bool = False) -> int:
-    """Copy the replicas' profiles and predictions from this machine's spool to the store, newer over older; how many were new.
+    """Copy the replicas' profiles and predictions from this machine's
+    spool to the store, newer over older; how many were new.
 
     What is no profile is set aside as a `.junk` file beside it, for a person to look at.
     """
@@ -44,12 +46,14 @@ def ship(context: ModelContext, patient: bool = False) -> int:
         except Corrupt:
             junk.append(str(path.replace(path.with_suffix(".junk"))))
     if junk:
-        log.warning("%d files are no profiles and were set aside; look at them: %s", len(junk), ", ".join(junk))
+        log.warning("%d files are no profiles and were set aside; look at them: %s", len(junk),
+                    ", ".join(junk))
     return shipped
 
 
 def ship_periodically(context: ModelContext, seconds: float) -> int:
-    """Ship every so often; SIGTERM and SIGINT end it after a last time, when the replica beside it has written all."""
+    """Ship every so often; SIGTERM and SIGINT end it after a
+    last time, when the replica beside it has written all."""
     told, shipped = Event(), 0
     for each in (signal.SIGTERM, signal.SIGINT):
         signal.signal(each, lambda *_: told.set())
@@ -59,13 +63,15 @@ def ship_periodically(context: ModelContext, seconds: float) -> int:
 
 
 def _replace(context: ModelContext, key: str, content: bytes) -> bool:
-    """Put a profile in the store unless as much is there already; once more where another monitor came first."""
+    """Put a profile in the store unless as much is there
+    already; once more where another monitor came first."""
     while True:
         try:
             there, tag = context.store.read(key)
         except NotFound:
             there, tag = None, ""
-        if there == content or _records(content) <= (_records(there) if there else -1):  # a replica's profile only grows
+        # A replica's profile only grows.
+        if there == content or _records(content) <= (_records(there) if there else -1):
             return False
         with suppress(Conflict):
             context.store.swap(key, content, tag) if tag else context.store.create(key, content)
@@ -91,7 +97,8 @@ def window_counts(context: ModelContext, version: str, start: datetime) -> "Wind
     return sum((read_counts(context.store.get(key)) for key in keys), NO_TRAFFIC)
 
 
-ENOUGH, LONG = 4 * 2**20, 600  # bytes, or seconds that the first of them waited, that are packed while nobody asks for them
+# Bytes, or seconds that the first of them waited, that are packed while nobody asks for them.
+ENOUGH, LONG = 4 * 2**20, 600
 
 NO_PREDICTIONS = pd.DataFrame({"id": np.array([], object)})
 
@@ -99,17 +106,19 @@ NO_PREDICTIONS = pd.DataFrame({"id": np.array([], object)})
 def ship_predictions(context: ModelContext, patient: bool = False) -> int:
     """Pack the spool's files of a version and window into a Parquet file of the store; how many were packed.
 
-    The `patient` wait for ENOUGH of them. A crash between the store and the spool packs them once more: a prediction's id
-    tells that it is there already.
+    The `patient` wait for ENOUGH of them. A crash between the store and the
+    spool packs them once more: a prediction's id tells that it is there already.
     """
     files, packed = sorted(context.spool.glob(f"{context.name}/*/*/*{SUFFIX}")), 0
     for folder, here in groupby(files, lambda path: path.parent):
         parts = _readable(here)
         if parts and not (patient and _young(parts)):
-            table = pa.concat_tables([pa.table(columns) for _, columns in parts.values()], promote_options="permissive")
+            table = pa.concat_tables([pa.table(columns) for _, columns in parts.values()],
+                                     promote_options="permissive")
             name = sha256("".join(path.name for path in parts).encode()).hexdigest()[:32]
             with suppress(Conflict):  # packed, and not yet removed
-                context.store.create(f"{layout.from_spool(PREDICTIONS, context.spool, folder)}/{name}.parquet", parquet(table))
+                context.store.create(
+                    f"{layout.from_spool(PREDICTIONS, context.spool, folder)}/{name}.parquet", parquet(table))
             for path in parts:
                 path.unlink(missing_ok=True)
             packed += len(parts)
@@ -117,7 +126,8 @@ def ship_predictions(context: ModelContext, patient: bool = False) -> int:
 
 
 def _young(parts: dict[Path, tuple[bytes, Columns]]) -> bool:
-    return sum(len(content) for content, _ in parts.values()) < ENOUGH and time.time() - next(iter(parts)).stat().st_mtime < LONG
+    return (sum(len(content) for content, _ in parts.values()) < ENOUGH
+            and time.time() - next(iter(parts)).stat().st_mtime < LONG)
 
 
 def _readable(paths: Iterable[Path]) -> dict[Path, tuple[bytes, Columns]]:
@@ -129,7 +139,8 @@ def _readable(paths: Iterable[Path]) -> dict[Path, tuple[bytes, Columns]]:
             try:
                 found[path] = content, unpack_log(content)
             except NOT_A_LOG as error:
-                log.warning("%s holds no predictions: %s; look at it", path.replace(path.with_suffix(".junk")), error)
+                log.warning("%s holds no predictions: %s; look at it",
+                            path.replace(path.with_suffix(".junk")), error)
     return found
 
 
@@ -140,19 +151,23 @@ def parquet(table: pa.Table) -> bytes:
 
 
 def logged_predictions(context: ModelContext, version: str, start: datetime) -> pd.DataFrame:
-    """A version's predictions of the events of a window, each once: id, what the caller sent, each class's probability."""
-    return read_predictions(context, context.store.list(layout.traffic(PREDICTIONS, context.name, version, start)))
+    """A version's predictions of the events of a window, each
+    once: id, what the caller sent, each class's probability."""
+    return read_predictions(context,
+                            context.store.list(layout.traffic(PREDICTIONS, context.name, version, start)))
 
 
 def read_predictions(context: ModelContext, keys: list[str]) -> pd.DataFrame:
     tables = [pq.read_table(BytesIO(context.store.get(key))) for key in keys]
     if not tables:
         return NO_PREDICTIONS
-    return pa.concat_tables(tables, promote_options="permissive").to_pandas().drop_duplicates("id", ignore_index=True)
+    return pa.concat_tables(
+        tables, promote_options="permissive").to_pandas().drop_duplicates("id", ignore_index=True)
 
 
 def labels_by_id(context: ModelContext) -> pd.DataFrame:
     """All labels that came for ids, each id once: the first that the ledger knows of."""
     kept = [stored.labels for stored in context.ledger.state().of_kind(LabelsStored)]
-    found = [pq.read_table(BytesIO(context.store.get(layout.labels(context.name, digest)))).to_pandas() for digest in kept]
+    found = [pq.read_table(BytesIO(context.store.get(layout.labels(context.name, digest)))).to_pandas()
+             for digest in kept]
     return pd.concat(found).drop_duplicates("id", ignore_index=True) if found else NO_PREDICTIONS

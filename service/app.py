@@ -27,7 +27,9 @@ from service.prediction_log import prediction_id
 from service.profiler import Profiler
 from service.schema import BAD_BODY, RequestSchema
 
-GIL_TURN = 0.001  # seconds; about a step of the background profile: shorter turns would make requests and profile change places in its midst
+# Seconds; about a step of the background profile: shorter turns
+# would make requests and profile change places in its midst.
+GIL_TURN = 0.001
 
 log = logging.getLogger("perennial.service")
 
@@ -47,7 +49,8 @@ class PredictionApi:
     """Parses, scores and answers."""
 
     def __init__(self, contract: Contract, folder: Path, manifest: dict[str, Any]):
-        self.contract, self.folder, self.manifest, self.version = contract, folder, manifest, manifest["version"]
+        self.contract, self.folder, self.manifest, self.version = (contract, folder, manifest,
+                                                                   manifest["version"])
         self.names = contract.label.classes
         self.requests = RequestSchema(contract)
         self.encode = msgspec.json.Encoder().encode
@@ -63,13 +66,16 @@ class PredictionApi:
         from service.profiles import bins_in
 
         self.model = load_model(self.contract, self.folder)
-        predicted = bentoml.metrics.Counter("perennial_predictions_total", "records by named class", ["class_name"])
+        predicted = bentoml.metrics.Counter("perennial_predictions_total", "records by named class",
+                                            ["class_name"])
         self.predicted = [predicted.labels(name) for name in self.names]
-        self.refused = bentoml.metrics.Counter("perennial_bad_inputs_total", "faults in requests by field", ["field"])
+        self.refused = bentoml.metrics.Counter("perennial_bad_inputs_total", "faults in requests by field",
+                                               ["field"])
         self.replica, self.answered = uuid4().hex, 0
         if folder := os.environ.get("PERENNIAL_PROFILES"):
             seconds = float(os.environ.get("PERENNIAL_PROFILE_SECONDS", 5))
-            self.profiler = Profiler(self.contract, bins_in(self.folder), self.version, Path(folder), seconds, replica=self.replica)
+            self.profiler = Profiler(self.contract, bins_in(self.folder), self.version, Path(folder), seconds,
+                                     replica=self.replica)
         else:
             log.warning("traffic is not profiled: PERENNIAL_PROFILES names no folder")
         sys.setswitchinterval(GIL_TURN)
@@ -89,7 +95,8 @@ class PredictionApi:
             records = self.requests.parse(body)
         except BAD_BODY as refusal:
             return self._bad(body, refusal)
-        answers = self._score(records, traffic=False) if sample else await self.together.answers(records, len(body), caller)
+        answers = (self._score(records, traffic=False) if sample
+                   else await self.together.answers(records, len(body), caller))
         return 200, self.encode({"version": self.version, "predictions": answers})
 
     def _bad(self, body: bytes, refusal: Exception) -> Reply:
@@ -116,7 +123,8 @@ class PredictionApi:
             for number, index, row in zip(count(first), classes.tolist(), probabilities.tolist())
         ]
 
-    def _take_note(self, columns: Columns, probabilities: np.ndarray, classes: np.ndarray, first: int) -> None:
+    def _take_note(self, columns: Columns, probabilities: np.ndarray, classes: np.ndarray,
+                   first: int) -> None:
         if self.profiler:
             self.profiler.add(columns, probabilities, classes, first)
         for counter, times in zip(self.predicted, np.bincount(classes, minlength=len(self.names)).tolist()):
@@ -128,9 +136,11 @@ class PredictionApi:
 
 
 def _answer_types(names: Iterable[str]) -> tuple[type, type]:
-    """A prediction as it is sent, and the probabilities in it: structs, for they are made and encoded faster than dicts."""
+    """A prediction as it is sent, and the probabilities in it:
+    structs, for they are made and encoded faster than dicts."""
     fields = {f"p{index}": name for index, name in enumerate(names)}
-    probabilities = msgspec.defstruct("Probabilities", [(field, float) for field in fields], rename=fields, gc=False)
+    probabilities = msgspec.defstruct("Probabilities", [(field, float) for field in fields], rename=fields,
+                                      gc=False)
     kinds = [("id", str), ("class_", str), ("probabilities", probabilities)]
     return msgspec.defstruct("Prediction", kinds, rename={"class_": "class"}, gc=False), probabilities
 
@@ -140,7 +150,8 @@ def build_service(folder: Path) -> Any:
     from _bentoml_sdk.service import Service  # as late as BentoML itself loads it: it is slow
 
     manifest = json.loads((folder / "manifest.json").read_bytes())
-    contract = load_contract(manifest.get("module", manifest["model"]))  # bentos of older versions name no module
+    # Bentos of older versions name no module.
+    contract = load_contract(manifest.get("module", manifest["model"]))
     api = PredictionApi(contract, folder, manifest)
     Record = api.requests.documented()
 
@@ -148,10 +159,11 @@ def build_service(folder: Path) -> Any:
         """A service that meets its callers before BentoML's layers."""
 
         def to_asgi(self, is_main: bool = True) -> Any:
-            return PredictionMiddleware(super().to_asgi(is_main), {("POST", "/predict"): api.predict, ("GET", "/model"): api.describe})
+            return PredictionMiddleware(super().to_asgi(is_main),
+                                        {("POST", "/predict"): api.predict, ("GET", "/model"): api.describe})
 
-    @bentoml.service(
-        name=contract.name, workers=1, traffic={"timeout": TIMEOUT}, logging={"access": {"enabled": False}}, service_class=ServiceWithMiddleware)
+    @bentoml.service(name=contract.name, workers=1, traffic={"timeout": TIMEOUT},
+                     logging={"access": {"enabled": False}}, service_class=ServiceWithMiddleware)
     class Predictor:
         __doc__ = f"{contract.name}: one of {', '.join(contract.label.classes)}."
 
@@ -161,7 +173,8 @@ def build_service(folder: Path) -> Any:
         @bentoml.api
         async def predict(self, records: Annotated[list[Record], Len(1, MOST_RECORDS)]) -> Answers:  # type: ignore[valid-type]
             """Each record's class by name, every class's probability and a prediction id."""
-            raise NotImplementedError("declared for the OpenAPI; `asgi.PredictionMiddleware` answers this path")
+            raise NotImplementedError("declared for the OpenAPI; `asgi.PredictionMiddleware` answers this "
+                                      "path")
 
         @bentoml.on_shutdown
         def close(self) -> None:

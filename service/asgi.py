@@ -62,8 +62,10 @@ class PredictionMiddleware:
         finally:
             self._traffic.end(path)
 
-    async def _reply(self, handler: Handler, scope: Any, receive: Any, cycle: Any) -> tuple[int, bytes, Headers]:
-        caller = cycle if hasattr(cycle, "disconnected") else None  # uvicorn's; of another server's callers nothing is known
+    async def _reply(self, handler: Handler, scope: Any, receive: Any,
+                     cycle: Any) -> tuple[int, bytes, Headers]:
+        # Uvicorn's; of another server's callers nothing is known.
+        caller = cycle if hasattr(cycle, "disconnected") else None
         if hasattr(cycle, "transport"):
             cycle.transport = SingleWriteTransport(cycle.transport)
         try:
@@ -84,18 +86,21 @@ class PredictionMiddleware:
 
     async def _body(self, receive: Any, cycle: Any) -> bytes | None:
         """The body; None where it does not come in time."""
-        if not getattr(cycle, "more_body", True):  # uvicorn has all of it already, as nearly always: no timer is armed
+        # Uvicorn has all of it already, as nearly always: no timer is armed.
+        if not getattr(cycle, "more_body", True):
             body: bytes = (await _heard(receive)).get("body", b"")
             return body
         try:
             async with asyncio.timeout(TIMEOUT):
                 message = await _heard(receive)
-                return await self._long_body(message, receive) if message.get("more_body") else message.get("body", b"")
+                return (await self._long_body(message, receive) if message.get("more_body")
+                        else message.get("body", b""))
         except TimeoutError:
             return None
 
     async def _long_body(self, message: Any, receive: Any) -> bytes:
-        """A body that comes in parts; of one that is too large the rest is heard and dropped, for the caller to hear the answer."""
+        """A body that comes in parts; of one that is too large the rest
+        is heard and dropped, for the caller to hear the answer."""
         body, size, held = bytearray(), 0, 0
         try:
             while True:
@@ -126,7 +131,8 @@ async def _heard(receive: Any) -> Any:
 class SingleWriteTransport:
     """A transport that holds the head of an answer until its body comes, and writes both at once.
 
-    A replica that is killed between uvicorn's two writes would leave half an answer, which no load balancer can repeat.
+    A replica that is killed between uvicorn's two writes would
+    leave half an answer, which no load balancer can repeat.
     """
 
     def __init__(self, transport: Any):

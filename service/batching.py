@@ -47,11 +47,13 @@ class Batcher:
         if self._waiting and (len(self._waiting) >= MOST_WAITING or self._bytes + size > MOST_BYTES):
             raise Overloaded
 
-    def answers(self, records: list[Any], size: int, caller: Client | None = None) -> asyncio.Future[list[Any]]:
+    def answers(self, records: list[Any], size: int,
+                caller: Client | None = None) -> asyncio.Future[list[Any]]:
         """The records' answers, once they are scored; raises Gone for a caller who hung up meanwhile."""
         loop = asyncio.get_running_loop()
         if not self._waiting:
-            loop.call_soon(loop.call_soon, self._turn)  # a turn later it is known who sent a request and hung up
+            # A turn later it is known who sent a request and hung up.
+            loop.call_soon(loop.call_soon, self._turn)
         one = QueuedRequest(records, size, caller, loop.create_future())
         self._waiting.append(one)
         self._bytes += size
@@ -65,7 +67,8 @@ class Batcher:
             self._answer(parts)
 
     def _next(self) -> list[Part]:
-        """What is scored now: whole requests, and the first records of one that is too large for the rest of the turn."""
+        """What is scored now: whole requests, and the first records
+        of one that is too large for the rest of the turn."""
         parts, room = [], MOST_TOGETHER
         while self._waiting and room:
             one = self._waiting[0]

@@ -11,4 +11,5 @@ MOST_RECORDS = 10_000
 
 MOST_WAITING = 512  # requests; at a few thousand a second the last of them waits a tenth of a second
 MOST_BYTES = 8 * 2**20  # of the waiting requests' bodies: some 25,000 records, a quarter of a second
-MOST_TOGETHER = 512  # records scored in one turn of the event loop, some 4 ms: between turns the others are heard
+# Records scored in one turn of the event loop, some 4 ms: between turns the others are heard.
+MOST_TOGETHER = 512

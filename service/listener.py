@@ -14,12 +14,14 @@ Protocols = Callable[[], asyncio.Protocol]
 
 
 def install_listener(loop: asyncio.AbstractEventLoop) -> None:
-    """Let servers that are created from a socket from now on have a Door, where the loop lets in too few itself."""
+    """Let servers that are created from a socket from now on
+    have a Door, where the loop lets in too few itself."""
     narrow = loop.create_server
     if isinstance(loop, asyncio.SelectorEventLoop):
         return
 
-    async def create_server(protocols: Protocols, *args: Any, sock: socket.socket | None = None, ssl: Any = None, **named: Any) -> Any:
+    async def create_server(protocols: Protocols, *args: Any, sock: socket.socket | None = None,
+                            ssl: Any = None, **named: Any) -> Any:
         if sock is None or ssl:
             return await narrow(protocols, *args, sock=sock, ssl=ssl, **named)
         return Listener(loop, protocols, sock, named.get("backlog", 100))
@@ -30,7 +32,8 @@ def install_listener(loop: asyncio.AbstractEventLoop) -> None:
 class Listener:
     """What asyncio calls a server, of one socket."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, protocols: Protocols, sock: socket.socket, backlog: int):
+    def __init__(self, loop: asyncio.AbstractEventLoop, protocols: Protocols, sock: socket.socket,
+                 backlog: int):
         self._loop, self._protocols, self._sock = loop, protocols, sock
         self._entering: set[asyncio.Task[None]] = set()
         sock.setblocking(False)

@@ -16,10 +16,12 @@ from contracts.core.errors import PerennialError
 from contracts.core.features import Columns
 from contracts.core.loading import load_contract
 
-if __name__ == "__main__":  # to answer as a replica would, which has no scikit-learn either: XGBoost takes a second to import it
+# To answer as a replica would, which has no scikit-learn either: XGBoost takes a second to import it.
+if __name__ == "__main__":
     sys.modules["sklearn"] = None  # type: ignore[assignment]
 
-FORMAT = 2  # of a saved state: raise it with a change that an older reader can't follow; `is_of` reads format 1
+# Of a saved state: raise it with a change that an older reader can't follow; `is_of` reads format 1.
+FORMAT = 2
 UNKNOWN = 0  # the category code of every value that training did not see often enough
 SERVED = "model"  # the stem of the files that serve; "twin" is the same recipe on older rows, for the gate
 TWIN = "twin"
@@ -67,19 +69,23 @@ def is_compatible(contract: Contract, folder: Path, stem: str = SERVED) -> bool:
 
 def is_of(contract: Contract, state: Mapping[str, Any]) -> bool:
     """The same of a saved model's JSON."""
-    return bool(state["serving"] == (contract.serving if state["format"] > 1 else contract.serving_without_helpers))
+    return bool(state["serving"]
+                == (contract.serving if state["format"] > 1 else contract.serving_without_helpers))
 
 
 def load_model(contract: Contract, folder: Path, stem: str = SERVED, threads: int = 1) -> Model:
     """Load what `Model.files` gave; refuses another contract's model and a newer format."""
     state = json.loads((folder / f"{stem}.json").read_bytes())
     if state["format"] > FORMAT:
-        raise PerennialError(f"{folder} has model format {state['format']}, this code reads up to {FORMAT}; upgrade perennial")
+        raise PerennialError(f"{folder} has model format {state['format']}, this code reads up to {FORMAT}; "
+                             f"upgrade perennial")
     if not is_of(contract, state):
-        raise PerennialError(
-            f"{folder} was trained for other columns, features or classes than the contract of {contract.name} has now; "
-            f"see: perennial contract diff {contract.name}@champion {contract.name}; train again: perennial train {contract.name}")
-    booster = xgboost.Booster({"nthread": threads}, model_file=bytearray((folder / f"{stem}.ubj").read_bytes()))
+        raise PerennialError(f"{folder} was trained for other columns, features or classes than the contract "
+                             f"of {contract.name} has now; see: perennial contract diff "
+                             f"{contract.name}@champion {contract.name}; train again: perennial train "
+                             f"{contract.name}")
+    booster = xgboost.Booster({"nthread": threads},
+                              model_file=bytearray((folder / f"{stem}.ubj").read_bytes()))
     return Model(contract, {name: tuple(values) for name, values in state["vocabularies"].items()}, booster)
 
 
@@ -117,10 +123,9 @@ def _coded(codes: Mapping[Any, float], values: np.ndarray) -> Any:
 def columns_of_records(contract: Contract, records: list[Mapping[str, Any]]) -> Columns:
     """JSON records (times as ISO-8601 text, absent or null: missing) as columns."""
     types = {str: object, int: np.float64, float: np.float64, bool: np.float64}
-    return {
-        name: np.array([record.get(name) for record in records], types.get(contract.python_type(name), "datetime64[s]"))
-        for name in contract.request_columns
-    }
+    return {name: np.array([record.get(name) for record in records],
+                           types.get(contract.python_type(name), "datetime64[s]"))
+            for name in contract.request_columns}
 
 
 def records_of_columns(contract: Contract, columns: Columns) -> list[dict[str, Any]]:
@@ -133,14 +138,14 @@ def records_of_columns(contract: Contract, columns: Columns) -> list[dict[str, A
         return None if value is None or value != value else value
 
     names = tuple(columns)
-    return [
-        {name: plain(name, value) for name, value in zip(names, row)}
-        for row in zip(*(columns[name].tolist() if columns[name].dtype.kind == "f" else columns[name] for name in names))
-    ]
+    return [{name: plain(name, value) for name, value in zip(names, row)}
+            for row in zip(*(columns[name].tolist() if columns[name].dtype.kind == "f" else columns[name]
+                             for name in names))]
 
 
 def main() -> None:
-    """Answer a version's own sample records from its saved files: `python -m service.model CONTRACT FOLDER`."""
+    """Answer a version's own sample records from its saved
+    files: `python -m service.model CONTRACT FOLDER`."""
     contract, folder = load_contract(sys.argv[1]), Path(sys.argv[2])
     samples = json.loads((folder / "samples.json").read_bytes())
     columns = columns_of_records(contract, samples["records"])

@@ -15,7 +15,8 @@ from service.files import write_atomically
 
 SUFFIX = ".rows"
 WAITING = 128 * 2**20  # bytes that may wait in memory while a disk fails; the oldest file is lost first
-SPREAD = (5 ** 0.5 - 1) / 2  # multiples of the golden ratio fill the numbers from 0 to 1 evenly: a sample without a seed
+# Multiples of the golden ratio fill the numbers from 0 to 1 evenly: a sample without a seed.
+SPREAD = (5 ** 0.5 - 1) / 2
 NOT_A_LOG = (msgspec.DecodeError, ValueError, KeyError, TypeError)  # what `unpacked` raises of other bytes
 
 _ENCODE = msgspec.msgpack.encode
@@ -36,11 +37,13 @@ class PredictionLog:
         """Take note of n predictions of one window, whose ids end in `numbers`, int64 (n,)."""
         chosen = numbers * SPREAD % 1 < self._share
         if chosen.any():
-            seen = {**columns, **{PROBABILITY + name: values for name, values in zip(self._classes, probabilities.T)}}
+            seen = {**columns,
+                    **{PROBABILITY + name: values for name, values in zip(self._classes, probabilities.T)}}
             path = self._folder / window / f"{self._replica}-{self._turn}{SUFFIX}"
             part = slice(None) if chosen.all() else chosen  # without a copy where it is all of them
             packed = {name: msgspec.Raw(_ENCODE(_plain(seen[name][part]))) for name in steps(seen)}
-            self._waiting[path] = _ENCODE({"replica": self._replica, "numbers": _plain(numbers[part]), "columns": packed})
+            self._waiting[path] = _ENCODE({"replica": self._replica, "numbers": _plain(numbers[part]),
+                                           "columns": packed})
             self._turn += 1
 
     def save(self) -> None:

@@ -23,34 +23,35 @@ from service.prediction_log import PredictionLog
 from service.profiles import add, build_view, from_bytes, profile_rows, rows, to_bytes
 
 Answered = tuple[Any, ...] | Counter[str]  # what was answered, or how many values of each field were refused
-RESTS = 15  # times as long as each step of a background profile takes, so that it is spread over the time that it has
+# Times as long as each step of a background profile takes, so that it is spread over the time that it has.
+RESTS = 15
 BUSY = 1_000  # rows at a time from which on the profile is made with rests
 BACKLOG = 12  # batches of `rows` that may wait while a disk hangs; later rows are served and not profiled
 REACH = 32  # windows around the clock, and around what the traffic is about, that are profiled
 RECENT = 31  # batches whose median says what the traffic is about; few, so that a replay's year is followed
-EARLIEST, LATEST = np.datetime64("1700-01-01"), np.datetime64("2200-01-01")  # event times that can be anybody's
+# Event times that can be anybody's.
+EARLIEST, LATEST = np.datetime64("1700-01-01"), np.datetime64("2200-01-01")
 
 log = logging.getLogger("perennial.profiles")
 
 
 class Profiler:
-    """Profiles one replica's traffic in the background: a file for each event-time window, replaced as it grows; and logs its
-    predictions beside it.
+    """Profiles one replica's traffic in the background: a file for each
+    event-time window, replaced as it grows; and logs its predictions beside it.
 
-    A kill -9 loses at most the last `seconds` of traffic, or `rows` rows where those come sooner, and what arrives
-    while these are being written: some 60,000 rows in all, where a core answers as many as it can. While writing fails, the
-    newest `windows` wait in memory; every loss is logged.
-    A window is profiled when it lies within REACH windows of the clock or of the recent traffic's median, which
-    holds in a replay too. So a caller's wrong clock can't fill the disk: its rows are counted, not profiled.
-    Refused records count in the window of their event time. Where that is unreadable or far, they count in the
-    window that grew last, or the clock's.
+    A kill -9 loses at most the last `seconds` of traffic, or `rows` rows where those come sooner, and what
+    arrives while these are being written: some 60,000 rows in all, where a core answers as many as it can.
+    While writing fails, the newest `windows` wait in memory; every loss is logged. A window is profiled when
+    it lies within REACH windows of the clock or of the recent traffic's median, which holds in a replay too.
+    So a caller's wrong clock can't fill the disk: its rows are counted, not profiled. Refused records count
+    in the window of their event time. Where that is unreadable or far, they count in the window that grew
+    last, or the clock's.
     """
 
-    def __init__(
-        self, contract: Contract, bins: Mapping[str, Bins], version: str, folder: Path, seconds: float = 5.0, rows: int = 25_000,
-        windows: int = 8, replica: str | None = None
-    ):
-        self._contract, self._bins, self._version, self._folder = contract, bins, version, folder / contract.name / version
+    def __init__(self, contract: Contract, bins: Mapping[str, Bins], version: str, folder: Path,
+                 seconds: float = 5.0, rows: int = 25_000, windows: int = 8, replica: str | None = None):
+        self._contract, self._bins, self._version, self._folder = (contract, bins, version,
+                                                                   folder / contract.name / version)
         self._seconds, self._rows, self._windows = seconds, rows, windows
         self._replica = replica or uuid4().hex
         self._log = PredictionLog(contract, self._folder, self._replica)
@@ -64,12 +65,14 @@ class Profiler:
         self._thread.start()
 
     def add(self, columns: Columns, probabilities: np.ndarray, classes: np.ndarray, first: int = 0) -> None:
-        """Take note of predictions, whose ids count on from `first`; the arrays are read later, so they must not change."""
+        """Take note of predictions, whose ids count on from `first`;
+        the arrays are read later, so they must not change."""
         numbers = np.arange(first, first + len(classes))
         self._note(columns[self._contract.event_time], (columns, probabilities, classes, numbers))
 
     def bad(self, times: np.ndarray, fields: Iterable[str] = ()) -> None:
-        """Take note of records that were refused: their event times, NaT where that can't be read, and the fields at fault."""
+        """Take note of records that were refused: their event times,
+        NaT where that can't be read, and the fields at fault."""
         self._note(times, Counter(fields))
 
     def _note(self, times: np.ndarray, answered: Answered) -> None:
@@ -105,7 +108,8 @@ class Profiler:
     def _absorb(self) -> None:
         with self._lock:
             upto = np.cumsum([len(times) for times, _ in self._batches])
-            end = len(upto) if self._closing else int(np.searchsorted(upto, self._rows)) + 1  # no more: large arrays hold requests up
+            # No more: large arrays hold requests up.
+            end = len(upto) if self._closing else int(np.searchsorted(upto, self._rows)) + 1
             batches, skipped = self._batches[:end], self._skipped
             self._batches, self._skipped = self._batches[end:], 0
             self._waiting -= sum(len(times) for times, _ in batches)
@@ -119,7 +123,8 @@ class Profiler:
         if answered:
             self._profile(*zip(*answered))
         if refused:
-            self._count_refused(np.concatenate([times for times, _ in refused]), sum((fields for _, fields in refused), Counter()))
+            self._count_refused(np.concatenate([times for times, _ in refused]),
+                                sum((fields for _, fields in refused), Counter()))
 
     def _profile(self, columns: tuple[Columns, ...], *answers: tuple[np.ndarray, ...]) -> None:
         name = self._contract.event_time
@@ -127,30 +132,38 @@ class Profiler:
         self._recent.extend(_middle(times[_sane(times)]) for times in some if _sane(times).any())
         near = self._near(np.concatenate([batch[name] for batch in columns]))
         kept = _chosen(near)
-        whole = {name: np.concatenate([batch[name] for batch in columns])[kept] for name in self._rested(columns[0])}
+        whole = {name: np.concatenate([batch[name] for batch in columns])[kept]
+                 for name in self._rested(columns[0])}
         probabilities, classes, numbers = (np.concatenate(parts)[kept] for parts in answers)
         for start, _, mask in by_window(self._contract.drift.window, whole[name]):
             here = _chosen(mask)
             inside = {name: whole[name][here] for name in self._rested(whole)}
-            self._log.add(start.strftime(WINDOW_FORMAT), numbers[here], inside, probabilities[here], self._rested)
-            self._grow(start, profile_rows(self._contract, self._bins, inside, probabilities[here], classes[here], self._rested))
+            self._log.add(start.strftime(WINDOW_FORMAT), numbers[here], inside, probabilities[here],
+                          self._rested)
+            self._grow(start,
+                       profile_rows(self._contract, self._bins, inside, probabilities[here], classes[here],
+                                    self._rested))
         if far := int((~near).sum()):
-            log.error("%s: %d rows were counted, not profiled: their event times are far from all others", self._folder, far)
+            log.error("%s: %d rows were counted, not profiled: their event times are far from all others",
+                      self._folder, far)
             self._grow(self._latest(), build_view({}, elsewhere=far))
 
     def _rested(self, columns: Iterable[str]) -> Iterator[str]:
-        """The columns one after another, with a rest after the work on each, in which the requests have Python to themselves."""
+        """The columns one after another, with a rest after the work
+        on each, in which the requests have Python to themselves."""
         for name in columns:
             begun = thread_time()
             yield name
-            if self._busy and not self._closing and self._waiting < self._rows:  # while the next profile waits, there is no rest
+            # While the next profile waits, there is no rest.
+            if self._busy and not self._closing and self._waiting < self._rows:
                 sleep(RESTS * (thread_time() - begun))
 
     def _count_refused(self, times: np.ndarray, at_fault: Counter[str]) -> None:
         near = self._near(times)
         for start, _, here in by_window(self._contract.drift.window, times[near]):
             self._grow(start, build_view({}, bad=int(here.sum())))
-        self._grow(self._latest(), build_view({}, bad=int((~near).sum()), at_fault=at_fault))  # the fields of all, in one window
+        # The fields of all, in one window.
+        self._grow(self._latest(), build_view({}, bad=int((~near).sum()), at_fault=at_fault))
 
     def _near(self, times: np.ndarray) -> np.ndarray:
         """A mask of the event times that lie in windows to profile."""

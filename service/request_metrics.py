@@ -15,8 +15,8 @@ TICK = 0.1  # seconds; how exactly the metrics tell when the last request came
 class RequestMetrics:
     """BentoML's own request metrics, counted for requests that never reach the middleware which owns them.
 
-    Each of them is a file in memory and costs as much as parsing a request, so `tell` adds up many requests: at every TICK,
-    and before anybody reads the metrics.
+    Each of them is a file in memory and costs as much as parsing a request, so `tell`
+    adds up many requests: at every TICK, and before anybody reads the metrics.
     """
 
     def __init__(self, app: Any):
@@ -48,13 +48,15 @@ class RequestMetrics:
         """Bring the metrics up to date."""
         for path, more in self._begun.items():
             if path not in self._in_progress:
-                self._in_progress[path] = self._owner.metrics_request_in_progress.labels(endpoint=path, **self._names)
+                self._in_progress[path] = self._owner.metrics_request_in_progress.labels(endpoint=path,
+                                                                                         **self._names)
             self._in_progress[path].inc(more)
         for (path, status), seconds in self._took.items():
             if (path, status) not in self._ended:
                 labels = self._names | {"endpoint": path, "http_response_code": status}
                 owner = self._owner
-                self._ended[path, status] = owner.metrics_request_total.labels(**labels), owner.metrics_request_duration.labels(**labels)
+                self._ended[path, status] = owner.metrics_request_total.labels(
+                    **labels), owner.metrics_request_duration.labels(**labels)
             total, duration = self._ended[path, status]
             total.inc(len(seconds))
             observe(duration, seconds)
@@ -66,7 +68,8 @@ class RequestMetrics:
         layer = self._app.middleware_stack
         while layer is not None and not isinstance(layer, RunnerTrafficMetricsMiddleware):
             layer = getattr(layer, "app", None)
-        owner = layer or RunnerTrafficMetricsMiddleware(self._app)  # metrics are turned off: counted, shown nowhere
+        # Metrics are turned off: counted, shown nowhere.
+        owner = layer or RunnerTrafficMetricsMiddleware(self._app)
         if not owner._is_setup:
             owner._setup()
         return owner
@@ -81,6 +84,7 @@ def observe(histogram: Any, values: list[float]) -> None:
     """What `histogram.observe` of each value does, in one go."""
     histogram._sum.inc(sum(values))
     places = np.searchsorted(histogram._upper_bounds, values)  # a bucket holds values up to its bound
-    for bucket, times in zip(histogram._buckets, np.bincount(places, minlength=len(histogram._buckets)).tolist()):
+    for bucket, times in zip(histogram._buckets,
+                             np.bincount(places, minlength=len(histogram._buckets)).tolist()):
         if times:
             bucket.inc(times)

@@ -16,18 +16,20 @@ from contracts.core.contract import Contract
 from contracts.core.features import Columns
 from service.limits import MOST_RECORDS
 
-SAMPLE_HEADERS = {"perennial-sample": "1"}  # headers of a release's own check: answered as any request, but not counted as traffic
+# Headers of a release's own check: answered as any request, but not counted as traffic.
+SAMPLE_HEADERS = {"perennial-sample": "1"}
 BAD_BODY = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)  # a ValidationError is a DecodeError
 EPOCH, SECOND, NO_TIME = datetime(1970, 1, 1), timedelta(seconds=1), np.iinfo(np.int64).min
 
-BOUNDS = {
-    "greater_than_or_equal_to": "ge", "greater_than": "gt", "less_than_or_equal_to": "le", "less_than": "lt",
-    "equal_to": "eq", "not_equal_to": "ne", "notin": "notin", "str_contains": "contains", "str_startswith": "startswith",
-    "str_endswith": "endswith"}
-HOLDS: dict[str, Callable[[Any, Any], Any]] = {
-    "ge": ge, "gt": gt, "le": le, "lt": lt, "eq": eq, "ne": ne, "isin": lambda value, allowed: value in allowed,
-    "notin": lambda value, forbidden: value not in forbidden, "contains": lambda text, pattern: re.search(pattern, text),
-    "matches": lambda text, pattern: re.match(pattern, text), "startswith": str.startswith, "endswith": str.endswith}
+BOUNDS = {"greater_than_or_equal_to": "ge", "greater_than": "gt", "less_than_or_equal_to": "le",
+          "less_than": "lt", "equal_to": "eq", "not_equal_to": "ne", "notin": "notin",
+          "str_contains": "contains", "str_startswith": "startswith", "str_endswith": "endswith"}
+HOLDS: dict[str, Callable[[Any, Any], Any]] = {"ge": ge, "gt": gt, "le": le, "lt": lt, "eq": eq, "ne": ne,
+                                               "isin": lambda value, allowed: value in allowed,
+                                               "notin": lambda value, forbidden: value not in forbidden,
+                                               "contains": lambda text, pattern: re.search(pattern, text),
+                                               "matches": lambda text, pattern: re.match(pattern, text),
+                                               "startswith": str.startswith, "endswith": str.endswith}
 BY_SIZE, BY_TEXT = {"ge", "gt", "le", "lt"}, {"pattern", "min_length", "max_length"}
 PARSED = {float: BY_SIZE, int: BY_SIZE, str: BY_TEXT}  # what msgspec checks; `HOLDS` has the rest
 
@@ -43,11 +45,13 @@ def constraints(contract: Contract, name: str) -> dict[str, Any]:
             found["ge" if facts["include_min"] else "gt"] = facts["min_value"]
             found["le" if facts["include_max"] else "lt"] = facts["max_value"]
         elif check.name == "isin" and contract.python_type(name) is not str:
-            found["isin"] = facts["allowed_values"]  # of text, a value that training never saw is a prediction
+            # Of text, a value that training never saw is a prediction.
+            found["isin"] = facts["allowed_values"]
         elif check.name == "str_matches":
             found["pattern" if _anchored(facts["pattern"]) else "matches"] = facts["pattern"]
         elif check.name == "str_length":
-            ends = {f"{end}_length": facts.get("exact_value") or facts.get(f"{end}_value") for end in ("min", "max")}
+            ends = {f"{end}_length": facts.get("exact_value") or facts.get(f"{end}_value")
+                    for end in ("min", "max")}
             found |= {end: length for end, length in ends.items() if length}
     return found
 
@@ -67,7 +71,8 @@ class RequestSchema:
         fields += [(name, kind, None) for name, kind in self.types.items() if contract.may_lack(name)]
         self.record = msgspec.defstruct("Record", fields, gc=False)
         many = Annotated[list[self.record], msgspec.Meta(min_length=1, max_length=MOST_RECORDS)]  # type: ignore[name-defined]
-        self.decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(msgspec.defstruct("Request", [("records", many)]))
+        self.decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(msgspec.defstruct("Request",
+                                                                                         [("records", many)]))
         self.others = {name: rules for name in self.types if (rules := self._others(name))}
         arrays = {str: _texts, datetime: _seconds}
         self.arrays = {name: arrays.get(contract.python_type(name), _numbers) for name in self.types}
@@ -113,7 +118,8 @@ class RequestSchema:
         return None
 
     def event_times(self, body: bytes, records: Iterable[int | None]) -> np.ndarray:
-        """When the refused records say that they happened, a time zone apart; NaT where that can't be read."""
+        """When the refused records say that they happened,
+        a time zone apart; NaT where that can't be read."""
         wanted = set(records)
         sent = msgspec.json.decode(body)["records"] if wanted - {None} else []
         return np.array([self._event_time(sent, index) for index in wanted], "datetime64[s]")
@@ -126,7 +132,8 @@ class RequestSchema:
         return time.replace(tzinfo=None)
 
     def faults(self, body: bytes, refusal: Exception) -> list[dict[str, Any]]:
-        """Every fault of a body that `parse` refused with `refusal`: record's index, field, rule and value."""
+        """Every fault of a body that `parse` refused with
+        `refusal`: record's index, field, rule and value."""
         try:
             request = msgspec.json.decode(body)
             records = request["records"]
@@ -137,8 +144,10 @@ class RequestSchema:
         if not isinstance(records, list) or not 1 <= len(records) <= MOST_RECORDS:
             got = len(records) if isinstance(records, list) else type(records).__name__
             return [_fault(None, "records", f"expected a list of 1 to {MOST_RECORDS} records, got {got}")]
-        faults = [fault for index, record in enumerate(records) for fault in self._record_faults(index, record)]
-        return faults or [_said(refusal)]  # a key that is there twice: plain JSON keeps the last value, `parse` minds both
+        faults = [fault for index, record in enumerate(records)
+                  for fault in self._record_faults(index, record)]
+        # A key that is there twice: plain JSON keeps the last value, `parse` minds both.
+        return faults or [_said(refusal)]
 
     def _record_faults(self, index: int, record: Any) -> Iterable[dict[str, Any]]:
         if not isinstance(record, dict):
@@ -167,7 +176,8 @@ class RequestSchema:
         unit = spec.metadata["unit"]
         description = f"{spec.description} [{unit}]" if unit else spec.description
         known = [check.statistics["allowed_values"] for check in spec.checks if check.name == "isin"]
-        extra = {"unit": unit, "source": spec.metadata["source"], "known_values": sorted(known[0]) if known else None}
+        extra = {"unit": unit, "source": spec.metadata["source"],
+                 "known_values": sorted(known[0]) if known else None}
         extra["rules"] = [f"{rule} {bound}" for rule, bound in self._others(name).items()]
         extra = {fact: value for fact, value in extra.items() if value}
         field = {"description": description, "json_schema_extra": extra, **self._parsed(name)}

@@ -91,15 +91,16 @@ def plan_reconciler(is_planned: bool) -> None:
 
 @pytest.fixture(scope="session")
 def servers(tmp_path_factory):
-    """A Prefect server, its worker and Traefik, all real, for every test that runs flows. The reconciler runs when a test calls
-    it: at its hour, minute 17, it would judge what a test is still sending."""
+    """A Prefect server, its worker and Traefik, all real, for every test that runs flows. The reconciler
+    runs when a test calls it: at its hour, minute 17, it would judge what a test is still sending."""
     home = tmp_path_factory.mktemp("stack")
     with pytest.MonkeyPatch.context() as patch:
         known = stack.environment(home, profile_seconds=0.3)
         for name, value in known.items():
             patch.setenv(name, value)
         try:
-            with temporary_settings({PREFECT_API_URL: known["PREFECT_API_URL"]}):  # prefect was imported before
+            # Prefect was imported before.
+            with temporary_settings({PREFECT_API_URL: known["PREFECT_API_URL"]}):
                 up = stack.up(home)
                 plan_reconciler(False)
                 yield up

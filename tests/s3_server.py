@@ -1,7 +1,7 @@
 """Moto's S3 server, which answers one request at a time: `python -m tests.s3_server PORT`.
 
-S3 decides each conditional write on its own. Moto's threaded server checks the condition and writes in two steps, so that under
-load two racing writers can both win.
+S3 decides each conditional write on its own. Moto's threaded server checks the
+condition and writes in two steps, so that under load two racing writers can both win.
 """
 
 import sys

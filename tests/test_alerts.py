@@ -38,9 +38,11 @@ def verdict_of(kind, *besides, **figures):
 
 
 def week(context, at, kind, *besides, action=None, **figures):
-    """The alerts to send after this week was judged so; whoever asks gets them, and Prefect is taken to have them."""
+    """The alerts to send after this week was judged so; whoever
+    asks gets them, and Prefect is taken to have them."""
     verdict = verdict_of(kind, *besides, **figures)
-    context.ledger.window_judged(WindowJudged(key=WEEKS[at], verdict=verdict), lambda kept: kept.kind in (FEW, STALE))
+    context.ledger.window_judged(WindowJudged(key=WEEKS[at], verdict=verdict),
+                                 lambda kept: kept.kind in (FEW, STALE))
     return sending(context, record_alerts(context, WEEKS[at], verdict, Action(action or ACTIONS[kind])))
 
 
@@ -64,12 +66,14 @@ def test_a_cause_is_told_once_and_its_end_once(context):
 def test_an_alert_says_what_how_much_since_when_of_which_version_and_what_is_done(context):
     verdict = verdict_of(DRIFT, since=WEEKS[0])
     [alert] = record_alerts(context, WEEKS[1], verdict, Action.RETRAIN)
-    assert alert == AlertMessage(
-        model="pumps", kind=DRIFT, state="raised", what="why input drift", far={"heat": 3.0}, since=WEEKS[0], window=WEEKS[1],
-        version="v1", doing="a retraining was started")
+    assert (alert
+            == AlertMessage(model="pumps", kind=DRIFT, state="raised", what="why input drift",
+                            far={"heat": 3.0}, since=WEEKS[0], window=WEEKS[1], version="v1",
+                            doing="a retraining was started"))
     event = event_of(alert)
     assert (event.event, event.id, event.payload["id"]) == ("perennial.alert.raised", alert.id, str(alert.id))
-    assert structs.replace(alert, state="over").id != alert.id == structs.replace(alert, what="said otherwise").id
+    assert (structs.replace(alert, state="over").id != alert.id
+            == structs.replace(alert, what="said otherwise").id)
 
 
 @pytest.mark.parametrize(("kind", "action", "raises"), [
@@ -83,7 +87,8 @@ def test_what_tells_nothing_ends_nothing(context):
     week(context, 2, BROKEN)
     assert week(context, 3, FEW) == []  # an insufficient window
     assert week(context, 1, FINE) == []  # an older one
-    assert week(context, 4, "worse on labels", BROKEN, action="noted") == []  # a graver finding in front of it
+    # A graver finding in front of it.
+    assert week(context, 4, "worse on labels", BROKEN, action="noted") == []
     assert week(context, 5, DRIFT, action="watch") == [(BROKEN, "over")]
 
 
@@ -116,7 +121,8 @@ def test_what_died_unsent_is_sent_by_the_next_run_of_any_window(context):
 
 @pytest.mark.parametrize("seed", range(20))
 def test_any_order_and_any_number_of_times_tells_no_cause_twice(context, seed):
-    """Windows of one kind in a row are one cause; what a window says never changes, and each is told of up to three times."""
+    """Windows of one kind in a row are one cause; what a window
+    says never changes, and each is told of up to three times."""
     kinds = [random.Random(seed).choice([DRIFT, FINE, FEW, BROKEN]) for _ in WEEKS]
     order = [at for at in range(len(WEEKS)) for _ in range(3)]
     random.Random(seed).shuffle(order)
@@ -125,13 +131,15 @@ def test_any_order_and_any_number_of_times_tells_no_cause_twice(context, seed):
         raised, over = said.count((kind, "raised")), said.count((kind, "over"))
         answered = [one for one in kinds if one != FEW]
         causes = sum(one == kind and before != kind for before, one in zip([None, *answered], answered))
-        assert raised <= causes and raised - over == (answered[-1:] == [kind]) and (raised > 0) == (causes > 0)
+        assert (raised <= causes and raised - over == (answered[-1:] == [kind])
+                and (raised > 0) == (causes > 0))
 
 
 def test_of_many_who_tell_at_once_one_raises_and_all_may_send(context):
     """Whoever sends sends under one id."""
     with ThreadPoolExecutor(8) as pool:
-        given = list(pool.map(lambda _: record_alerts(open_model(PUMPS), WEEKS[0], verdict_of(BROKEN), Action.PAGE), range(8)))
+        given = list(pool.map(lambda _: record_alerts(open_model(PUMPS), WEEKS[0], verdict_of(BROKEN),
+                                                      Action.PAGE), range(8)))
     assert len({alert.id for alerts in given for alert in alerts}) == 1 and all(given)
     assert [event.kind for event in context.ledger.events()] == ["alert_raised"]
 
@@ -139,7 +147,8 @@ def test_of_many_who_tell_at_once_one_raises_and_all_may_send(context):
 def test_an_open_circuit_breaker_is_a_cause_of_its_own_until_a_promotion(context):
     ledger, policy = context.ledger, replace(contract.drift, refusals=1)
     for at in (0, 1):
-        ledger.claim_retraining(WEEKS[at], now=datetime.fromisoformat(WEEKS[at]), reason="drift", drift=policy, new_rows=1_000)
+        ledger.claim_retraining(WEEKS[at], now=datetime.fromisoformat(WEEKS[at]), reason="drift",
+                                drift=policy, new_rows=1_000)
         ledger.retrain_finished(WEEKS[at], "refused", "v2")
     assert week(context, 0, DRIFT) == [(DRIFT, "raised")]
     assert week(context, 1, DRIFT, action="page") == [("circuit breaker", "raised")]
@@ -153,7 +162,8 @@ def test_an_open_circuit_breaker_is_a_cause_of_its_own_until_a_promotion(context
 
 def test_a_wait_says_until_when(context):
     for at in (0, 1):
-        context.ledger.claim_retraining(WEEKS[at], now=datetime.fromisoformat(WEEKS[at]), reason="drift", drift=contract.drift, new_rows=1_000)
+        context.ledger.claim_retraining(WEEKS[at], now=datetime.fromisoformat(WEEKS[at]), reason="drift",
+                                        drift=contract.drift, new_rows=1_000)
         context.ledger.retrain_finished(WEEKS[at], "passed", "v2")
     [alert] = record_alerts(context, WEEKS[1], verdict_of(DRIFT), Action.WAIT)
     assert alert.doing.startswith("no retraining starts yet: cooldown until 2024-01")
@@ -164,16 +174,20 @@ def test_status_shows_open_alerts(context):
     found = facts(PUMPS)
     assert [one["kind"] for one in found["open_alerts"]] == [BROKEN]
     cells = [cell for column in table(found).columns for cell in column.cells]
-    assert any(cell.startswith(f"broken contract since {WEEKS[0]}: nothing retrains: look at") for cell in cells)
+    assert (any(cell.startswith(f"broken contract since {WEEKS[0]}: nothing retrains: look at")
+                for cell in cells))
 
 
 def test_an_address_that_is_none_is_refused():
-    with pytest.raises(PerennialError, match=r"PERENNIAL_ALERT_WEBHOOK is 'hooks.example.org'.*begins with https://"):
+    with pytest.raises(PerennialError,
+                       match=r"PERENNIAL_ALERT_WEBHOOK is 'hooks.example.org'.*begins with https://"):
         to_webhook("hooks.example.org")
 
 
 def test_an_alert_that_prefect_did_not_take_stays_to_be_sent(context):
-    with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}), pytest.raises(Unavailable, match="next monitor or reconcile"):
+    with temporary_settings(
+            {PREFECT_API_URL: "http://127.0.0.1:9/api"}), pytest.raises(Unavailable,
+                                                                        match="next monitor or reconcile"):
         update_alerts(context, WEEKS[0], verdict_of(BROKEN), Action.PAGE)
     [alert] = record_alerts(context, WEEKS[1], verdict_of(FEW), Action.INSUFFICIENT)
     assert (alert.kind, alert.state) == (BROKEN, "raised")

@@ -37,14 +37,16 @@ def test_a_large_request_is_scored_in_parts_and_answered_whole():
 
     async def calls():
         queue = Batcher(score)
-        return await asyncio.gather(queue.answers([1], 1), queue.answers(list(range(2500)), 1), queue.answers([7], 1))
+        return await asyncio.gather(queue.answers([1], 1), queue.answers(list(range(2500)), 1),
+                                    queue.answers([7], 1))
 
     assert asyncio.run(calls()) == [[2], [2 * number for number in range(2500)], [14]]
     assert score.turns == [MOST_TOGETHER] * 4 + [2502 - 4 * MOST_TOGETHER]
 
 
-@pytest.mark.parametrize(("waiting", "size", "more"), [
-    (MOST_WAITING - 1, 1, 1), (MOST_WAITING, 1, None), (1, 1, MOST_BYTES - 1), (1, 1, MOST_BYTES), (0, 1, 10 * MOST_BYTES)])
+@pytest.mark.parametrize(("waiting", "size", "more"),
+                         [(MOST_WAITING - 1, 1, 1), (MOST_WAITING, 1, None), (1, 1, MOST_BYTES - 1),
+                          (1, 1, MOST_BYTES), (0, 1, 10 * MOST_BYTES)])
 def test_both_sides_of_what_may_wait(waiting, size, more):
     fits = waiting < MOST_WAITING and (not waiting or size + (more or 0) <= MOST_BYTES)
 
@@ -68,7 +70,8 @@ def test_who_hung_up_is_not_scored():
 
     async def calls():
         queue = Batcher(score)
-        return await asyncio.gather(*(queue.answers([1], 1, caller) for caller in (here, gone, None)), return_exceptions=True)
+        return await asyncio.gather(*(queue.answers([1], 1, caller) for caller in (here, gone, None)),
+                                    return_exceptions=True)
 
     first, second, third = asyncio.run(calls())
     assert first == third == [2] and isinstance(second, ClientDisconnected) and score.turns == [2]
@@ -97,7 +100,8 @@ def test_a_record_that_cannot_be_scored_fails_its_request_alone():
     async def calls():
         queue = Batcher(score)
         large = [1] * (2 * MOST_TOGETHER) + [13] + [1] * MOST_TOGETHER
-        return await asyncio.gather(queue.answers([5], 1), queue.answers(large, 1), queue.answers([6], 1), return_exceptions=True)
+        return await asyncio.gather(queue.answers([5], 1), queue.answers(large, 1), queue.answers([6], 1),
+                                    return_exceptions=True)
 
     first, guilty, last = asyncio.run(calls())
     assert first == [5] and last == [6] and isinstance(guilty, OverflowError)

@@ -14,21 +14,27 @@ from deployments.processes import Process, wait_until
 from tests.bench.__main__ import run
 from tests.bench.page import BENCHMARKS, found, met, render
 
-FIGURE = {"what": "requests <b>at once</b>", "asked": 3_000, "sense": "at least", "unit": "times", "measured": 3_100.0,
-          "low": 2_950.0, "high": 3_300.0}
+FIGURE = {"what": "requests <b>at once</b>", "asked": 3_000, "sense": "at least", "unit": "times",
+          "measured": 3_100.0, "low": 2_950.0, "high": 3_300.0}
 FILES = {
-    "serve": {"at": "2026-01-02T03:04:05+00:00", "git": "0123abcd", "cores": 2, "processor": "a <fast> one", "python": "3.11.2",
-              "figures": [FIGURE, FIGURE | {"what": "waits", "asked": 1.0, "sense": "at most", "unit": "times the median", "measured": 1.4},
-                          FIGURE | {"what": "speed", "unit": "requests/s", "measured": 2_000.0}],
-              "peers": {"slow & old": {"requests_per_second": [90.0, 110.0], "p50_ms": 300.0, "p99_ms": 420.0},
-                        "Perennial": {"requests_per_second": [3_000.0, 3_300.0], "p50_ms": 9.0, "p99_ms": 20.0},
-                        "broken": {"failed": "ImportError: <module>"}}},
-    "train": {"figures": [FIGURE | {"what": "memory", "sense": "at most"} | dict.fromkeys(("measured", "low", "high"))],
-              "by_rows": [{"rows": 3_000_000, "seconds": 30.0, "peak_mb": 900.0}, {"rows": 30_000_000, "seconds": 320.0, "peak_mb": 950.0}]},
+    "serve": {
+        "at": "2026-01-02T03:04:05+00:00", "git": "0123abcd", "cores": 2, "processor": "a <fast> one",
+        "python": "3.11.2", "figures": [
+            FIGURE,
+            FIGURE
+            | {"what": "waits", "asked": 1.0, "sense": "at most", "unit": "times the median",
+               "measured": 1.4}, FIGURE | {"what": "speed", "unit": "requests/s", "measured": 2_000.0}],
+        "peers": {"slow & old": {"requests_per_second": [90.0, 110.0], "p50_ms": 300.0, "p99_ms": 420.0},
+                  "Perennial": {"requests_per_second": [3_000.0, 3_300.0], "p50_ms": 9.0, "p99_ms": 20.0},
+                  "broken": {"failed": "ImportError: <module>"}}},
+    "train": {"figures": [FIGURE | {"what": "memory", "sense": "at most"}
+                          | dict.fromkeys(("measured", "low", "high"))],
+              "by_rows": [{"rows": 3_000_000, "seconds": 30.0, "peak_mb": 900.0},
+                          {"rows": 30_000_000, "seconds": 320.0, "peak_mb": 950.0}]},
     "loop": {"figures": [], "rounds": [{"seconds": 3.0, "parts": {"trained": 2.0, "canary": 1.0}}]},
     "startup": {"figures": [], "commands": {"python -c pass": [0.02, 0.03], "perennial --help": [0.15, 0.2]}},
-    "run": {"benchmarks": {"serve": {"outcome": "done", "seconds": 200.0}, "check": {"outcome": "failed: no <program> wrk", "seconds": 0.5}}},
-}
+    "run": {"benchmarks": {"serve": {"outcome": "done", "seconds": 200.0},
+                           "check": {"outcome": "failed: no <program> wrk", "seconds": 0.5}}}}
 
 
 @pytest.fixture
@@ -41,30 +47,33 @@ def folder(tmp_path):
 
 def rows(page):
     """The text of each table row."""
-    return [" ".join(re.sub("<[^>]+>", " ", row).split()) for row in re.findall(r"<tr[^>]*>(?:(?!<tr|</table).)*", page, re.DOTALL)]
+    return [" ".join(re.sub("<[^>]+>", " ", row).split())
+            for row in re.findall(r"<tr[^>]*>(?:(?!<tr|</table).)*", page, re.DOTALL)]
 
 
 def test_a_figure_is_met_or_missed_by_its_median(folder):
     page = render(found(folder))
     assert "1 of 3 ratios are met, 1 missed, 1 not measured; not measured: check, profile, flows." in page
-    [good], [bad], [none], [slow] = (
-        [row for row in rows(page) if row.startswith(what)] for what in ("requests", "waits", "memory", "speed"))
+    [good], [bad], [none], [slow] = ([row for row in rows(page) if row.startswith(what)]
+                                     for what in ("requests", "waits", "memory", "speed"))
     assert "at least 3,000 3,100 2,950 to 3,300" in good and " met " in good and "MISSED" not in good
     assert "at most 1 1.4" in bad and "MISSED" in bad and "tests.bench.serve" in bad
     assert "–" in none and "not measured" in none and "MISSED" not in none
-    assert "2,000" in slow and "slower here" in slow and "MISSED" not in slow  # a machine's speed fails no benchmark
+    # A machine's speed fails no benchmark.
+    assert "2,000" in slow and "slower here" in slow and "MISSED" not in slow
 
 
-@pytest.mark.parametrize(("sense", "measured", "expected"), [
-    ("at least", 10, True), ("at least", 9.99, False), ("at most", 10, True), ("at most", 10.01, False), ("at least", None, False),
-])
+@pytest.mark.parametrize(("sense", "measured", "expected"),
+                         [("at least", 10, True), ("at least", 9.99, False), ("at most", 10, True),
+                          ("at most", 10.01, False), ("at least", None, False)])
 def test_the_limit_itself_is_met(sense, measured, expected):
     assert met({"asked": 10, "sense": sense, "measured": measured}) is expected
 
 
 def test_what_others_wrote_stays_text(folder):
     page = render(found(folder))
-    assert "requests &lt;b&gt;at once" in page and "no &lt;program&gt; wrk" in page and "a &lt;fast&gt; one" in page
+    assert ("requests &lt;b&gt;at once" in page and "no &lt;program&gt; wrk" in page
+            and "a &lt;fast&gt; one" in page)
     assert "slow &amp; old" in page and "ImportError: &lt;module&gt;" in page
     assert not re.findall(r"<b>at once|<program>|<fast>|<module>|<script|(?:href|src)=.?http", page)
 
@@ -86,7 +95,8 @@ def test_nothing_measured_is_a_page_all_the_same(tmp_path):
 
 def test_a_benchmark_that_fails_says_why_by_its_last_line(capsys):
     assert run([sys.executable, "-c", "pass"])["outcome"] == "done"
-    assert run([sys.executable, "-c", "import sys; sys.exit('no program wrk')"])["outcome"] == "failed: no program wrk"
+    assert (run([sys.executable, "-c", "import sys; sys.exit('no program wrk')"])["outcome"]
+            == "failed: no program wrk")
 
 
 def test_a_long_one_says_that_it_still_runs(capsys):
@@ -101,7 +111,8 @@ def test_of_a_benchmark_that_is_ended_or_dies_nothing_is_left(then, tmp_path):
     program = f"""
 import msgspec, os, pathlib, sys, tempfile, time
 from deployments.processes import spawn
-server = spawn([sys.executable, "-c", "import time; time.sleep(60)"], pathlib.Path(tempfile.mkdtemp()) / "server.log", {{}})
+log = pathlib.Path(tempfile.mkdtemp()) / "server.log"
+server = spawn([sys.executable, "-c", "import time; time.sleep(60)"], log, {{}})
 pathlib.Path({str(told)!r}).write_bytes(msgspec.json.encode(server))
 {then}
 """

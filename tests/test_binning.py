@@ -33,7 +33,8 @@ def test_deciles_of_a_number_hold_a_tenth_each():
 def test_a_value_that_is_common_is_a_bin_of_its_own():
     values = np.append(np.zeros(850), np.linspace(1, 16, 150))
     bins = numbers(values)
-    assert by_label(bins, [0.0] * 3 + [-1e-300, 1e-300, -5.0]) == {"0": 3, "[-inf, 0)": 2, f"(0, {bins.edges[2]:g})": 1}
+    assert (by_label(bins, [0.0] * 3 + [-1e-300, 1e-300, -5.0])
+            == {"0": 3, "[-inf, 0)": 2, f"(0, {bins.edges[2]:g})": 1})
     always = numbers(np.full(100, 10.0))
     assert always.labels == (MISSING, "[-inf, 10)", "10", "(10, inf)")
     assert always.count(np.array([9.0, 10, 10, 11, np.nan])).tolist() == [1, 1, 2, 1]
@@ -46,7 +47,8 @@ def test_what_is_no_number_is_missing(odd):
 
 def test_a_column_without_a_value_has_two_bins():
     empty = numbers([np.nan, np.nan])
-    assert empty.labels == (MISSING, "[-inf, inf)") and empty.count(np.array([np.nan, 3.0])).tolist() == [1, 1]
+    assert (empty.labels == (MISSING, "[-inf, inf)")
+            and empty.count(np.array([np.nan, 3.0])).tolist() == [1, 1])
     assert by_label(categories([None, None]), [None, "a"]) == {MISSING: 1, NEW: 1}
 
 
@@ -58,7 +60,8 @@ def test_a_category_is_common_known_new_or_missing():
 
 
 def test_the_groups_of_uncommon_values_do_not_know_how_common_these_were():
-    """Two samples of one thousand equally rare values: no group is larger in the first for having been chosen in it."""
+    """Two samples of one thousand equally rare values: no group
+    is larger in the first for having been chosen in it."""
     rng = np.random.default_rng(3)
     values = np.array([f"v{index:03d}" for index in range(1_000)], object)
     first, second = values[rng.integers(0, 1_000, 20_000)], values[rng.integers(0, 1_000, 20_000)]
@@ -95,12 +98,14 @@ def test_counts_of_parts_add_up_to_the_counts_of_the_whole():
     columns = flights.columns_of(source(datetime(2013, 1, 1), datetime(2013, 1, 15)))
     n = len(columns["carrier"])
     probabilities = np.random.default_rng(0).dirichlet([4, 2, 1], n)
-    for name, (kind, values) in monitored_columns(flights, columns, probabilities, probabilities.argmax(axis=1)).items():
+    for name, (kind, values) in monitored_columns(flights, columns, probabilities,
+                                                  probabilities.argmax(axis=1)).items():
         bins = Bins.of(kind, values)
         parts = [bins.count(values[part::3]) for part in range(3)]
         assert sum(parts).tolist() == bins.count(values).tolist() and sum(parts).sum() == n, name
         assert len(bins.labels) == len(set(bins.labels)) < 70, name
-        assert Bins.from_json(json.loads(json.dumps(bins.as_json()))).count(values).tolist() == sum(parts).tolist(), name
+        assert Bins.from_json(
+            json.loads(json.dumps(bins.as_json()))).count(values).tolist() == sum(parts).tolist(), name
 
 
 def test_bins_that_divide_the_champions_add_up_with_its_counts():

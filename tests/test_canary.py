@@ -21,7 +21,8 @@ def latencies(seconds) -> dict[float, int]:
     return {bound: int(np.sum(np.asarray(seconds) <= bound)) for bound in (*BUCKETS, inf)}
 
 
-def side(requests=1000, failed=0, refused=0, seconds=0.004, shares=SHARES, deaths=0, grown_mb=0.0, slow=(0, 0.0)) -> CanarySide:
+def side(requests=1000, failed=0, refused=0, seconds=0.004, shares=SHARES, deaths=0, grown_mb=0.0,
+         slow=(0, 0.0)) -> CanarySide:
     answered = requests - failed - refused
     times = [slow[1]] * slow[0] + [seconds] * (answered - slow[0])
     classes = {name: round(share * answered) for name, share in shares.items()}
@@ -73,7 +74,8 @@ def test_failures(requests, failed, refused, usual, errors, found):
     assert (judged.kind == "errors") == found
 
 
-@pytest.mark.parametrize("refused, usual, found", [(1, 0, False), (3, 0, True), (4, 27, False), (12, 27, True), (100, 27, True)])
+@pytest.mark.parametrize("refused, usual, found",
+                         [(1, 0, False), (3, 0, True), (4, 27, False), (12, 27, True), (100, 27, True)])
 def test_refusals(refused, usual, found):
     """A caller's mistakes fall on both sides alike, but for chance."""
     assert (kind(side(900, refused=usual), side(150, refused=refused)) == "errors") == found
@@ -101,9 +103,10 @@ def test_percentiles():
     assert percentile({0.1: 98, inf: 100}) == 0.1
 
 
-@pytest.mark.parametrize("shares, found", [
-    (SHARES, False), ({"on_time": 0.45, "late": 0.35, "disrupted": 0.2}, False),
-    ({"on_time": 0.25, "late": 0.6, "disrupted": 0.15}, True), ({"on_time": 1.0}, True), ({"disrupted": 1.0}, True), ({"else": 1.0}, True)])
+@pytest.mark.parametrize("shares, found",
+                         [(SHARES, False), ({"on_time": 0.45, "late": 0.35, "disrupted": 0.2}, False),
+                          ({"on_time": 0.25, "late": 0.6, "disrupted": 0.15}, True), ({"on_time": 1.0}, True),
+                          ({"disrupted": 1.0}, True), ({"else": 1.0}, True)])
 def test_different_answers(shares, found):
     assert (kind(side(900), side(100, shares=shares)) == "different answers") == found
 
@@ -116,15 +119,18 @@ def test_the_limit_of_the_distance_once_chance_is_small(off, found):
     assert (kind(side(20_000), many) == "different answers") == found
 
 
-@pytest.mark.parametrize("requests, shift, most", [(100, 0.2, 0), (100, 0.05, 25), (100, 0.0, 25), (20, 0.2, 10)])
+@pytest.mark.parametrize("requests, shift, most",
+                         [(100, 0.2, 0), (100, 0.05, 25), (100, 0.0, 25), (20, 0.2, 10)])
 def test_good_challengers_pass(requests, shift, most):
     """1,000 that name classes just as the champion does; a small shift allowed, 1 in 100 goes by chance."""
     random = np.random.default_rng(1)
     refused = 0
     for _ in range(1000):
-        stable, mine = (dict(zip(SHARES, random.multinomial(count, list(SHARES.values())).tolist())) for count in (900, requests))
+        stable, mine = (dict(zip(SHARES, random.multinomial(count, list(SHARES.values())).tolist()))
+                        for count in (900, requests))
         one, other = side(900), side(requests)
-        judged = verdict(CanarySide(**{**vars(one), "classes": stable}), CanarySide(**{**vars(other), "classes": mine}), shift=shift)
+        judged = verdict(CanarySide(**{**vars(one), "classes": stable}),
+                         CanarySide(**{**vars(other), "classes": mine}), shift=shift)
         refused += judged.kind == "different answers"
     assert refused <= most
 
@@ -132,12 +138,14 @@ def test_good_challengers_pass(requests, shift, most):
 def test_many_records_of_few_requests_prove_little():
     """Records of one request are alike: 30 requests of 100 records are no 3,000 answers."""
     shares = {"on_time": 0.32, "late": 0.53, "disrupted": 0.15}
-    few = CanarySide(**{**vars(side(30)), "classes": {name: round(3000 * share) for name, share in shares.items()}})
+    few = CanarySide(**{**vars(side(30)),
+                        "classes": {name: round(3000 * share) for name, share in shares.items()}})
     assert kind(side(900), few) == "insufficient"
     assert kind(side(900), side(3000, shares=shares)) == "different answers"
 
 
-@pytest.mark.parametrize("grown, found", [(100.0, False), (100.1, True), (nan, True), (inf, True), (-5.0, False)])
+@pytest.mark.parametrize("grown, found",
+                         [(100.0, False), (100.1, True), (nan, True), (inf, True), (-5.0, False)])
 def test_memory(grown, found):
     judged = verdict(side(900), side(100, grown_mb=grown))
     assert (judged.kind == "memory") == found

@@ -12,8 +12,8 @@ ROOT = Path(__file__).parent.parent
 
 
 def perennial(*words: str, cwd=ROOT, **environ: str) -> subprocess.CompletedProcess:
-    return subprocess.run([str(Path(sys.executable).parent / "perennial"), *words], cwd=cwd, capture_output=True, text=True,
-                          env=os.environ | environ, timeout=60)
+    return subprocess.run([str(Path(sys.executable).parent / "perennial"), *words], cwd=cwd,
+                          capture_output=True, text=True, env=os.environ | environ, timeout=60)
 
 
 @pytest.fixture
@@ -26,28 +26,34 @@ def remembered(flights_version):
 def test_every_command_explains_itself():
     said = perennial("--help")
     assert said.returncode == 0
-    for name in ("demo", "ingest", "train", "release", "monitor", "report", "serve", "status", "history", "rollback", "metrics", "contract"):
+    for name in ("demo", "ingest", "train", "release", "monitor", "report", "serve", "status", "history",
+                 "rollback", "metrics", "contract"):
         assert name in said.stdout
 
 
 def test_without_a_prefect_server_a_mistake_is_still_one_line(tmp_path):
-    said = perennial("ingest", "flights", "--start", "2013-02-01", "--end", "2013-01-01", PERENNIAL_STORE=str(tmp_path / "store"),
-                     PERENNIAL_RUN=str(tmp_path / "run"), PREFECT_HOME=str(tmp_path / "prefect"))
-    assert said.returncode == 2 and said.stderr.startswith("perennial: ") and "is empty" in said.stderr, said.stderr
+    said = perennial("ingest", "flights", "--start", "2013-02-01", "--end", "2013-01-01",
+                     PERENNIAL_STORE=str(tmp_path / "store"), PERENNIAL_RUN=str(tmp_path / "run"),
+                     PREFECT_HOME=str(tmp_path / "prefect"))
+    assert said.returncode == 2 and said.stderr.startswith(
+        "perennial: ") and "is empty" in said.stderr, said.stderr
 
 
-@pytest.mark.parametrize(("words", "named"), [
-    (("status", "fights"), ("no contract 'fights'", "known: flights")),
-    (("release", "flights"), ("no champion", "perennial train flights")),
-    (("rollback", "flights"), ("no champion", "perennial train flights")),
-    (("ingest", "flights", "--start", "2013-01-01", "--end", "2013-01-02", "--file", "no.csv"), ("no file no.csv", ".parquet")),
-    (("contract", "diff", "flights", "no.py"), ("no file no.py", "model@version")),
-    (("history", "flights", "--at", "teatime"), ("teatime", "2013-07-01T12:00")),
-    (("history", "flights", "--at", ""), ("'' is no time", "2013-07-01T12:00")),
-    (("ingest", "flights", "--start", "2013-03-01", "--end", "2013-02-01"), ("is empty", "an --end after --start")),
-    (("monitor", "flights", "--window", "2013-01-02"), ("2013-01-02T00:00:00 starts no window", "starts at 2012-12-31T00:00:00")),
-    (("status", "..foo"), ("no contract '..foo'", "known: flights")),
-])
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [(("status", "fights"), ("no contract 'fights'", "known: flights")),
+     (("release", "flights"), ("no champion", "perennial train flights")),
+     (("rollback", "flights"), ("no champion", "perennial train flights")),
+     (("ingest", "flights", "--start", "2013-01-01", "--end", "2013-01-02", "--file", "no.csv"),
+      ("no file no.csv", ".parquet")),
+     (("contract", "diff", "flights", "no.py"), ("no file no.py", "model@version")),
+     (("history", "flights", "--at", "teatime"), ("teatime", "2013-07-01T12:00")),
+     (("history", "flights", "--at", ""), ("'' is no time", "2013-07-01T12:00")),
+     (("ingest", "flights", "--start", "2013-03-01", "--end", "2013-02-01"),
+      ("is empty", "an --end after --start")),
+     (("monitor", "flights", "--window", "2013-01-02"),
+      ("2013-01-02T00:00:00 starts no window", "starts at 2012-12-31T00:00:00")),
+     (("status", "..foo"), ("no contract '..foo'", "known: flights"))])
 def test_the_users_mistake_is_one_line_that_names_the_remedy(servers, tmp_path, words, named):
     said = perennial(*words, PERENNIAL_STORE=str(tmp_path / "store"), PERENNIAL_RUN=str(tmp_path / "run"),
                      PREFECT_LOGGING_LEVEL="CRITICAL")  # the fixture's servers log more
@@ -60,11 +66,12 @@ def one_line(said: subprocess.CompletedProcess) -> str:
     return line
 
 
-@pytest.mark.parametrize(("text", "fault"), [
-    ("x = (", "SyntaxError: '(' was never closed"), ("import nothere", "No module named 'nothere'"),
-    ("from contracts.core.contract import Contract\ncontract = Contract(colour='red')", "unexpected keyword argument 'colour'"),
-    ("contract = 5", "no `contract = Contract(…)`"), ("", "no `contract = Contract(…)`"),
-], ids=["syntax", "import", "argument", "five", "empty"])
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [("x = (", "SyntaxError: '(' was never closed"), ("import nothere", "No module named 'nothere'"),
+     ("from contracts.core.contract import Contract\ncontract = Contract(colour='red')",
+      "unexpected keyword argument 'colour'"), ("contract = 5", "no `contract = Contract(…)`"),
+     ("", "no `contract = Contract(…)`")], ids=["syntax", "import", "argument", "five", "empty"])
 def test_a_faulty_contract_is_one_line(tmp_path, text, fault):
     (tmp_path / "faulty").mkdir()
     (tmp_path / "faulty" / "x.py").write_text(text)
@@ -73,11 +80,13 @@ def test_a_faulty_contract_is_one_line(tmp_path, text, fault):
         assert said.returncode == 2 and fault in one_line(said), said.stderr
 
 
-@pytest.mark.parametrize("words", [("deploy",), ("ingest", "flights", "--start", "2013-01-01", "--end", "2013-01-02")])
+@pytest.mark.parametrize("words",
+                         [("deploy",), ("ingest", "flights", "--start", "2013-01-01", "--end", "2013-01-02")])
 def test_prefect_away_is_a_failure_of_one_line(tmp_path, words):
     said = perennial(*words, PERENNIAL_STORE=str(tmp_path / "store"), PERENNIAL_RUN=str(tmp_path / "run"),
                      PREFECT_HOME=str(tmp_path / "prefect"), PREFECT_API_URL="http://127.0.0.1:9/api")
-    assert said.returncode == 1 and "no Prefect server answers at http://127.0.0.1:9/api" in one_line(said), said.stderr
+    assert said.returncode == 1 and "no Prefect server answers at http://127.0.0.1:9/api" in one_line(
+        said), said.stderr
 
 
 def test_a_time_with_a_zone_is_refused(tmp_path):
@@ -97,7 +106,8 @@ def test_status_and_history_for_programs(remembered, flights_version):
     events = json.loads(perennial("history", "flights", "--json", **remembered).stdout)
     assert [event["kind"] for event in events] == ["ingested", "registered", "judged"]
     assert events[1]["data"]["version"] == flights_version[1]
-    at = json.loads(perennial("history", "flights", "--at", "2030-01-01T00:00", "--json", **remembered).stdout)
+    at = json.loads(perennial("history", "flights", "--at", "2030-01-01T00:00", "--json",
+                              **remembered).stdout)
     assert at == {"at": "2030-01-01T00:00", "champion": None}
 
 
@@ -113,4 +123,5 @@ def test_a_contract_against_the_one_a_version_was_trained_under(remembered, tmp_
     said = perennial("contract", "diff", "flights@1", str(narrower), "--json", **remembered)
     breaking = {change["path"]: change["breaks"] for change in json.loads(said.stdout) if change["breaks"]}
     assert said.returncode == 1 and len(breaking) == 2
-    assert "answers name other classes" in breaking.values() and "values of distance that passed are refused" in breaking.values()
+    assert ("answers name other classes" in breaking.values()
+            and "values of distance that passed are refused" in breaking.values())

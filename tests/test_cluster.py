@@ -26,7 +26,8 @@ def scheduler():
     """Its address."""
     from distributed import LocalCluster
 
-    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None, worker_dashboard_address=None) as here:
+    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None,
+                      worker_dashboard_address=None) as here:
         yield here.scheduler_address
 
 
@@ -45,7 +46,9 @@ def quality(rows, contract):
 def test_two_workers_find_what_one_machine_finds(scheduler, flights, tmp_path):
     source = data.newest(flights.store, "flights")
     cut = version.judged_from(flights, source)
-    here = read_training_set(flights.contract, data.chunks(flights.store, source, flights.contract.training_columns), source.rows, cut, tmp_path)
+    here = read_training_set(flights.contract,
+                             data.chunks(flights.store, source, flights.contract.training_columns),
+                             source.rows, cut, tmp_path)
     with dask_client(scheduler) as client:
         there = distribute(client, flights.contract, flights.store.address, source, cut)
         assert there.workers == 2 and min(one.rows for one in there.facts) > 5_000
@@ -78,8 +81,10 @@ def test_the_address_sends_the_train_flow_there(scheduler, flights, monkeypatch)
 def test_a_worker_without_rows_is_left_out(scheduler, pumps):
     source = data.newest(pumps.store, pumps.name)
     with dask_client(scheduler) as client:
-        rows = distribute(client, pumps.contract, pumps.store.address, source, version.judged_from(pumps, source))
-        assert rows.workers == 1 and rows.rows == source.rows and rows.fit(3).booster.num_boosted_rounds() == 3
+        rows = distribute(client, pumps.contract, pumps.store.address, source,
+                          version.judged_from(pumps, source))
+        assert (rows.workers == 1 and rows.rows == source.rows
+                and rows.fit(3).booster.num_boosted_rounds() == 3)
 
 
 def test_no_scheduler_and_no_workers_are_told_with_the_remedy(monkeypatch):
@@ -89,15 +94,15 @@ def test_no_scheduler_and_no_workers_are_told_with_the_remedy(monkeypatch):
     with pytest.raises(Unavailable, match=f"no Dask scheduler answers at tcp://127.0.0.1:1: .*unset {DASK}"), dask_client("tcp://127.0.0.1:1"):
         pass
     with LocalCluster(n_workers=0, dashboard_address=None) as empty, \
-            pytest.raises(Unavailable, match="no workers; start some: dask worker"), dask_client(empty.scheduler_address):
+            pytest.raises(Unavailable, match="no workers; start some: dask worker"), dask_client(empty.scheduler_address):  # noqa: E501
         pass
 
 
 def test_a_worker_that_fails_is_told_with_the_remedy():
     from service.model import xgboost
 
-    with pytest.raises(Unavailable, match=r"a worker of tcp://x was lost, or failed, while it trained: Poll error; .*run it again"), \
-            cluster.lost_workers_named("tcp://x"):
+    lost = r"a worker of tcp://x was lost, or failed, while it trained: Poll error; .*run it again"
+    with pytest.raises(Unavailable, match=lost), cluster.lost_workers_named("tcp://x"):
         raise xgboost.core.XGBoostError("Ring Allreduce failed\nPoll error")
 
 
@@ -105,16 +110,19 @@ def test_a_missing_dask_is_told(monkeypatch):
     import sys
 
     monkeypatch.setitem(sys.modules, "distributed", None)
-    with pytest.raises(PerennialError, match=r"pip install 'perennial\[cluster\]'"), dask_client("tcp://127.0.0.1:1"):
+    with pytest.raises(PerennialError,
+                       match=r"pip install 'perennial\[cluster\]'"), dask_client("tcp://127.0.0.1:1"):
         pass
 
 
 def test_texts_of_all_are_what_one_would_have_counted(monkeypatch):
     monkeypatch.setattr(vocabulary, "RARE", 2)
-    values, older = np.array(["b", "a", None, "c", "a", "b", "b", "c"], object), np.array([1, 1, 1, 1, 1, 0, 0, 0], bool)
+    values, older = np.array(["b", "a", None, "c", "a", "b", "b", "c"],
+                             object), np.array([1, 1, 1, 1, 1, 0, 0, 0], bool)
     whole, first, second = CategoryVocabulary("x"), CategoryVocabulary("x"), CategoryVocabulary("x")
     whole.numbered(values, older)
     first.numbered(values[:3], older[:3])
     second.numbered(values[3:], older[3:])
     both = CategoryVocabulary.of_all([first, second])
-    assert [both.vocabulary(True), both.vocabulary(False)] == [whole.vocabulary(True), whole.vocabulary(False)] == [("a",), ("a", "b", "c")]
+    assert ([both.vocabulary(True), both.vocabulary(False)]
+            == [whole.vocabulary(True), whole.vocabulary(False)] == [("a",), ("a", "b", "c")])

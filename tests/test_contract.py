@@ -48,19 +48,21 @@ def test_a_feature_of_a_column_that_the_schema_lacks_is_refused():
         replace(flights, features=(*flights.features, number("shoe_size")))
 
 
-@pytest.mark.parametrize(("changes", "said"), [
-    ({"name": "../../x"}, "name is '../../x'"), ({"name": ""}, "name is ''"), ({"bad_rows": 7}, "bad_rows is 7"),
-    ({"bad_rows": -0.1}, "bad_rows is -0.1"), ({"stop_share": 1.0}, "stop_share is 1.0"),
-    ({"label": replace(pumps.label, weights=(1.0, 2.0, 3.0))}, "one positive number for each class"),
-    ({"label": replace(pumps.label, weights=(1.0, 0.0))}, "one positive number for each class"),
-    ({"label": replace(pumps.label, classes=("runs", "runs"))}, "all different"),
-    ({"label": replace(pumps.label, classes=("runs",))}, "two names or more"),
-    ({"label": replace(pumps.label, matures=timedelta(hours=-1))}, "label.matures"),
-    ({"gate": replace(pumps.gate, window=timedelta(0))}, "gate.window"),
-    ({"drift": replace(pumps.drift, window=timedelta(0))}, "one or more whole minutes"),
-    ({"drift": replace(pumps.drift, window=timedelta(seconds=90))}, "one or more whole minutes"),
-    ({"drift": replace(pumps.drift, retrain_on=("inputdrift",))}, "out of .'input drift'"),
-    ({"event_time": "vibration"}, "the event time's type is 'float'")])
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [({"name": "../../x"}, "name is '../../x'"), ({"name": ""}, "name is ''"),
+     ({"bad_rows": 7}, "bad_rows is 7"), ({"bad_rows": -0.1}, "bad_rows is -0.1"),
+     ({"stop_share": 1.0}, "stop_share is 1.0"),
+     ({"label": replace(pumps.label, weights=(1.0, 2.0, 3.0))}, "one positive number for each class"),
+     ({"label": replace(pumps.label, weights=(1.0, 0.0))}, "one positive number for each class"),
+     ({"label": replace(pumps.label, classes=("runs", "runs"))}, "all different"),
+     ({"label": replace(pumps.label, classes=("runs",))}, "two names or more"),
+     ({"label": replace(pumps.label, matures=timedelta(hours=-1))}, "label.matures"),
+     ({"gate": replace(pumps.gate, window=timedelta(0))}, "gate.window"),
+     ({"drift": replace(pumps.drift, window=timedelta(0))}, "one or more whole minutes"),
+     ({"drift": replace(pumps.drift, window=timedelta(seconds=90))}, "one or more whole minutes"),
+     ({"drift": replace(pumps.drift, retrain_on=("inputdrift",))}, "out of .'input drift'"),
+     ({"event_time": "vibration"}, "the event time's type is 'float'")])
 def test_nonsense_is_refused(changes, said):
     with pytest.raises(ContractError, match=said):
         replace(pumps, **changes)
@@ -72,10 +74,11 @@ def test_settings_at_their_limits_are_taken():
     replace(pumps, bad_rows=1, name="pump-house_2")
 
 
-@pytest.mark.parametrize(("field", "said"), [
-    (column(description="time", nullable=True), "nullability is True"),
-    (column(description="time", known="after"), "known is 'after'"),
-    (column(description="time", unique_values_eq=[1]), "'unique_values_eq', which the service can't hold one record to")])
+@pytest.mark.parametrize(("field", "said"),
+                         [(column(description="time", nullable=True), "nullability is True"),
+                          (column(description="time", known="after"), "known is 'after'"),
+                          (column(description="time", unique_values_eq=[1]),
+                           "'unique_values_eq', which the service can't hold one record to")])
 def test_an_event_time_is_there_is_sent_and_has_rules_that_the_service_can_apply(field, said):
     schema = type("Pumps", (Pumps,), {"__annotations__": {"measured_at": pd.Timestamp}, "measured_at": field})
     with pytest.raises(ContractError, match=said):

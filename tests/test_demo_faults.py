@@ -1,4 +1,5 @@
-"""The demo's faults: what callers send then, what the service must refuse, and when a fault counts as named."""
+"""The demo's faults: what callers send then, what the
+service must refuse, and when a fault counts as named."""
 
 from datetime import datetime, timedelta
 
@@ -14,24 +15,29 @@ def test_rows_are_spoiled_only_while_a_fault_lasts():
     rows = source(datetime(2013, 5, 8), datetime(2013, 7, 14))
     sent = corrupted(rows, "departs", FAULTS)
     times = rows["departs"]
-    during = {fault: ((times >= fault.first) & (times < fault.last)).to_numpy() for fault in (CELSIUS, CARRIER, CLOCK)}
-    differs = {name: ~((sent[name] == rows[name]) | (sent[name].isna() & rows[name].isna())).to_numpy() for name in rows}
+    during = {fault: ((times >= fault.first) & (times < fault.last)).to_numpy()
+              for fault in (CELSIUS, CARRIER, CLOCK)}
+    differs = {name: ~((sent[name] == rows[name]) | (sent[name].isna() & rows[name].isna())).to_numpy()
+               for name in rows}
     assert set(name for name, faulty in differs.items() if faulty.any()) == {"temp", "carrier", "departs"}
     assert (differs["temp"] <= during[CELSIUS]).all() and differs["temp"].sum() > 0.9 * during[CELSIUS].sum()
-    assert (differs["carrier"] == during[CARRIER]).all() and (refused(rows, "departs", FAULTS) == during[CARRIER]).all()
-    assert (differs["departs"] <= during[CLOCK]).all() and np.isclose(differs["departs"].sum(), during[CLOCK].sum() / 3, atol=1)
+    assert ((differs["carrier"] == during[CARRIER]).all()
+            and (refused(rows, "departs", FAULTS) == during[CARRIER]).all())
+    assert ((differs["departs"] <= during[CLOCK]).all()
+            and np.isclose(differs["departs"].sum(), during[CLOCK].sum() / 3, atol=1))
     assert list(sent.index) == list(rows.index) and corrupted(rows, "departs", ()) is rows
 
 
 def test_labels_come_once_but_for_two_weeks():
     weeks = [datetime(2013, 3, 4) + timedelta(7 * index) for index in range(40)]
-    assert {start.date().isoformat(): labels_of(start, FAULTS) for start in weeks if labels_of(start, FAULTS) != "once"} == {
-        "2013-07-29": "twice", "2013-09-02": "never"}
+    assert ({start.date().isoformat(): labels_of(start, FAULTS) for start in weeks
+             if labels_of(start, FAULTS) != "once"} == {"2013-07-29": "twice", "2013-09-02": "never"})
     assert {labels_of(start, ()) for start in weeks} == {"once"}
 
 
 def week(start: datetime, kind: str, action: str, *reasons: str) -> dict:
-    return {"window": start.isoformat(), "end": start + timedelta(7), "kind": kind, "action": action, "reasons": reasons}
+    return {"window": start.isoformat(), "end": start + timedelta(7), "kind": kind, "action": action,
+            "reasons": reasons}
 
 
 def test_a_fault_is_named_when_every_window_that_it_touches_says_so():

@@ -1,4 +1,5 @@
-"""What of the project's code a model depends on: its contract, what that imports, and the functions that features call."""
+"""What of the project's code a model depends on: its contract,
+what that imports, and the functions that features call."""
 
 import importlib
 import json
@@ -86,14 +87,14 @@ def edited(file: Path, old: str, new: str) -> Contract:
         file.write_text(text)
 
 
-@pytest.mark.parametrize(("module", "old", "new"), [
-    ("boilers", "values / 2", "values / 3"), ("boilers", "2.5", "2.6"), ("units", "celsius + ZERO", "ZERO + celsius"),
-    ("units", "273.15", "273.16"),
-])
+@pytest.mark.parametrize(("module", "old", "new"),
+                         [("boilers", "values / 2", "values / 3"), ("boilers", "2.5", "2.6"),
+                          ("units", "celsius + ZERO", "ZERO + celsius"), ("units", "273.15", "273.16")])
 def test_an_edit_of_what_a_feature_calls_is_another_model(acme, module, old, new):
     before = edited(acme / "boilers.py", "2.5", "2.50")
     after = edited(acme / f"{module}.py", old, new)
-    assert before.serving != after.serving and before.digest != after.digest and before.__dict__["code"] != after.__dict__["code"]
+    assert (before.serving != after.serving and before.digest != after.digest
+            and before.__dict__["code"] != after.__dict__["code"])
     assert before.serving_without_helpers == after.serving_without_helpers
     assert set(after.describe()["features"]["load"]["helpers"]) == {
         "acme.boilers.PRESSURE", "acme.boilers.half", "acme.units.ZERO", "acme.units.kelvin"}
@@ -106,7 +107,8 @@ def test_an_edit_of_what_no_feature_calls_serves_on(acme):
 
 
 def test_code_of_the_core_and_of_libraries_is_in_no_helper():
-    helpers = {name for feature in flights.describe()["features"].values() for name in feature.get("helpers", {})}
+    helpers = {name for feature in flights.describe()["features"].values()
+               for name in feature.get("helpers", {})}
     assert helpers == {"contracts.flights.minute_of_day"}
 
 
@@ -125,7 +127,8 @@ def test_a_model_of_format_1_is_held_to_the_digest_of_its_time(acme, addresses):
     context = open_model("acme.boilers")
     ingest_batch(context, datetime(2024, 1, 1), datetime(2024, 2, 12))
     folder = models.fetch(context.store, context.name, fit_version(context), context.run / "models")
-    columns = context.contract.columns_of(context.contract.source_rows(datetime(2024, 2, 12), datetime(2024, 2, 13)))
+    columns = context.contract.columns_of(context.contract.source_rows(datetime(2024, 2, 12),
+                                                                       datetime(2024, 2, 13)))
     expected = load_model(context.contract, folder).probabilities(columns)
     with pytest.raises(PerennialError, match="trained for other columns"):
         load_model(edited(acme / "units.py", "273.15", "273.16"), folder)
@@ -133,7 +136,9 @@ def test_a_model_of_format_1_is_held_to_the_digest_of_its_time(acme, addresses):
     state = json.loads((folder / "model.json").read_text())
     folder.chmod(0o700)
     (folder / "model.json").unlink()
-    (folder / "model.json").write_text(json.dumps(state | {"format": 1, "serving": context.contract.serving_without_helpers}))
+    (
+        folder / "model.json").write_text(json.dumps(
+            state | {"format": 1, "serving": context.contract.serving_without_helpers}))
     np.testing.assert_array_equal(load_model(context.contract, folder).probabilities(columns), expected)
     (folder / "model.json").write_text(json.dumps(state | {"format": 3}))
     with pytest.raises(PerennialError, match="format 3, this code reads up to 2"):

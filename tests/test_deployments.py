@@ -245,7 +245,8 @@ def test_a_later_process_of_the_same_pid_is_left_alone(run):
 def test_the_records_of_earlier_versions_are_read(run):
     run.mkdir()
     process = {"pid": os.getpid(), "born": psutil.Process().create_time(), "log": "replica.log"}
-    (run / "m.replicas.json").write_text(json.dumps([process | {"version": "1", "url": "http://127.0.0.1:9"}]))
+    (run
+     / "m.replicas.json").write_text(json.dumps([process | {"version": "1", "url": "http://127.0.0.1:9"}]))
     (run / "balancer.json").write_text(json.dumps(process | {"url": "http://127.0.0.1:8", "api": "http://x"}))
     [replica] = replicas.running(run, "m")
     assert (replica.version, replica.url, replica.log) == ("1", "http://127.0.0.1:9", "replica.log")

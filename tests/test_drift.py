@@ -23,23 +23,29 @@ POLICY = Drift(min_rows=100, label_gap=0.02, min_labels=100)
 
 
 def traffic(n: int = 20_000, seed: int = 0) -> dict[str, MonitoredColumn]:
-    """A number, a number that is missing for a tenth, an open and a closed category, and the model's answers."""
+    """A number, a number that is missing for a tenth, an
+    open and a closed category, and the model's answers."""
     rng = np.random.default_rng(seed)
-    return {
-        "temp": MonitoredColumn("number", rng.normal(50, 10, n)),
-        "seats": MonitoredColumn("number", np.where(rng.random(n) < 0.1, np.nan, rng.integers(100, 200, n))),
-        "dest": MonitoredColumn("category", np.array(["ORD", "LAX", "MIA", None], object)[rng.choice(4, n, p=[0.5, 0.3, 0.15, 0.05])]),
-        "origin": MonitoredColumn("category", np.array(["EWR", "JFK"], object)[rng.integers(0, 2, n)]),
-        "prediction": MonitoredColumn("category", np.array(["late", "on_time"], object)[rng.integers(0, 2, n)]),
-        "probability.late": MonitoredColumn("number", rng.random(n)),
-    }
+    return {"temp": MonitoredColumn("number", rng.normal(50, 10, n)),
+            "seats": MonitoredColumn("number",
+                                     np.where(rng.random(n) < 0.1, np.nan, rng.integers(100, 200, n))),
+            "dest": MonitoredColumn("category",
+                                    np.array(["ORD", "LAX", "MIA", None],
+                                             object)[rng.choice(4, n, p=[0.5, 0.3, 0.15, 0.05])]),
+            "origin": MonitoredColumn("category", np.array(["EWR", "JFK"], object)[rng.integers(0, 2, n)]),
+            "prediction": MonitoredColumn("category",
+                                          np.array(["late", "on_time"], object)[rng.integers(0, 2, n)]),
+            "probability.late": MonitoredColumn("number", rng.random(n))}
 
 
-REFERENCE = learn_reference(traffic(), np.datetime64("2013-01-01", "s") + np.arange(20_000) * np.timedelta64(200, "s"), timedelta(days=7), 0.005)
+REFERENCE = learn_reference(traffic(),
+                            np.datetime64("2013-01-01", "s") + np.arange(20_000) * np.timedelta64(200, "s"),
+                            timedelta(days=7), 0.005)
 
 
 def changed(seen: dict[str, MonitoredColumn], **changes) -> dict[str, MonitoredColumn]:
-    return seen | {name: MonitoredColumn(seen[name].kind, change(seen[name].values)) for name, change in changes.items()}
+    return seen | {name: MonitoredColumn(seen[name].kind, change(seen[name].values))
+                   for name, change in changes.items()}
 
 
 def counted(seen: dict[str, MonitoredColumn]):
@@ -49,8 +55,8 @@ def counted(seen: dict[str, MonitoredColumn]):
 def judged(seen=None, policy=POLICY, scores=None, bad=0, rows=None, reference=REFERENCE) -> WindowVerdict:
     seen = traffic(2_000, seed=1) if seen is None else seen
     rows = max((len(one.values) for one in seen.values()), default=0) if rows is None else rows
-    return drift(replace(FLIGHTS, drift=replace(policy, cooldown=timedelta(days=14))), reference, counted(seen), rows=rows, performance=scores,
-                 bad=bad)
+    return drift(replace(FLIGHTS, drift=replace(policy, cooldown=timedelta(days=14))), reference,
+                 counted(seen), rows=rows, performance=scores, bad=bad)
 
 
 def usual(n: int = 2_000, seed: int = 1, **changes) -> dict[str, MonitoredColumn]:
@@ -59,7 +65,8 @@ def usual(n: int = 2_000, seed: int = 1, **changes) -> dict[str, MonitoredColumn
 
 def without(share: float):
     """Values of which this share is missing, in their order."""
-    return lambda values: np.where(np.arange(len(values)) < round(share * len(values)), None if values.dtype == object else np.nan, values)
+    return lambda values: np.where(np.arange(len(values)) < round(share * len(values)),
+                                   None if values.dtype == object else np.nan, values)
 
 
 def becomes(value: str, share: float):
@@ -70,7 +77,8 @@ def test_the_same_world_is_fine():
     verdict = judged()
     assert (verdict.kind, verdict.outcome, verdict.reasons) == ("fine", "passed", ())
     assert not wants_retraining(verdict, POLICY) and not needs_person(verdict)
-    assert set(verdict.figures.checks["dest"]) == {"values", "missing", "new"} and max(verdict.figures.drift_scores.values()) <= 1
+    assert (set(verdict.figures.checks["dest"]) == {"values", "missing", "new"}
+            and max(verdict.figures.drift_scores.values()) <= 1)
 
 
 def test_of_windows_of_the_same_world_hardly_any_fails():
@@ -82,7 +90,8 @@ def test_a_moved_number_is_input_drift_and_says_where_it_went():
     verdict = judged(usual(temp=lambda values: values + 10))
     assert verdict.kind == "input drift" and wants_retraining(verdict, POLICY)
     [reason] = verdict.reasons
-    assert reason.startswith("temp: distance 0.") and f"more [{REFERENCE['temp'].bins.edges[-1]:g}, inf)" in reason
+    assert (reason.startswith("temp: distance 0.")
+            and f"more [{REFERENCE['temp'].bins.edges[-1]:g}, inf)" in reason)
 
 
 @pytest.mark.parametrize("name", ["prediction", "probability.late"])
@@ -99,7 +108,8 @@ def test_moved_answers_are_prediction_drift(name):
 def test_a_floor_that_the_contract_sets_from_both_sides(check, change, side):
     name, what = check.split(".")
     effect = judged(usual(**change)).figures.checks[name][what].effect
-    verdict = judged(usual(**change), replace(POLICY, floors={check: effect * side}, severity={name: "drift"}))
+    verdict = judged(usual(**change),
+                     replace(POLICY, floors={check: effect * side}, severity={name: "drift"}))
     assert any(reason.startswith(f"{name}: ") for reason in verdict.reasons) == (side < 1)
 
 
@@ -120,8 +130,11 @@ def test_an_effect_that_does_not_matter_is_none_however_sure():
 
 
 def test_more_columns_ask_for_more_certainty():
-    checks = {one.column: one for one in find_drift(replace(FLIGHTS, drift=POLICY), REFERENCE, counted(usual(temp=lambda v: v + 2)))}
-    alone = find_drift(replace(FLIGHTS, drift=POLICY), {"temp": REFERENCE["temp"]}, counted(usual(temp=lambda v: v + 2)))
+    checks = {one.column: one
+              for one in find_drift(replace(FLIGHTS, drift=POLICY), REFERENCE,
+                                    counted(usual(temp=lambda v: v + 2)))}
+    alone = find_drift(replace(FLIGHTS, drift=POLICY), {"temp": REFERENCE["temp"]},
+                       counted(usual(temp=lambda v: v + 2)))
     assert checks["temp"].p_value > next(one.p_value for one in alone if one.check == "values")
 
 
@@ -162,10 +175,12 @@ def test_missing_answers_page_nobody():
     assert judged(usual(prediction=without(1.0))).kind == "prediction drift"
 
 
-@pytest.mark.parametrize(("to", "kind"), [("page", "broken contract"), ("drift", "input drift"), ("note", "fine")])
+@pytest.mark.parametrize(("to", "kind"),
+                         [("page", "broken contract"), ("drift", "input drift"), ("note", "fine")])
 def test_what_follows_can_be_set_for_a_column_or_a_check(to, kind):
     for key in ("temp", "temp.values"):
-        assert judged(usual(temp=lambda values: values + 10), replace(POLICY, severity={key: to})).kind == kind
+        assert (judged(usual(temp=lambda values: values + 10), replace(POLICY, severity={key: to})).kind
+                == kind)
     assert judged(usual(temp=without(0.3)), replace(POLICY, severity={"temp.missing": to})).kind == kind
 
 
@@ -189,7 +204,8 @@ def test_the_rows_that_are_needed_follow_from_what_must_be_found():
     needed = rows_needed(by_power, REFERENCE, 15)
     assert 400 < needed < 1_200
     assert rows_needed(replace(by_power, detect=0.2), REFERENCE, 15) < needed / 3
-    assert judged(usual(needed - 1), by_power).kind == "insufficient" and judged(usual(needed), by_power).kind == "fine"
+    assert (judged(usual(needed - 1), by_power).kind == "insufficient"
+            and judged(usual(needed), by_power).kind == "fine")
     few = {name: replace(one, counts=one.counts // 200) for name, one in REFERENCE.items()}
     assert rows_needed(by_power, few, 15) is None
 
@@ -197,7 +213,8 @@ def test_the_rows_that_are_needed_follow_from_what_must_be_found():
 def test_so_many_rows_find_it_about_as_often_as_they_should():
     by_power = replace(POLICY, min_rows=None, floors={"temp": 0.0})
     needed = rows_needed(by_power, REFERENCE, 15)
-    found = [any(reason.startswith("temp") for reason in judged(usual(needed, seed, temp=lambda v: v + 2.8), by_power).reasons)
+    found = [any(reason.startswith("temp")
+                 for reason in judged(usual(needed, seed, temp=lambda v: v + 2.8), by_power).reasons)
              for seed in range(60)]
     assert np.mean(found) > 0.8
 
@@ -219,8 +236,8 @@ def test_refused_records_from_both_sides(bad, kind):
 
 
 def labels(gap: float, rows: int = 1_000) -> Performance:
-    return Performance(rows=rows, log_loss=0.5, gap=gap, low=0.4, high=0.6, observed={"late": 0.5, "on_time": 0.5},
-                       expected={"late": 0.4, "on_time": 0.6})
+    return Performance(rows=rows, log_loss=0.5, gap=gap, low=0.4, high=0.6,
+                       observed={"late": 0.5, "on_time": 0.5}, expected={"late": 0.4, "on_time": 0.6})
 
 
 @pytest.mark.parametrize(("gap", "rows", "kind"), [
@@ -233,8 +250,8 @@ def test_labels_from_both_sides(gap, rows, kind):
     assert wants_retraining(verdict, POLICY) == (kind != "fine")
     assert verdict.figures.performance.rows == rows
     if gap == 0.0201 and verdict.reasons:
-        assert verdict.reasons == (
-            "labels: late 50.0% for 40.0%, on_time 50.0% for 60.0% expected, on 100 rows: gap 0.0201, limit 0.02",)
+        assert (verdict.reasons == ("labels: late 50.0% for 40.0%, on_time 50.0% for 60.0% expected, on 100 "
+                                    "rows: gap 0.0201, limit 0.02",))
 
 
 def test_labels_as_expected_have_no_gap_and_others_have_one():
@@ -259,7 +276,8 @@ def test_only_what_the_contract_names_starts_a_retraining():
 
 
 def test_the_gravest_finding_names_the_verdict_and_all_are_told():
-    bad, changes = labels(0.5), {"seats": without(0.9), "temp": lambda values: values + 10, "prediction": becomes("late", 0.4)}
+    bad, changes = labels(0.5), {"seats": without(0.9), "temp": lambda values: values + 10,
+                                 "prediction": becomes("late", 0.4)}
     verdict = judged(usual(**changes), scores=bad)
     assert verdict.kind == "broken contract"
     assert [reason.split(":")[0] for reason in verdict.reasons] == ["seats", "labels", "temp", "prediction"]

@@ -58,14 +58,15 @@ def test_both_sides_of_the_limit_of_bad_rows(week):
     assert any("temp" in reason and "3 rows" in reason and "500.0" in reason for reason in verdict.reasons)
 
 
-@pytest.mark.parametrize(("spoil", "said"), [
-    (lambda rows: rows.drop(columns="temp"), "temp: column missing"),
-    (lambda rows: rows.assign(temp="warm"), "temp: type"),
-    (lambda rows: rows.assign(carrier=7), "carrier: type str, found int64, 6099 rows, such as 7"),
-    (lambda rows: rows.assign(departs=rows["departs"].astype("int64")), "departs: type datetime without a zone, found int64"),
-    (lambda rows: rows.assign(temp=rows["departs"]), "temp: type float, found datetime64[us]"),
-    (lambda rows: rows.assign(flight=rows["flight"] + 0.5), "flight: type int, found float64"),
-])
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [(lambda rows: rows.drop(columns="temp"), "temp: column missing"),
+     (lambda rows: rows.assign(temp="warm"), "temp: type"),
+     (lambda rows: rows.assign(carrier=7), "carrier: type str, found int64, 6099 rows, such as 7"),
+     (lambda rows: rows.assign(departs=rows["departs"].astype("int64")),
+      "departs: type datetime without a zone, found int64"),
+     (lambda rows: rows.assign(temp=rows["departs"]), "temp: type float, found datetime64[us]"),
+     (lambda rows: rows.assign(flight=rows["flight"] + 0.5), "flight: type int, found float64")])
 def test_a_batch_of_another_shape_is_refused_whole(week, spoil, said):
     checked = check_batch(flights, spoil(week))
     assert checked.verdict.outcome == "failed" and checked.good.empty
@@ -91,7 +92,8 @@ def test_both_sides_of_a_changed_type(week):
     assert verdict.passed and verdict.figures.by_rule[0].examples[0] == Example(row=0, value="far")
     rows.loc[:50, "distance"] = "far"
     verdict = check_batch(replace(flights, bad_rows=1), rows).verdict
-    assert verdict.outcome == "failed" and verdict.reasons == ("distance: type float, found object, 51 rows, such as far, far, far",)
+    assert (verdict.outcome == "failed" and verdict.reasons == ("distance: type float, found object, 51 "
+                                                                "rows, such as far, far, far",))
 
 
 def test_an_empty_batch_is_insufficient(week):
@@ -103,8 +105,8 @@ def test_whole_numbers_pass_for_floats_and_an_all_empty_column_where_it_may_be_e
     assert check_batch(flights, rows).verdict.passed
 
 
-LIMITS = Gate(window=flights.gate.window, log_loss=0.65, auc=0.7, calibration_error=0.2, recall={"stops": 0.3},
-              slices=("starts",), slice_margin=0.05, slice_rows=100, min_rows=500)
+LIMITS = Gate(window=flights.gate.window, log_loss=0.65, auc=0.7, calibration_error=0.2,
+              recall={"stops": 0.3}, slices=("starts",), slice_margin=0.05, slice_rows=100, min_rows=500)
 CONTRACT = replace(pumps, gate=LIMITS)
 FINE = {"latency_ms": 1.0, "size_mb": 1.0, "disagreement": 0.0, "refit_shift": 0.0}
 
@@ -133,17 +135,20 @@ def test_the_first_model_passes_on_the_absolute_limits_alone():
     assert verdict.passed and verdict.figures.paired is None
 
 
-@pytest.mark.parametrize(("limit", "said"), [
-    ({"log_loss": 0.3}, "log loss"), ({"auc": 0.95}, "AUC"), ({"calibration_error": 0.0}, "calibration error"),
-    ({"recall": {"runs": 0.99}}, "recall of runs")])
+@pytest.mark.parametrize(("limit", "said"),
+                         [({"log_loss": 0.3}, "log loss"), ({"auc": 0.95}, "AUC"),
+                          ({"calibration_error": 0.0}, "calibration error"),
+                          ({"recall": {"runs": 0.99}}, "recall of runs")])
 def test_each_absolute_limit_can_refuse(limit, said):
     labels, good, shops = world()
-    verdict = gate(replace(CONTRACT, gate=replace(LIMITS, **limit)), labels, good, None, {"starts": shops}, **FINE)
+    verdict = gate(replace(CONTRACT, gate=replace(LIMITS, **limit)), labels, good, None, {"starts": shops},
+                   **FINE)
     assert verdict.outcome == "failed" and len(verdict.reasons) == 1 and verdict.reasons[0].startswith(said)
 
 
-@pytest.mark.parametrize(("cost", "at", "above"), [
-    ("latency_ms", 50.0, 50.1), ("size_mb", 50.0, 50.1), ("disagreement", 0.0, 1e-9), ("refit_shift", 0.1, 0.101)])
+@pytest.mark.parametrize(("cost", "at", "above"),
+                         [("latency_ms", 50.0, 50.1), ("size_mb", 50.0, 50.1), ("disagreement", 0.0, 1e-9),
+                          ("refit_shift", 0.1, 0.101)])
 def test_both_sides_of_each_cost(cost, at, above):
     labels, good, _ = world()
     assert judged(labels, good, **{cost: at}).passed
@@ -179,7 +184,8 @@ def test_the_interval_holds_the_true_difference_about_as_often_as_it_says():
         labels, good, _ = world(n=400, seed=seed)
         if truth is None:
             many, best, _ = world(n=200_000, seed=999)
-            truth = paired_difference(replace(LIMITS, confidence=0.5), many[:20_000], best[:20_000], worse(best)[:20_000]).difference
+            truth = paired_difference(replace(LIMITS, confidence=0.5), many[:20_000], best[:20_000],
+                                      worse(best)[:20_000]).difference
         found = paired_difference(LIMITS, labels, good, worse(good))
         inside += found.low <= truth <= found.high
     assert 50 <= inside <= 60
@@ -191,7 +197,8 @@ def test_a_slice_that_falls_behind_refuses_what_is_better_on_the_whole():
     champion = np.where(north, worse(good, 0.8), good)
     challenger = np.where(north, good, worse(good, 0.6))
     verdict = judged(labels, challenger, champion, shops)
-    assert verdict.outcome == "failed" and any("starts=south falls behind" in reason for reason in verdict.reasons)
+    assert (verdict.outcome == "failed"
+            and any("starts=south falls behind" in reason for reason in verdict.reasons))
     assert judged(labels, good, champion, shops).passed
 
 
@@ -211,12 +218,14 @@ def test_what_are_no_probabilities_is_a_verdict(broken):
 def test_a_model_of_other_classes_is_a_verdict():
     labels, good, shops = world()
     three = np.column_stack([good * 0.5, np.full(len(good), 0.5)])
-    assert judged(labels, good, three, shops).reasons == ("the champion answers 3 classes, the contract names 2: nothing to compare with",)
+    assert (judged(labels, good, three, shops).reasons == ("the champion answers 3 classes, the contract "
+                                                           "names 2: nothing to compare with",))
     assert judged(labels, good, three, shops).outcome == "insufficient"
     assert judged(labels, three, good, shops).outcome == "failed"
 
 
-@pytest.mark.parametrize(("behind", "name"), [(np.array([None] * 100), "(missing)"), (np.arange(100).astype(object), "(others)")])
+@pytest.mark.parametrize(("behind", "name"),
+                         [(np.array([None] * 100), "(missing)"), (np.arange(100).astype(object), "(others)")])
 def test_rows_without_a_value_and_those_of_small_slices_are_slices_too(behind, name):
     labels, good, _ = world()
     champion, challenger = worse(good), good.copy()

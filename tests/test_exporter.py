@@ -1,4 +1,5 @@
-"""What Prometheus is told: the exporter as a process of its own, and that dashboard and rules name only what is there."""
+"""What Prometheus is told: the exporter as a process of its
+own, and that dashboard and rules name only what is there."""
 
 import json
 import os
@@ -37,7 +38,8 @@ FINE, BROKEN = window_verdict("fine"), window_verdict("broken contract", "gone")
 
 @pytest.fixture
 def context(addresses):
-    """A champion, labels of three weeks, traffic of the fourth, and three windows: broken, watched, and one that retrains."""
+    """A champion, labels of three weeks, traffic of the fourth,
+    and three windows: broken, watched, and one that retrains."""
     context = open_model(PUMPS)
     ingest_batch(context, START, START + 3 * WEEK)
     context.ledger.registered(Registered(version="v1"))
@@ -48,20 +50,23 @@ def context(addresses):
         window = (START + at * WEEK).isoformat()
         context.ledger.window_judged(WindowJudged(key=window, verdict=verdict), lambda _: False)
         if action == "retrain":
-            context.ledger.claim_retraining(window, now=START + 3 * WEEK, reason="heat", drift=contract.drift, new_rows=1_000)
+            context.ledger.claim_retraining(window, now=START + 3 * WEEK, reason="heat", drift=contract.drift,
+                                            new_rows=1_000)
         record_alerts(context, window, verdict, Action(action))
     return context
 
 
 def test_the_gauges_say_what_ledger_and_store_hold(context):
     now = START + 4 * WEEK
-    found = {(name.removeprefix("perennial_"), *labels): value for name, labels, value in samples(context, now)}
-    assert found == {
-        ("champion_info", "v1", "1"): 1, ("drift_over_floor", "heat"): pytest.approx(3), ("log_loss",): 0.4, ("log_loss_low",): 0.35,
-        ("log_loss_high",): 0.45, ("label_gap",): 0.03, ("label_coverage",): 0.9,
-        ("newest_profile_age_seconds",): WEEK.total_seconds(), ("newest_label_age_seconds",): WEEK.total_seconds(),
-        ("labels_behind_traffic_seconds",): 0.0, ("open_alerts", "broken contract"): 0, ("open_alerts", "input drift"): 1,
-        ("windows", "page"): 1, ("windows", "watch"): 1, ("windows", "retrain"): 1}
+    found = {(name.removeprefix("perennial_"), *labels): value
+             for name, labels, value in samples(context, now)}
+    assert (found
+            == {("champion_info", "v1", "1"): 1, ("drift_over_floor", "heat"): pytest.approx(3),
+                ("log_loss",): 0.4, ("log_loss_low",): 0.35, ("log_loss_high",): 0.45, ("label_gap",): 0.03,
+                ("label_coverage",): 0.9, ("newest_profile_age_seconds",): WEEK.total_seconds(),
+                ("newest_label_age_seconds",): WEEK.total_seconds(), ("labels_behind_traffic_seconds",): 0.0,
+                ("open_alerts", "broken contract"): 0, ("open_alerts", "input drift"): 1,
+                ("windows", "page"): 1, ("windows", "watch"): 1, ("windows", "retrain"): 1})
 
 
 def test_of_a_model_that_nobody_trained_there_is_nothing_but_that_it_can_be_read(addresses):
@@ -72,9 +77,10 @@ def test_of_a_model_that_nobody_trained_there_is_nothing_but_that_it_can_be_read
 def exporter(context):
     """`perennial metrics` for this store; what a scrape finds, and the process."""
     port = available_port(9464)
-    process = subprocess.Popen([Path(sys.executable).parent / "perennial", "metrics", PUMPS, "flights", "--port", str(port)], cwd=ROOT,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                               env=os.environ | {"PYTHONPATH": str(ROOT)})  # where tests.pumps is
+    # Where tests.pumps is.
+    process = subprocess.Popen([Path(sys.executable).parent / "perennial", "metrics", PUMPS, "flights",
+                                "--port", str(port)], cwd=ROOT, stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
 
     def scrape():
         reply = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=20)
@@ -107,9 +113,11 @@ def test_the_exporter_outlives_a_store_that_cant_be_read_and_ends_at_ctrl_c(cont
     event.unlink()
     assert scrape()["perennial_up", PUMPS] == 1
 
-    second = subprocess.run([Path(sys.executable).parent / "perennial", "metrics", PUMPS, "--port", str(port)], cwd=ROOT,
-                            capture_output=True, text=True, timeout=60, env=os.environ | {"PYTHONPATH": str(ROOT)})
-    assert second.returncode == 2 and "choose another port" in second.stderr and len(second.stderr.splitlines()) == 1
+    second = subprocess.run([Path(sys.executable).parent / "perennial", "metrics", PUMPS, "--port",
+                             str(port)], cwd=ROOT, capture_output=True, text=True, timeout=60,
+                            env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert (second.returncode == 2 and "choose another port" in second.stderr
+            and len(second.stderr.splitlines()) == 1)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=10)
     assert process.returncode == 0
@@ -130,8 +138,9 @@ def expressions() -> list[str]:
     """Every query of the dashboard and of the rules."""
     board = json.loads((GRAFANA / "dashboard.json").read_text())
     rules = yaml.safe_load((GRAFANA / "rules.yaml").read_text())
-    return panels() + [variable["definition"] for variable in board["templating"]["list"] if variable["type"] == "query"] + [
-        rule["expr"] for group in rules["groups"] for rule in group["rules"]]
+    return panels() + [variable["definition"] for variable in board["templating"]["list"]
+                       if variable["type"] == "query"] + [rule["expr"] for group in rules["groups"]
+                                                          for rule in group["rules"]]
 
 
 def test_dashboard_and_rules_name_only_what_the_exporter_and_the_service_give(exporter):
@@ -141,21 +150,24 @@ def test_dashboard_and_rules_name_only_what_the_exporter_and_the_service_give(ex
     asked = [named(one) for one in expressions()]
     assert all(asked) and len(asked) > 15
     assert set().union(*asked) <= given | counted
-    assert {"perennial_drift_over_floor", "perennial_label_coverage", "perennial_predictions_total"} <= set().union(*asked)
+    assert ({"perennial_drift_over_floor", "perennial_label_coverage", "perennial_predictions_total"}
+            <= set().union(*asked))
 
 
 def promtool(*words) -> str:
     program = shutil.which("promtool")
     if not program and "CI" not in os.environ:
         pytest.skip("no promtool; it is in Debian's package `prometheus`")
-    said = subprocess.run([program or "promtool", *map(str, words)], capture_output=True, text=True, timeout=60)
+    said = subprocess.run([program or "promtool", *map(str, words)], capture_output=True, text=True,
+                          timeout=60)
     assert said.returncode == 0, said.stdout + said.stderr
     return said.stdout
 
 
 def test_prometheus_reads_the_rules_and_the_dashboards_queries(tmp_path):
     assert "rules found" in promtool("check", "rules", GRAFANA / "rules.yaml")
-    recorded = [{"record": f"panel_{index}", "expr": one.replace("$model", "pumps|flights")} for index, one in enumerate(panels())]
+    recorded = [{"record": f"panel_{index}", "expr": one.replace("$model", "pumps|flights")}
+                for index, one in enumerate(panels())]
     (tmp_path / "panels.yaml").write_text(yaml.safe_dump({"groups": [{"name": "panels", "rules": recorded}]}))
     assert f"{len(recorded)} rules found" in promtool("check", "rules", tmp_path / "panels.yaml")
 
@@ -164,10 +176,11 @@ def test_the_rules_ring_for_what_is_open_and_for_nothing_else(tmp_path):
     """A page for a broken contract, a ticket for drift, nothing for what is over."""
     def alert(kind, severity):
         return {"exp_labels": {"model": "pumps", "kind": kind, "severity": severity}, "exp_annotations": {
-            "summary": f"pumps: {kind}", "description": "What, how much, since when and what is being done: perennial status pumps"}}
+            "summary": f"pumps: {kind}", "description": "What, how much, since when and what is being done: perennial status pumps"}}  # noqa: E501
 
     series = [{"series": f'perennial_open_alerts{{model="pumps", kind="{kind}"}}', "values": values}
-              for kind, values in (("broken contract", "0 1 1"), ("input drift", "0 1 1"), ("stale", "1 0 0"))]
+              for kind, values in (("broken contract", "0 1 1"), ("input drift", "0 1 1"),
+                                   ("stale", "1 0 0"))]
     rings = {"eval_time": "2m", "alertname": "PerennialAlertOpen",
              "exp_alerts": [alert("broken contract", "page"), alert("input drift", "ticket")]}
     test = {"rule_files": [str(GRAFANA / "rules.yaml")], "evaluation_interval": "1m",

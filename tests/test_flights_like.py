@@ -31,7 +31,8 @@ def test_they_are_the_real_year_moved_by_whole_weeks(frames):
     away = (frames[0]["departs"] - real["departs"]).unique()
     assert len(away) == 1 and away[0] % pd.Timedelta(days=DAYS) == pd.Timedelta(0)
     assert frames[0]["arr_delay"].equals(real["arr_delay"]) and frames[0].attrs == real.attrs
-    assert (frames[0]["temp"] - real["temp"]).abs().max() < 7 and frames[0]["temp"].nunique() > 10 * real["temp"].nunique()
+    assert ((frames[0]["temp"] - real["temp"]).abs().max() < 7
+            and frames[0]["temp"].nunique() > 10 * real["temp"].nunique())
     together = pd.concat(frames)
     assert together["departs"].is_monotonic_increasing and not together.duplicated(list(contract.key)).any()
 
@@ -54,4 +55,5 @@ def test_more_than_all_the_years_hold_is_in_order_too_and_no_key_is_there_twice(
 
 def test_the_last_copy_is_within_the_schema():
     assert datetime(2013, 1, 1) + pd.Timedelta(days=DAYS * flights_like.COPIES[0]) >= datetime(2000, 1, 1)
-    assert datetime(2013, 1, 1) + pd.Timedelta(days=DAYS * (flights_like.COPIES[-1] + 1)) < datetime(2025, 1, 1)
+    assert (datetime(2013, 1, 1) + pd.Timedelta(days=DAYS * (flights_like.COPIES[-1] + 1))
+            < datetime(2025, 1, 1))

@@ -1,4 +1,5 @@
-"""The flows on a real Prefect server: the whole loop on a second model, killed anywhere, asked twice, told late."""
+"""The flows on a real Prefect server: the whole loop on a
+second model, killed anywhere, asked twice, told late."""
 
 import json
 import time
@@ -56,7 +57,8 @@ def send(servers, start, end):
 
 @pytest.fixture(scope="module")
 def hooked(servers):
-    """What comes to a webhook of alerts, to PagerDuty and to a notification's, all played by one listener; (path, body) each."""
+    """What comes to a webhook of alerts, to PagerDuty and to a
+    notification's, all played by one listener; (path, body) each."""
     posts = []
 
     class Listener(BaseHTTPRequestHandler):
@@ -74,7 +76,9 @@ def hooked(servers):
         for _ in range(2):  # as every start of the stack does
             to_webhook(f"{here}/webhook")
         to_pagerduty("a routing key", f"{here}/pagerduty")
-        notify_through("text", CustomWebhookNotificationBlock(name="text", url=f"{here}/text", json_data={"text": "{{subject}}\n{{body}}"}))
+        notify_through("text",
+                       CustomWebhookNotificationBlock(name="text", url=f"{here}/text",
+                                                      json_data={"text": "{{subject}}\n{{body}}"}))
         yield posts
         listener.shutdown()
 
@@ -85,7 +89,8 @@ def automations():
 
 
 def test_the_loop_closes_by_itself_on_a_second_contract(servers, hooked):
-    """Ingest, train, gate, release, predict, drift, event, automation, retraining, release: nobody lends a hand."""
+    """Ingest, train, gate, release, predict, drift, event,
+    automation, retraining, release: nobody lends a hand."""
     version = ingest(PUMPS, START, datetime(2024, 2, 12))
     assert ingest(PUMPS, START, datetime(2024, 2, 12)) == version
     first = train(PUMPS)
@@ -117,8 +122,8 @@ def test_the_loop_closes_by_itself_on_a_second_contract(servers, hooked):
 
 
 def test_a_webhook_is_told_once_of_a_cause_and_once_when_it_is_over(servers, hooked):
-    """The window that raised it was judged twice, and so is the one that ends it. Prefect posts the same body, with the same id,
-    once more where SQLite was locked on a busy machine: that counts as one."""
+    """The window that raised it was judged twice, and so is the one that ends it. Prefect posts the same
+    body, with the same id, once more where SQLite was locked on a busy machine: that counts as one."""
     def told():
         return [post for index, post in enumerate(hooked) if post not in hooked[:index]]
 
@@ -128,8 +133,9 @@ def test_a_webhook_is_told_once_of_a_cause_and_once_when_it_is_over(servers, hoo
     context, after = open_model(PUMPS), (SHIFT + WEEK).isoformat()
     verdict = context.ledger.state().windows[SHIFT.isoformat()].verdict
     [raised] = until(lambda: of("/webhook", "'raised'"))
-    assert raised.items() >= {"model": "pumps", "kind": verdict.kind, "since": SHIFT.isoformat(), "state": "raised",
-                              "what": "; ".join(verdict.reasons), "doing": "a retraining was started"}.items()
+    assert (raised.items()
+            >= {"model": "pumps", "kind": verdict.kind, "since": SHIFT.isoformat(), "state": "raised",
+                "what": "; ".join(verdict.reasons), "doing": "a retraining was started"}.items())
     assert raised["far"]["heat"] > 1
 
     send(servers, SHIFT + WEEK, SHIFT + 2 * WEEK)
@@ -140,11 +146,13 @@ def test_a_webhook_is_told_once_of_a_cause_and_once_when_it_is_over(servers, hoo
     send_alerts(context, [alert, alert])  # as by one that was killed before it wrote down that they were sent
     time.sleep(1)  # for what would be one too many
     [over] = of("/webhook", "'over'")
-    assert (over["kind"], over["state"], over["doing"]) == (raised["kind"], "over", f"nothing more: the window {after} shows it no longer")
+    assert ((over["kind"], over["state"], over["doing"])
+            == (raised["kind"], "over", f"nothing more: the window {after} shows it no longer"))
     [opened], [resolved] = of("/pagerduty", "trigger"), of("/pagerduty", "resolve")
     assert opened["dedup_key"] == resolved["dedup_key"] and opened["payload"]["custom_details"] == raised
     [first], [_] = of("/text", ", raised"), of("/text", ", over")
-    assert first["text"].startswith(f"pumps: {raised['kind']}, raised\n{raised['what']}") and "a retraining was started" in first["text"]
+    assert (first["text"].startswith(f"pumps: {raised['kind']}, raised\n{raised['what']}")
+            and "a retraining was started" in first["text"])
     assert len(told()) == 6 and context.ledger.state().open_alerts == []
 
 
@@ -162,16 +170,19 @@ def trainings():
 
 def engines():
     """The processes in which a worker's flow runs live."""
-    return [process for process in psutil.process_iter(["cmdline"]) if "prefect.engine" in (process.info["cmdline"] or ())]
+    return [process for process in psutil.process_iter(["cmdline"])
+            if "prefect.engine" in (process.info["cmdline"] or ())]
 
 
 def test_a_lost_event_and_a_killed_run_are_made_up_for(servers, monkeypatch):
     context, window = open_model(PUMPS), (SHIFT + 3 * WEEK).isoformat()
     ingest(PUMPS, SHIFT + 2 * WEEK, SHIFT + 5 * WEEK)
     reason = "a cause whose event was lost"
-    assert context.ledger.claim_retraining(window, now=SHIFT + 4 * WEEK, reason=reason, drift=contract.drift, new_rows=1_000).is_granted
+    assert (context.ledger.claim_retraining(window, now=SHIFT + 4 * WEEK, reason=reason, drift=contract.drift,
+                                            new_rows=1_000).is_granted)
     broken = window_verdict("broken contract", "its judge died here")
-    assert record_alerts(context, window, broken, Action.PAGE) == unsent("pumps", context.ledger.state()) != []
+    assert (record_alerts(context, window, broken, Action.PAGE) == unsent("pumps", context.ledger.state())
+            != [])
     assert reconcile([PUMPS])[PUMPS]["trainings"] == []  # too young to be lost
     assert unsent("pumps", context.ledger.state()) == []
 
@@ -200,9 +211,11 @@ def test_a_rollback_is_what_callers_meet_and_what_the_ledger_says(servers):
     context = open_model(PUMPS)
     now, before = context.ledger.state().champion, context.ledger.state().previous
     roll_back(PUMPS, "previous", "the test asked")
-    assert httpx.get(f"{servers.url}/pumps/model").json()["version"] == before == context.ledger.state().champion != now
+    assert (httpx.get(f"{servers.url}/pumps/model").json()["version"] == before
+            == context.ledger.state().champion != now)
     told, done = context.ledger.events()[-2:]
-    assert (told.kind, told.data.reason, done.kind, done.data.version) == ("rolled_back", "the test asked", "released", before)
+    assert ((told.kind, told.data.reason, done.kind, done.data.version)
+            == ("rolled_back", "the test asked", "released", before))
 
 
 def test_a_champion_whose_replicas_died_is_brought_up_again(servers):
@@ -219,8 +232,10 @@ def test_the_orchestrator_shows_what_was_done(servers):
     with get_client(sync_client=True) as client:
         runs, artifacts = client.read_flow_runs(), client.read_artifacts()
     assert {run.name for run in runs} >= {f"{PUMPS} {SHIFT.isoformat()}"}
-    assert all(f"model:{PUMPS}" in run.tags for run in runs if run.parameters.get("model") == PUMPS and run.state.is_completed())
-    assert {"data-check", "gate", "window", "release"} <= {artifact.key.split("pumps-")[-1] for artifact in artifacts if artifact.key}
+    assert (all(f"model:{PUMPS}" in run.tags for run in runs if run.parameters.get("model") == PUMPS
+                and run.state.is_completed()))
+    assert ({"data-check", "gate", "window", "release"}
+            <= {artifact.key.split("pumps-")[-1] for artifact in artifacts if artifact.key})
     assert any("retraining" in name for name in automations())
 
 
@@ -228,10 +243,12 @@ def test_the_reconcilers_runs_are_planned_and_the_server_has_no_fault_to_tell(se
     def planned():
         with get_client(sync_client=True) as client:
             reconciler = client.read_deployment_by_name("reconcile/reconcile").id
-            return [run for run in client.read_flow_runs() if run.deployment_id == reconciler and run.state.is_scheduled()]
+            return [run for run in client.read_flow_runs() if run.deployment_id == reconciler
+                    and run.state.is_scheduled()]
 
     plan_reconciler(True)
     assert all(run.auto_scheduled and run.expected_start_time.minute == 17 for run in until(planned))
     log = (open_model(PUMPS).run / "logs" / "prefect-server.log").read_text()
-    faults = [fault for fault in log.split("Traceback")[1:] if "database is locked" not in fault]  # of SQLite on a busy machine
+    # Of SQLite on a busy machine.
+    faults = [fault for fault in log.split("Traceback")[1:] if "database is locked" not in fault]
     assert not faults, faults[-1][-3000:]

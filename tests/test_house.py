@@ -19,7 +19,8 @@ from flows.cli import app
 from registry import settings
 
 ROOT = Path(__file__).parent.parent
-ROOMS = ("contracts", "service", "registry", "deployments", "flows")  # each may import itself and those before it
+# Each may import itself and those before it.
+ROOMS = ("contracts", "service", "registry", "deployments", "flows")
 SOURCES = [path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py"))]
 GUIDES = [*sorted(ROOT.glob("*.md")), *(ROOT / room / "README.md" for room in (*ROOMS, "tests"))]
 
@@ -47,16 +48,20 @@ def test_imports_point_downward(path):
         assert not modules & {"boto3", "docker", "deltalake"}
 
 
-SLOW = {"numpy", "pandas", "pandera", "scipy", "sklearn", "xgboost", "bentoml", "whylogs", "prefect", "deltalake", "pyarrow", "boto3",
-        "docker", "httpx", "matplotlib", "jinja2"}  # each takes longer to import than the answer to `--help`
-TRAINING = {"scipy", "sklearn", "xgboost", "bentoml", "whylogs", "prefect", "deltalake", "boto3", "docker", "httpx", "matplotlib"}
+# Each takes longer to import than the answer to `--help`.
+SLOW = {"numpy", "pandas", "pandera", "scipy", "sklearn", "xgboost", "bentoml", "whylogs", "prefect",
+        "deltalake", "pyarrow", "boto3", "docker", "httpx", "matplotlib", "jinja2"}
+TRAINING = {"scipy", "sklearn", "xgboost", "bentoml", "whylogs", "prefect", "deltalake", "boto3", "docker",
+            "httpx", "matplotlib"}
 
 
-@pytest.mark.parametrize(("words", "without"), [
-    (["--help"], SLOW), (["history", "--help"], SLOW), (["contract", "diff", "--help"], SLOW),
-    (["history", "flights"], TRAINING), (["contract", "diff", "flights", "flights"], TRAINING),
-    (["status", "flights"], {"scipy", "sklearn", "xgboost", "bentoml", "whylogs", "prefect", "boto3", "matplotlib"}),
-], ids=lambda one: " ".join(one) if isinstance(one, list) else "")
+@pytest.mark.parametrize(("words", "without"),
+                         [(["--help"], SLOW), (["history", "--help"], SLOW),
+                          (["contract", "diff", "--help"], SLOW), (["history", "flights"], TRAINING),
+                          (["contract", "diff", "flights", "flights"], TRAINING),
+                          (["status", "flights"],
+                           {"scipy", "sklearn", "xgboost", "bentoml", "whylogs", "prefect", "boto3",
+                            "matplotlib"})], ids=lambda one: " ".join(one) if isinstance(one, list) else "")
 def test_a_command_imports_no_more_than_it_needs(words, without, addresses):
     program = """
 import sys
@@ -68,16 +73,20 @@ try:
 finally:
     print(*sys.modules)
 """
-    said = subprocess.run([sys.executable, "-c", program, *words], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    said = subprocess.run([sys.executable, "-c", program, *words], cwd=ROOT, capture_output=True, text=True,
+                          timeout=60)
     assert said.returncode == 0, said.stderr
     assert not without & set(said.stdout.splitlines()[-1].split())
 
 
-@pytest.mark.parametrize("module", ["flows.train", "flows.monitor", "service.model", "contracts.core.evaluation"])
+@pytest.mark.parametrize("module",
+                         ["flows.train", "flows.monitor", "service.model", "contracts.core.evaluation"])
 def test_threads_that_wait_do_not_spin(module):
     """Whichever library brings OpenMP first: OpenMP itself says what it has read, when it is loaded."""
-    environ = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"} | {"OMP_DISPLAY_ENV": "VERBOSE"}
-    said = subprocess.run([sys.executable, "-c", f"import {module}, xgboost"], cwd=ROOT, capture_output=True, text=True, env=environ, timeout=60)
+    environ = {name: value for name, value in os.environ.items()
+               if name != "OMP_WAIT_POLICY"} | {"OMP_DISPLAY_ENV": "VERBOSE"}
+    said = subprocess.run([sys.executable, "-c", f"import {module}, xgboost"], cwd=ROOT, capture_output=True,
+                          text=True, env=environ, timeout=60)
     assert set(re.findall(r"GOMP_SPINCOUNT = '(\d+)'", said.stderr)) == {"0"}, said.stderr
 
 
@@ -87,7 +96,8 @@ def test_only_the_contract_and_the_replay_know_flights():
     for path in SOURCES:
         if path.name in ("flights.py", "faults.py"):
             continue
-        texts = {node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)}
+        texts = {node.value for node in ast.walk(ast.parse(path.read_text()))
+                 if isinstance(node, ast.Constant)}
         assert not own & texts, path
         assert not {name for name in imported(path) if name.startswith(("contracts.flights", "tests"))}, path
 
@@ -95,28 +105,33 @@ def test_only_the_contract_and_the_replay_know_flights():
 @pytest.mark.parametrize("guide", GUIDES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_guides_commands_exist(guide):
     group = get_command(app)
-    for line in re.findall(r"^perennial .*$|`(?:\.venv/bin/)?perennial [^`…]*`", guide.read_text(), re.MULTILINE):
+    for line in re.findall(r"^perennial .*$|`(?:\.venv/bin/)?perennial [^`…]*`", guide.read_text(),
+                           re.MULTILINE):
         words = shlex.split(line.strip("`").split("#")[0])[1:]
         command = group
         while words and hasattr(command, "commands") and words[0] in command.commands:
             command = command.commands[words.pop(0)]
         assert command is not group or not words or words[0].startswith("-"), line
-        known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)} | {"--help"}
+        known = {option for parameter in command.params
+                 for option in (*parameter.opts, *parameter.secondary_opts)} | {"--help"}
         assert {word for word in words if word.startswith("--")} <= known, line
 
 
 @pytest.mark.parametrize("guide", GUIDES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_guides_paths_make_targets_and_imports_exist(guide):
     text = re.sub(r"contracts/mine\.py", "", guide.read_text())  # the reader's own
-    for name in re.findall(r"`((?:flows|contracts|service|registry|deployments|tests|\.ci|\.github)/[\w./-]*)`", text):
+    for name in re.findall(
+            r"`((?:flows|contracts|service|registry|deployments|tests|\.ci|\.github)/[\w./-]*)`", text):
         assert (ROOT / name).exists(), name
     for names in re.findall(r"^\| (`[^|]*`)[^|]*\|", text, re.MULTILINE) if guide.parent != ROOT else ():
         for name in re.findall(r"`([\w/]+(?:\.(?:py|yaml)|/)|Dockerfile)`", names):
             assert (guide.parent / name).exists(), name
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert set(re.findall(r"`make ([\w-]+)", text)) <= targets
-    for module, names in re.findall(r"^from ((?:flows|contracts|service|registry|deployments)[\w.]*) import (.*)$", text, re.MULTILINE):
-        assert all(hasattr(importlib.import_module(module), name.strip()) for name in names.split(",")), (module, names)
+    for module, names in re.findall(r"^from ((?:flows|contracts|service|registry|deployments)[\w.]*) import "
+                                    r"(.*)$", text, re.MULTILINE):
+        assert all(hasattr(importlib.import_module(module), name.strip())
+                   for name in names.split(",")), (module, names)
 
 
 def test_keys_of_the_store_are_spelt_in_one_file():
@@ -125,7 +140,8 @@ def test_keys_of_the_store_are_spelt_in_one_file():
     for path in SOURCES:
         if path.name == "layout.py":
             continue
-        texts = {node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+        texts = {node.value for node in ast.walk(ast.parse(path.read_text()))
+                 if isinstance(node, ast.Constant) and isinstance(node.value, str)}
         assert not [text for text in texts if re.match(rf"({folders})/[^ ]*$", text)], path
 
 
@@ -141,8 +157,10 @@ def test_variables_are_read_in_one_file_and_those_of_a_replica_in_another():
 def test_every_room_has_a_guide_that_names_its_files():
     for room in ROOMS:
         text = (ROOT / room / "README.md").read_text()
-        files = {path.relative_to(ROOT / room) for path in SOURCES if path.parts[len(ROOT.parts)] == room and path.name != "__init__.py"}
-        missing = [str(file) for file in files if f"`{file}`" not in text and f"`{file.parts[0]}/`" not in text]
+        files = {path.relative_to(ROOT / room) for path in SOURCES if path.parts[len(ROOT.parts)] == room
+                 and path.name != "__init__.py"}
+        missing = [str(file) for file in files if f"`{file}`" not in text
+                   and f"`{file.parts[0]}/`" not in text]
         assert not missing, (room, missing)
 
 
@@ -157,8 +175,10 @@ def test_every_deployment_names_a_flow_that_exists():
     declared = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
     for one in declared:
         file, _, function = one["entrypoint"].partition(":")
-        assert function in {node.name for node in ast.parse((ROOT / file).read_text()).body if isinstance(node, ast.FunctionDef)}
-    assert {one["entrypoint"].rpartition(":")[2] for one in declared} == {"ingest", "train", "release", "monitor", "reconcile"}
+        assert (function in {node.name for node in ast.parse((ROOT / file).read_text()).body
+                             if isinstance(node, ast.FunctionDef)})
+    assert ({one["entrypoint"].rpartition(":")[2] for one in declared}
+            == {"ingest", "train", "release", "monitor", "reconcile"})
 
 
 def test_the_locks_name_no_index_and_pin_every_package_by_hash():
@@ -175,5 +195,7 @@ def test_an_address_of_dask_without_a_scheme_is_refused(monkeypatch):
     monkeypatch.setenv("PERENNIAL_DASK", "")
     assert settings.dask_address() is None
     monkeypatch.setenv("PERENNIAL_DASK", "127.0.0.1:8786")
-    with pytest.raises(PerennialError, match=r"PERENNIAL_DASK is '127.0.0.1:8786'; it must be an address such as tcp://host:8786"):
+    with pytest.raises(
+            PerennialError,
+            match=r"PERENNIAL_DASK is '127.0.0.1:8786'; it must be an address such as tcp://host:8786"):
         settings.dask_address()

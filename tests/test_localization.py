@@ -1,4 +1,5 @@
-"""Since when and in which slice a finding lies, and which columns callers send otherwise than they are ingested."""
+"""Since when and in which slice a finding lies, and which
+columns callers send otherwise than they are ingested."""
 
 from dataclasses import replace
 from datetime import timedelta
@@ -27,7 +28,8 @@ def reference():
     times = np.datetime64("2023-11-01", "s") + (np.arange(8 * WEEK) * 216).astype("timedelta64[s]")
     values = RNG.normal(60, 8, 8 * WEEK)
     values[::50] = np.nan
-    return learn_reference({"heat": MonitoredColumn("number", values)}, times, timedelta(days=7), 0.005)["heat"]
+    return learn_reference({"heat": MonitoredColumn("number", values)}, times, timedelta(days=7),
+                           0.005)["heat"]
 
 
 def rows(values, slices=None):
@@ -46,7 +48,8 @@ def test_drift_that_began_in_the_window_is_dated_and_goes_on(reference):
 
 
 def test_drift_of_one_day_is_over(reference):
-    values = np.where((np.datetime64("2024-01-03") <= TIMES) & (np.datetime64("2024-01-04") > TIMES), np.nan, ordinary())
+    values = np.where((np.datetime64("2024-01-03") <= TIMES) & (np.datetime64("2024-01-04") > TIMES), np.nan,
+                      ordinary())
     found = locate_drift(rows(values), "heat", reference, "missing", 0.05)
     assert str(found) == "on 2024-01-03"
 
@@ -60,16 +63,20 @@ def test_the_slice_that_carries_it_is_named_and_no_other(reference):
 
 def test_a_column_that_was_not_logged_has_no_trace(reference):
     assert locate_drift(rows(ordinary()), "cold", reference, "values", 0.1) is None
-    assert locate_drift(LoggedRows(TIMES[:0], {"heat": np.array([])}, {}), "heat", reference, "values", 0.1) is None
+    assert (locate_drift(LoggedRows(TIMES[:0], {"heat": np.array([])}, {}), "heat", reference, "values",
+                         0.1) is None)
 
 
 def test_a_verdict_says_since_when_and_takes_it_over_from_the_window_before(reference):
     values = ordinary() + 12
-    judged = drift(contract, {"heat": reference}, {"heat": reference.bins.count(values)}, rows=WEEK, logged=rows(values))
-    assert "since 2024-01-01" in judged.reasons[0] and judged.figures.checks["heat"]["values"].since == "2024-01-01"
+    judged = drift(contract, {"heat": reference}, {"heat": reference.bins.count(values)}, rows=WEEK,
+                   logged=rows(values))
+    assert ("since 2024-01-01" in judged.reasons[0]
+            and judged.figures.checks["heat"]["values"].since == "2024-01-01")
     check = ColumnCheck(effect=0.5, threshold=0.1, p_value=0.0, drifted=True, since="2023-12-28")
     earlier = {"heat": {"values": check}}
-    later = drift(contract, {"heat": reference}, {"heat": reference.bins.count(values)}, rows=WEEK, logged=rows(values), previous=earlier)
+    later = drift(contract, {"heat": reference}, {"heat": reference.bins.count(values)}, rows=WEEK,
+                  logged=rows(values), previous=earlier)
     assert "since 2023-12-28" in later.reasons[0]
 
 
@@ -77,10 +84,10 @@ def placed(drift_policy=contract.drift) -> Contract:
     return replace(contract, drift=drift_policy)
 
 
-@pytest.mark.parametrize(("spoil", "unit"), [
-    (lambda heat: heat * 1.8 + 32, True), (lambda heat: heat / 1_000, True), (lambda heat: heat + RNG.normal(0, 5, len(heat)), False),
-    (lambda heat: np.where(np.arange(len(heat)) % 2, heat, 20.0), False),
-])
+@pytest.mark.parametrize(("spoil", "unit"),
+                         [(lambda heat: heat * 1.8 + 32, True), (lambda heat: heat / 1_000, True),
+                          (lambda heat: heat + RNG.normal(0, 5, len(heat)), False),
+                          (lambda heat: np.where(np.arange(len(heat)) % 2, heat, 20.0), False)])
 def test_another_unit_is_told_from_other_values(spoil, unit):
     heat, columns = ordinary(), {"measured_at": TIMES}
     [found] = find_skew(contract, columns | {"heat": spoil(heat)}, {"heat": heat})
@@ -104,13 +111,17 @@ def test_missing_on_both_sides_agrees_and_a_rounded_value_does_too():
 
 def test_when_and_where():
     faulty = (np.datetime64("2024-01-02") <= TIMES) & (np.datetime64("2024-01-03") > TIMES)
-    assert when(TIMES, faulty) == ", from 2024-01-02T00:00 to 2024-01-02T23:56" and when(TIMES, TIMES[WEEK // 2] < TIMES).startswith(", since")
-    assert where(PLACE == "west", {"place": PLACE}) == ", almost all with place west" and where(faulty, {"place": PLACE}) == ""
+    assert (when(TIMES, faulty) == ", from 2024-01-02T00:00 to 2024-01-02T23:56"
+            and when(TIMES, TIMES[WEEK // 2] < TIMES).startswith(", since"))
+    assert (where(PLACE == "west", {"place": PLACE}) == ", almost all with place west"
+            and where(faulty, {"place": PLACE}) == "")
 
 
 def test_an_estimate_is_right_where_probabilities_are():
     probabilities = RNG.dirichlet([2, 2], 20_000)
     labels = (RNG.random(20_000) < probabilities[:, 1]).astype(int)
-    estimate, score = estimate_performance(probabilities), measure_performance(contract, labels, probabilities)
-    assert score.low < estimate.log_loss < score.high and score.log_loss == pytest.approx(estimate.log_loss, abs=0.02)
+    estimate, score = estimate_performance(probabilities), measure_performance(contract, labels,
+                                                                               probabilities)
+    assert (score.low < estimate.log_loss < score.high
+            and score.log_loss == pytest.approx(estimate.log_loss, abs=0.02))
     assert estimate.accuracy == pytest.approx((probabilities.argmax(axis=1) == labels).mean(), abs=0.02)

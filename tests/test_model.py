@@ -25,7 +25,8 @@ def january(rows):
 
 @pytest.fixture(scope="module")
 def model(rows, tmp_path_factory):
-    return read_training_set(flights, [rows], len(rows), datetime.max, tmp_path_factory.mktemp("training")).fit(12)
+    return read_training_set(flights, [rows], len(rows), datetime.max,
+                             tmp_path_factory.mktemp("training")).fit(12)
 
 
 def saved(model, folder):
@@ -69,7 +70,8 @@ def test_unknown_and_missing_categories_are_told_apart_and_predicted(january, mo
 def test_many_rows_have_the_codes_that_each_has_alone(january, model):
     columns = {name: values.copy() for name, values in january[0].items()}
     columns["carrier"][:4] = ["ZZ", None, np.nan, "UA"]
-    parts = [model.matrix(some(columns, slice(start, start + 500))) for start in range(0, len(january[1]), 500)]
+    parts = [model.matrix(some(columns, slice(start, start + 500)))
+             for start in range(0, len(january[1]), 500)]
     assert len(january[1]) > MANY and np.array_equal(model.matrix(columns), np.vstack(parts), equal_nan=True)
 
 

@@ -58,14 +58,16 @@ def context(trained, tmp_path, addresses) -> ModelContext:
     return open_model(PUMPS)
 
 
-def profile(context: ModelContext, version: str, start: datetime = LAST, rows: int = 2_800, hotter: float = 0.0) -> bytes:
+def profile(context: ModelContext, version: str, start: datetime = LAST, rows: int = 2_800,
+            hotter: float = 0.0) -> bytes:
     """What a replica of the version would write of the window's first rows."""
     traffic = readings(start, start + WEEK).head(rows)
     traffic["heat"] += hotter
     columns = contract.columns_of(traffic)
     files = fetch_version(context, version)
     probabilities = np.asarray(load_model(contract, files).probabilities(columns))
-    return profiles.to_bytes(profiles.profile_rows(contract, profiles.bins_in(files), columns, probabilities, probabilities.argmax(axis=1)))
+    return profiles.to_bytes(profiles.profile_rows(contract, profiles.bins_in(files), columns, probabilities,
+                                                   probabilities.argmax(axis=1)))
 
 
 def leave(context: ModelContext, version: str, content: bytes, start: datetime = LAST, replica: str = "one"):
@@ -78,12 +80,14 @@ def judged(window: datetime = LAST):
     return judge_window.fn(PUMPS, window.isoformat())
 
 
-@pytest.mark.parametrize(("window", "remedy"), [
-    ("2024-02-07T00:00:00", "starts at 2024-02-05T00:00:00"), ("2024-02-05T00:01:00", "starts at 2024-02-05T00:00:00"),
-    ("2024-02-05", "starts at 2024-02-05T00:00:00"), ("2024-02-12T00:00:00", "name 2024-02-05T00:00:00 or an earlier one"),
-    ("2031-01-06T00:00:00", "ingest pumps"), ("teatime", "as 2013-07-01T00:00:00"), ("9999-12-31T00:00:00", "as 2013"),
-    ("2024-02-05T00:00:00+00:00", "without a zone"),
-])
+@pytest.mark.parametrize(("window", "remedy"),
+                         [("2024-02-07T00:00:00", "starts at 2024-02-05T00:00:00"),
+                          ("2024-02-05T00:01:00", "starts at 2024-02-05T00:00:00"),
+                          ("2024-02-05", "starts at 2024-02-05T00:00:00"),
+                          ("2024-02-12T00:00:00", "name 2024-02-05T00:00:00 or an earlier one"),
+                          ("2031-01-06T00:00:00", "ingest pumps"), ("teatime", "as 2013-07-01T00:00:00"),
+                          ("9999-12-31T00:00:00", "as 2013"),
+                          ("2024-02-05T00:00:00+00:00", "without a zone")])
 def test_what_is_no_closed_window_is_refused_and_not_written_down(context, window, remedy):
     before = context.ledger.events()
     with pytest.raises(PerennialError, match=remedy) as refused:
@@ -98,7 +102,8 @@ def test_a_window_judged_twice_has_one_answer(context, trained):
     leave(context, trained[1], profile(context, trained[1], hotter=40), replica="two")
     verdict, action = judged()
     assert (verdict.kind, action) == ("fine", "fine") and context.ledger.state().claims == {}
-    assert record_and_decide(context, LAST, evaluate_window(context, LAST)) == "fine"  # a judge that began before the first had ended
+    # A judge that began before the first had ended.
+    assert record_and_decide(context, LAST, evaluate_window(context, LAST)) == "fine"
     assert [event.kind for event in context.ledger.events()].count("window_judged") == 1
 
 
@@ -118,13 +123,16 @@ def test_an_answer_takes_the_place_of_insufficient_and_keeps_it(context, trained
 
 
 def test_drift_must_persist_where_the_contract_says_so(context, trained):
-    """Of the last three windows two, the newest among them; what was told before does not start a retraining later."""
+    """Of the last three windows two, the newest among them;
+    what was told before does not start a retraining later."""
     context = replace(context, contract=replace(contract, drift=replace(contract.drift, persist=(2, 3))))
     drifted, fine = window_verdict("input drift", "heat moved"), window_verdict("fine")
     starts = [LAST + index * WEEK for index in range(6)]
-    said = [record_and_decide(context, start, verdict) for start, verdict in zip(starts, (drifted, fine, fine, drifted, fine, drifted))]
+    said = [record_and_decide(context, start, verdict)
+            for start, verdict in zip(starts, (drifted, fine, fine, drifted, fine, drifted))]
     assert said == ["watch", "fine", "fine", "watch", "fine", "retrain"]
-    assert record_and_decide(context, starts[3], drifted) == "watch" and list(context.ledger.state().claims) == [starts[5].isoformat()]
+    assert (record_and_decide(context, starts[3], drifted) == "watch"
+            and list(context.ledger.state().claims) == [starts[5].isoformat()])
 
 
 def followed(context: ModelContext, champion: str, end: datetime) -> str:
@@ -161,7 +169,8 @@ def test_an_open_circuit_breaker_pages(context):
     assert record_and_decide(context, LAST, drifted) == "retrain"
     context.ledger.retrain_finished(LAST.isoformat(), "failed", "v2")
     assert record_and_decide(context, LAST + 3 * WEEK, drifted) == "page"
-    assert "1 challengers in a row were refused" in context.ledger.state().claims[(LAST + 3 * WEEK).isoformat()].why
+    assert ("1 challengers in a row were refused" in context.ledger.state().claims[(LAST + 3
+                                                                                    * WEEK).isoformat()].why)
 
 
 def test_a_window_of_few_rows_is_judged_together_with_those_before_it(context, trained):
@@ -170,7 +179,8 @@ def test_a_window_of_few_rows_is_judged_together_with_those_before_it(context, t
         leave(context, trained[1], profile(context, trained[1], start, rows=90, hotter=40), start)
     ship(context)
     verdict = evaluate_window(context, LAST)
-    assert (verdict.kind, verdict.figures.rows, verdict.figures.since) == ("input drift", 270, (LAST - 2 * WEEK).isoformat())
+    assert ((verdict.kind, verdict.figures.rows, verdict.figures.since)
+            == ("input drift", 270, (LAST - 2 * WEEK).isoformat()))
 
 
 def test_windows_further_back_than_four_are_not_asked(context, trained):
@@ -185,7 +195,8 @@ def test_windows_further_back_than_four_are_not_asked(context, trained):
 def test_a_former_champions_window_is_judged_against_that_champion(context, trained):
     _, first, second = trained
     leave(context, first, profile(context, first, rows=1_000))
-    leave(context, second, profile(context, second, rows=900, hotter=40))  # in the shadow, say: it was never champion
+    # In the shadow, say: it was never champion.
+    leave(context, second, profile(context, second, rows=900, hotter=40))
     ship(context)
     assert due(context) == [LAST]
     context.ledger.promote(second, expect=first)
@@ -196,7 +207,8 @@ def test_a_former_champions_window_is_judged_against_that_champion(context, trai
 
 
 def test_a_week_that_two_champions_answered_is_judged_as_one(context, trained):
-    """Its first days alone would be drift in whatever changes with the day; what the model answered is not mixed."""
+    """Its first days alone would be drift in whatever changes
+    with the day; what the model answered is not mixed."""
     _, first, _ = trained
     third = followed(context, first, datetime(2024, 2, 26))
     for version, hotter in ((first, 0), (third, 40)):
@@ -266,4 +278,5 @@ def test_junk_in_the_spool_stops_no_window(context, trained, junk, caplog):
     path = leave(context, trained[1], whole[:len(whole) // 2] if junk == "torn" else junk, replica="two")
     with caplog.at_level(logging.WARNING):
         assert judged()[1] == "fine"
-    assert "1 files are no profiles" in caplog.text and str(path.with_suffix(".junk")) in caplog.text and not path.exists()
+    assert ("1 files are no profiles" in caplog.text and str(path.with_suffix(".junk")) in caplog.text
+            and not path.exists())

@@ -1,4 +1,5 @@
-"""The log of predictions, its way to the store, and what it is when labels come: in any order, twice, or never."""
+"""The log of predictions, its way to the store, and what
+it is when labels come: in any order, twice, or never."""
 
 import logging
 import shutil
@@ -39,13 +40,16 @@ def context(flights_version, tmp_path, addresses) -> ModelContext:
     return context
 
 
-def answer(context: ModelContext, version: str, rows: pd.DataFrame, replica: str = "one", by=None, **changed) -> None:
-    """What a replica would leave in the spool that was asked these rows; `changed`: columns as the caller sent them."""
+def answer(context: ModelContext, version: str, rows: pd.DataFrame, replica: str = "one", by=None,
+           **changed) -> None:
+    """What a replica would leave in the spool that was asked
+    these rows; `changed`: columns as the caller sent them."""
     columns = contract.columns_of(rows.assign(**changed), contract.sent_columns)
     files = fetch_version(context, version)
     model = load_model(contract, files)
     probabilities = (by or model.probabilities)(columns)
-    profiler = Profiler(context.contract, bins_in(files), version, context.spool, seconds=1_000, replica=replica)
+    profiler = Profiler(context.contract, bins_in(files), version, context.spool, seconds=1_000,
+                        replica=replica)
     for part in np.array_split(np.arange(len(rows)), 3):
         given = {name: values[part] for name, values in columns.items()}
         profiler.add(given, probabilities[part], model.classes(probabilities[part]), first=int(part[0]))
@@ -70,9 +74,11 @@ def test_every_prediction_is_logged_once_with_its_id(context, version):
     answer(context, version, rows)
     ship(context)
     found = logged_predictions(context, version, WINDOW)
-    assert set(found["id"]) == {f"one-{number:x}" for number in range(500)} and not list(context.spool.rglob(f"*{SUFFIX}"))
+    assert (set(found["id"]) == {f"one-{number:x}" for number in range(500)}
+            and not list(context.spool.rglob(f"*{SUFFIX}")))
     for name in contract.sent_columns:
-        np.testing.assert_array_equal(contract.columns_of(found, (name,))[name], contract.columns_of(rows, (name,))[name])
+        np.testing.assert_array_equal(contract.columns_of(found, (name,))[name],
+                                      contract.columns_of(rows, (name,))[name])
 
 
 def test_a_crash_between_the_store_and_the_spool_logs_nothing_twice(context, version, monkeypatch):
@@ -91,7 +97,8 @@ def test_what_nobody_waits_for_is_packed_together(context, version, monkeypatch)
     assert ship(context, patient=True) == 1 and list(context.spool.rglob(f"*{SUFFIX}"))  # the profile alone
     monkeypatch.setattr("registry.traffic.ENOUGH", 100)
     ship(context, patient=True)
-    assert not list(context.spool.rglob(f"*{SUFFIX}")) and len(logged_predictions(context, version, WINDOW)) == 30
+    assert (not list(context.spool.rglob(f"*{SUFFIX}"))
+            and len(logged_predictions(context, version, WINDOW)) == 30)
 
 
 def test_junk_in_the_spool_is_set_aside_and_said(context, version, caplog):
@@ -101,7 +108,8 @@ def test_junk_in_the_spool_is_set_aside_and_said(context, version, caplog):
     torn.write_bytes(torn.read_bytes()[:-5])
     with caplog.at_level(logging.WARNING):
         ship(context)
-    assert str(torn.with_suffix(".junk")) in caplog.text and len(logged_predictions(context, version, WINDOW)) == 30
+    assert (str(torn.with_suffix(".junk")) in caplog.text
+            and len(logged_predictions(context, version, WINDOW)) == 30)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5])
@@ -126,7 +134,8 @@ def test_a_disk_that_fails_keeps_predictions_waiting_and_bounds_them(tmp_path, c
     (tmp_path / "log").unlink()
     log.save()
     kept = list((tmp_path / "log").rglob(f"*{SUFFIX}"))
-    assert 90_000 < sum(file.stat().st_size for file in kept) <= 100_000 and tmp_path / "log" / "x" / f"one-59{SUFFIX}" in kept
+    assert (90_000 < sum(file.stat().st_size for file in kept) <= 100_000
+            and tmp_path / "log" / "x" / f"one-59{SUFFIX}" in kept)
 
 
 def test_a_window_is_scored_by_what_was_answered_when_its_labels_are_in(context, version):
@@ -157,7 +166,8 @@ def test_labels_that_come_late_are_waited_for_and_then_judged_again(context, ver
     rows[half].to_parquet(file)
     ingest_batch(context, WINDOW, WINDOW + WEEK, str(file))
     verdict, action = judged(context)
-    assert verdict.figures.performance.coverage == pytest.approx(half.mean()) and verdict.kind != "worse on labels"
+    assert (verdict.figures.performance.coverage == pytest.approx(half.mean())
+            and verdict.kind != "worse on labels")
     assert due(context) == []
     rows.sample(frac=1, random_state=0).to_parquet(file)
     ingest_batch(context, WINDOW, WINDOW + WEEK, str(file))
@@ -170,12 +180,14 @@ def test_labels_may_come_for_ids_before_after_and_twice(context, version):
     rows = week()
     file = context.run / "labels.csv"
     file.parent.mkdir(exist_ok=True)
-    labelled = pd.DataFrame({"id": [f"one-{number:x}" for number in range(len(rows))], "arr_delay": rows["arr_delay"]})
+    labelled = pd.DataFrame({"id": [f"one-{number:x}" for number in range(len(rows))],
+                             "arr_delay": rows["arr_delay"]})
     labelled.head(100).to_csv(file, index=False)
     assert store_labels(context, str(file)) == 100  # before the log came
     answer(context, version, rows, flight=None)
     ingest_batch(context, WINDOW, WINDOW + WEEK)
-    assert judged(context)[0].figures.performance.coverage == pytest.approx(100 / len(rows)) and due(context) == []
+    assert (judged(context)[0].figures.performance.coverage == pytest.approx(100 / len(rows))
+            and due(context) == [])
     for _ in range(2):
         labelled.sample(frac=1, random_state=0).to_csv(file, index=False)
         store_labels(context, str(file))
@@ -186,11 +198,12 @@ def test_labels_may_come_for_ids_before_after_and_twice(context, version):
     assert [scores.observed[name] for name in contract.label.classes] == pytest.approx(observed.tolist())
 
 
-@pytest.mark.parametrize(("rows", "said"), [
-    (pd.DataFrame({"id": ["one-1"]}), "no column arr_delay"), (pd.DataFrame({"arr_delay": ["5"]}), "no column id"),
-    (pd.DataFrame({"id": ["a", "b"], "arr_delay": ["5", "late"]}), "arr_delay is 'late' in row 1, no float"),
-    (pd.DataFrame({"id": [], "arr_delay": []}), "holds no row"),
-])
+@pytest.mark.parametrize(("rows", "said"),
+                         [(pd.DataFrame({"id": ["one-1"]}), "no column arr_delay"),
+                          (pd.DataFrame({"arr_delay": ["5"]}), "no column id"),
+                          (pd.DataFrame({"id": ["a", "b"], "arr_delay": ["5", "late"]}),
+                           "arr_delay is 'late' in row 1, no float"),
+                          (pd.DataFrame({"id": [], "arr_delay": []}), "holds no row")])
 def test_labels_that_can_not_be_read_are_refused(context, rows, said):
     file = context.run / "labels.csv"
     file.parent.mkdir(exist_ok=True)
@@ -215,7 +228,8 @@ def test_callers_that_do_not_say_which_event_it_is_are_scored_by_asking_the_mode
 
 def test_a_column_in_another_unit_is_named_with_the_unit_and_since_when_and_where(context, version):
     rows, friday = week(), datetime(2013, 2, 8)
-    celsius = rows["temp"].where((rows["departs"] < friday) | (rows["origin"] != "JFK"), (rows["temp"] - 32) / 1.8)
+    celsius = rows["temp"].where((rows["departs"] < friday) | (rows["origin"] != "JFK"),
+                                 (rows["temp"] - 32) / 1.8)
     answer(context, version, rows, temp=celsius)
     ingest_batch(context, WINDOW, WINDOW + WEEK)
     verdict, action = judged(context)
@@ -254,10 +268,12 @@ def test_a_service_that_answers_otherwise_than_its_model_is_skew(context, versio
 def test_a_callers_clock_a_day_ahead_is_named(context, version):
     rows = week()
     ahead = (np.arange(len(rows)) % 3 == 0) & (rows["departs"] < WINDOW + timedelta(days=6)).to_numpy()
-    answer(context, version, rows, departs=rows["departs"] + pd.to_timedelta(np.where(ahead, 24, 0), unit="h"))
+    answer(context, version, rows,
+           departs=rows["departs"] + pd.to_timedelta(np.where(ahead, 24, 0), unit="h"))
     ingest_batch(context, WINDOW, WINDOW + WEEK)
     verdict, action = judged(context)
-    assert any("happened 24 hours earlier: a caller's clock is wrong" in reason for reason in verdict.reasons), verdict.reasons
+    assert any("happened 24 hours earlier: a caller's clock is wrong" in reason
+               for reason in verdict.reasons), verdict.reasons
     assert (verdict.kind, action) == ("broken contract", "page")
 
 
@@ -291,7 +307,8 @@ def test_labels_that_stay_away_page(context, version):
     answer(context, version, week(WINDOW + 2 * WEEK), replica="three")
     ship(context)
     said = stale(context)
-    assert (said.kind, said.figures.since) == ("stale", WINDOW.isoformat()) and "perennial ingest flights" in said.reasons[0]
+    assert ((said.kind, said.figures.since) == ("stale", WINDOW.isoformat())
+            and "perennial ingest flights" in said.reasons[0])
 
 
 def test_the_log_of_a_version_that_logged_nothing_is_empty(context, version):

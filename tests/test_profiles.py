@@ -41,14 +41,12 @@ class Doors(pa.DataFrameModel):
 
 
 doors = Contract(
-    name="doors", schema=Doors, event_time="seen",
-    label=Label(classes=("holds", "breaks"), needs=("broke",), of=lambda broke: broke, matures=timedelta(days=1)),
-    features=(
-        number("force"), number("opened"), number("locked"),
-        number("often", "opened", compute=lambda opened: np.nan_to_num(opened).astype(np.int64)),
-        number("pulled", "force", compute=lambda force: force > 5),
-    ),
-    xgboost={}, gate=Gate(window=timedelta(days=1), log_loss=1, auc=0.5, calibration_error=1, recall={}),
+    name="doors", schema=Doors, event_time="seen", label=Label(
+        classes=("holds", "breaks"), needs=("broke",), of=lambda broke: broke, matures=timedelta(days=1)),
+    features=(number("force"), number("opened"), number("locked"),
+              number("often", "opened", compute=lambda opened: np.nan_to_num(opened).astype(np.int64)),
+              number("pulled", "force", compute=lambda force: force > 5)), xgboost={},
+    gate=Gate(window=timedelta(days=1), log_loss=1, auc=0.5, calibration_error=1, recall={}),
     drift=Drift(window=timedelta(days=1), min_rows=50))
 
 
@@ -57,10 +55,9 @@ def traffic(n: int = 1_000, start: datetime = DAY, days: float = 1.0, seed: int 
     rng = np.random.default_rng(seed)
     force = rng.normal(5 + shift, 1, n)
     force[rng.random(n) < 0.1] = np.nan
-    columns = {
-        "seen": np.datetime64(start, "s") + rng.integers(0, int(days * 86_400), n).astype("timedelta64[s]"),
-        "force": force, "opened": rng.integers(0, 50, n).astype(float), "locked": rng.integers(0, 2, n).astype(float),
-    }
+    columns = {"seen": np.datetime64(start, "s")
+               + rng.integers(0, int(days * 86_400), n).astype("timedelta64[s]"), "force": force,
+               "opened": rng.integers(0, 50, n).astype(float), "locked": rng.integers(0, 2, n).astype(float)}
     breaks = rng.random(n).astype(np.float32)
     probabilities = np.stack([1 - breaks, breaks], axis=1)
     return columns, probabilities, probabilities.argmax(axis=1)
@@ -105,13 +102,15 @@ def until(true, seconds=10.0):
 def test_numbers_of_every_type_and_missing_values():
     columns, probabilities, classes = traffic(2_000)
     view = profile(columns, probabilities, classes)
-    assert set(view.get_columns()) == {
-        "force", "opened", "locked", "often", "pulled", "prediction", "probability.holds", "probability.breaks"}
+    assert (set(view.get_columns())
+            == {"force", "opened", "locked", "often", "pulled", "prediction", "probability.holds",
+                "probability.breaks"})
     assert counts(view, "force") == (2_000, np.isnan(columns["force"]).sum())
     assert counts(view, "often") == counts(view, "pulled") == counts(view, "opened") == (2_000, 0)
     pulled = view.get_column("pulled").get_metric("distribution")
     assert pulled.avg == pytest.approx(np.mean(columns["force"] > 5))
-    assert view.get_column("force").get_metric("distribution").avg == pytest.approx(np.nanmean(columns["force"]))
+    assert (view.get_column("force").get_metric("distribution").avg
+            == pytest.approx(np.nanmean(columns["force"])))
     assert named(view, "prediction") == {"holds": (classes == 0).sum(), "breaks": (classes == 1).sum()}
     assert quantile(view, "probability.breaks", 0.5) == pytest.approx(0.5, abs=0.05)
     assert profiles.rows(view) == 2_000 and profiles.bad_inputs(view) == 0
@@ -119,8 +118,10 @@ def test_numbers_of_every_type_and_missing_values():
 
 def test_columns_that_are_wholly_missing():
     columns, probabilities, classes = traffic(10)
-    view = profiles.from_bytes(profiles.to_bytes(profile(columns | {"force": np.full(10, np.nan)}, probabilities, classes)))
-    assert counts(view, "force") == (10, 10) and profiles.read_counts(profiles.to_bytes(view)).counts["force"].tolist()[0] == 10
+    view = profiles.from_bytes(profiles.to_bytes(profile(columns | {"force": np.full(10, np.nan)},
+                                                         probabilities, classes)))
+    assert (counts(view, "force") == (10, 10)
+            and profiles.read_counts(profiles.to_bytes(view)).counts["force"].tolist()[0] == 10)
 
 
 @pytest.fixture(scope="module")
@@ -141,17 +142,20 @@ def test_text_with_missing_values(january):
     view = profiles.profile_rows(flights, bins, few, probabilities, classes)
     assert counts(view, "carrier") == (500, 7)
     assert sum(named(view, "carrier").values()) == 493
-    assert named(view, "carrier")["UA"] == (few["carrier"] == "UA").sum() == by_label(view, bins, "carrier")["UA"]
+    assert (named(view, "carrier")["UA"] == (few["carrier"] == "UA").sum()
+            == by_label(view, bins, "carrier")["UA"])
     assert max(map(len, named(view, "dest"))) <= 128 and by_label(view, bins, "dest")[NEW] == 1
     assert "departs" not in view.get_columns()
 
 
-def tallied(view, read=lambda view: profiles.read_counts(profiles.to_bytes(view)).counts) -> dict[str, list[int]]:
+def tallied(view,
+            read=lambda view: profiles.read_counts(profiles.to_bytes(view)).counts) -> dict[str, list[int]]:
     return {name: found.tolist() for name, found in read(view).items()}
 
 
 def by_label(view, bins, name) -> dict[str, int]:
-    return dict(zip(bins[name].labels, profiles.read_counts(profiles.to_bytes(view)).counts[name].tolist(), strict=True))
+    return dict(zip(bins[name].labels, profiles.read_counts(profiles.to_bytes(view)).counts[name].tolist(),
+                    strict=True))
 
 
 def test_merged_replicas_equal_one_profile_of_all(january):
@@ -159,14 +163,20 @@ def test_merged_replicas_equal_one_profile_of_all(january):
     rows, bins = january
     n = len(rows[2])
     whole = profiles.profile_rows(flights, bins, *rows)
-    pieces = [profiles.to_bytes(profiles.profile_rows(flights, bins, *take(rows, np.arange(n) % 3 == part))) for part in range(3)]
+    pieces = [profiles.to_bytes(profiles.profile_rows(flights, bins, *take(rows, np.arange(n) % 3 == part)))
+              for part in range(3)]
     parts = merge([profiles.to_bytes(merge(pieces[1:])), pieces[0]])
     assert profiles.rows(parts) == profiles.rows(whole) == n
-    exact = {name: bins[name].count(one.values).tolist() for name, one in monitored_columns(flights, *rows).items()}
+    exact = {name: bins[name].count(one.values).tolist()
+             for name, one in monitored_columns(flights, *rows).items()}
     for view in (whole, parts, merge(pieces[::-1])):
-        assert tallied(view) == exact and tallied(view, lambda view: {
-            name: column.get_metric("bins").counts.value for name, column in view.get_columns().items()}) == exact
-    assert {name: found.tolist() for name, found in sum(map(profiles.read_counts, pieces), profiles.NO_TRAFFIC).counts.items()} == exact
+        assert (tallied(view) == exact
+                and tallied(view,
+                            lambda view: {name: column.get_metric("bins").counts.value
+                                          for name, column in view.get_columns().items()}) == exact)
+    assert ({name: found.tolist()
+             for name, found in sum(map(profiles.read_counts, pieces), profiles.NO_TRAFFIC).counts.items()}
+            == exact)
     for name in whole.get_columns():
         assert counts(parts, name) == counts(whole, name)
     for name in ("carrier", "dest", "prediction"):
@@ -191,8 +201,10 @@ def test_a_profile_of_free_text_stays_small(january):
     """A category with more values than rows that anybody could keep."""
     rows, bins = january
     columns, probabilities, classes = take(rows, slice(0, 5_000))
-    texts = {seed: columns | {"dest": np.array([f"{seed}-{index}" * 9 for index in range(5_000)], object)} for seed in range(20)}
-    views = [profiles.to_bytes(profiles.profile_rows(flights, bins, text, probabilities, classes)) for text in texts.values()]
+    texts = {seed: columns | {"dest": np.array([f"{seed}-{index}" * 9 for index in range(5_000)], object)}
+             for seed in range(20)}
+    views = [profiles.to_bytes(profiles.profile_rows(flights, bins, text, probabilities, classes))
+             for text in texts.values()]
     assert len(profiles.to_bytes(merge(views))) < 100_000
 
 
@@ -221,12 +233,14 @@ def test_rows_go_to_the_window_of_their_event_time(tmp_path):
     assert starts == [DAY - timedelta(days=20), DAY, DAY + timedelta(days=1)]
     views = [collect(tmp_path, "doors", "v1", start) for start in starts]
     assert [profiles.rows(view) for view in views] == [40, 200, 300]
-    assert [profiles.bad_inputs(view) for view in views] == [0, 0, 5]  # of their own, else the one that grew last
+    # Of their own, else the one that grew last.
+    assert [profiles.bad_inputs(view) for view in views] == [0, 0, 5]
     assert counts(views[0], "force") == (40, np.isnan(late[0]["force"]).sum())
     facts = views[2].metadata
     assert (facts["model"], facts["version"]) == ("doors", "v1")
     assert (facts["start"], facts["end"]) == ("2024-05-07T00:00:00", "2024-05-08T00:00:00")
-    assert windows(tmp_path, "doors", "v2") == [] and collect(tmp_path, "doors", "v1", datetime(2000, 1, 1)) is None
+    assert (windows(tmp_path, "doors", "v2") == []
+            and collect(tmp_path, "doors", "v1", datetime(2000, 1, 1)) is None)
 
 
 def test_close_flushes_and_replicas_merge(tmp_path):
@@ -269,7 +283,8 @@ def test_a_window_of_refused_records_alone_is_a_broken_contract(tmp_path):
     profiler.bad(times(*["2024-05-06T12:00:00"] * 60))
     profiler.close()
     seen = collect(tmp_path, "doors", "v1", DAY)
-    reference = learn_reference(monitored_columns(doors, *traffic()), traffic()[0]["seen"], doors.drift.window, 0.005)
+    reference = learn_reference(monitored_columns(doors, *traffic()), traffic()[0]["seen"],
+                                doors.drift.window, 0.005)
     counts = profiles.read_counts(profiles.to_bytes(seen)).counts
     verdict = drift(doors, reference, counts, rows=profiles.rows(seen), bad=profiles.bad_inputs(seen))
     assert verdict.kind == "broken contract" and "60 of 60 records were refused" in verdict.reasons[0]
@@ -280,7 +295,8 @@ def test_refused_records_without_any_time_count_by_the_clock(tmp_path):
     profiler.bad(times(None, None, None))
     profiler.close()
     [start] = windows(tmp_path, "doors", "v1")
-    assert abs(start - datetime.now()) < timedelta(days=2) and profiles.bad_inputs(collect(tmp_path, "doors", "v1", start)) == 3
+    assert (abs(start - datetime.now()) < timedelta(days=2)
+            and profiles.bad_inputs(collect(tmp_path, "doors", "v1", start)) == 3)
 
 
 @pytest.mark.parametrize("strange", ["0001-01-01", "1066-10-14", "1969-12-31", "9999-12-31T23:59:59", "NaT"])
@@ -307,7 +323,8 @@ def test_a_profile_before_1970_can_be_written():
 
 
 def test_a_wrong_clock_does_not_fill_the_disk_and_its_rows_are_counted(tmp_path, caplog):
-    """Five thousand days in one request, three times, beside a replay of four months in which every other clock is right."""
+    """Five thousand days in one request, three times, beside a
+    replay of four months in which every other clock is right."""
     wrong = traffic(5_000)
     wrong[0]["seen"][:] = np.datetime64(DAY, "s") + 10 * np.arange(5_000) * np.timedelta64(1, "D")
     profiler = Profiler(doors, BINS, "v1", tmp_path, seconds=1_000, rows=5_000)
@@ -335,7 +352,8 @@ def test_both_sides_of_the_reach(tmp_path):
         profiler.add(columns | {"seen": np.array([day])}, probabilities, classes)
     profiler.close()
     assert windows(tmp_path, "doors", "v1") == [DAY, DAY + REACH * timedelta(days=1)]
-    assert sum(profiles.elsewhere(collect(tmp_path, "doors", "v1", day)) for day in windows(tmp_path, "doors", "v1")) == 1
+    assert (sum(profiles.elsewhere(collect(tmp_path, "doors", "v1", day))
+                for day in windows(tmp_path, "doors", "v1")) == 1)
 
 
 def test_a_window_that_returns_goes_on_in_its_file(tmp_path):
@@ -413,7 +431,8 @@ from service.profiler import Profiler
 from tests.left_by_replicas import windows
 from tests.test_profiles import BINS, doors, traffic
 folder = Path(sys.argv[1])
-often, full = Profiler(doors, BINS, "often", folder, seconds=0.2), Profiler(doors, BINS, "full", folder, seconds=1_000, rows=500)
+often = Profiler(doors, BINS, "often", folder, seconds=0.2)
+full = Profiler(doors, BINS, "full", folder, seconds=1_000, rows=500)
 often.add(*traffic(700))
 for seed in range(12):
     full.add(*traffic(100, seed=seed))
@@ -427,9 +446,8 @@ time.sleep(60)
 
 
 def test_kill_9_loses_no_more_than_the_buffer(tmp_path):
-    child = subprocess.Popen(
-        [sys.executable, "-c", CHILD, str(tmp_path)], stdout=subprocess.PIPE, cwd=Path(__file__).parent.parent,
-        env=os.environ | {"PYTHONPATH": "."})
+    child = subprocess.Popen([sys.executable, "-c", CHILD, str(tmp_path)], stdout=subprocess.PIPE,
+                             cwd=Path(__file__).parent.parent, env=os.environ | {"PYTHONPATH": "."})
     try:
         assert child.stdout.readline() == b"go\n"
     finally:

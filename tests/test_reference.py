@@ -24,21 +24,26 @@ def shops(days: int, a_day: int = 300, seed: int = 0, sunday: float = 30.0) -> n
 
 def learnt(days: int, window: timedelta, **columns: np.ndarray):
     """The references of columns of which equally many rows happened on each day."""
-    seen = {name: MonitoredColumn("category" if values.dtype == object else "number", values) for name, values in columns.items()}
+    seen = {name: MonitoredColumn("category" if values.dtype == object else "number", values)
+            for name, values in columns.items()}
     n = len(next(iter(columns.values())))
-    return learn_reference(seen, START + (np.arange(n) * (days * 86_400 / n)).astype("timedelta64[s]"), window, 0.005)
+    return learn_reference(seen, START + (np.arange(n) * (days * 86_400 / n)).astype("timedelta64[s]"),
+                           window, 0.005)
 
 
 def alarms(reference, values: np.ndarray) -> bool:
     contract = replace(flights, drift=Drift(min_rows=1, window=DAY))
-    return drift(contract, reference, {"spent": reference["spent"].bins.count(values)}, rows=len(values)).outcome == "failed"
+    return drift(contract, reference, {"spent": reference["spent"].bins.count(values)},
+                 rows=len(values)).outcome == "failed"
 
 
 def test_a_sunday_is_not_drift_unless_it_comes_where_no_sundays_are_known():
     values = shops(70)
-    known, unknown = learnt(70, DAY, spent=values), learnt(70, DAY, spent=np.random.default_rng(1).permutation(values))
+    known, unknown = learnt(70, DAY, spent=values), learnt(70, DAY,
+                                                           spent=np.random.default_rng(1).permutation(values))
     sundays = [shops(7, seed=seed)[-300:] for seed in range(1, 40)]
-    assert not any(alarms(known, sunday) for sunday in sundays) and all(alarms(unknown, sunday) for sunday in sundays)
+    assert (not any(alarms(known, sunday) for sunday in sundays)
+            and all(alarms(unknown, sunday) for sunday in sundays))
     assert all(alarms(known, sunday + 60) for sunday in sundays)
 
 
@@ -64,8 +69,9 @@ def test_how_often_a_row_brings_a_new_value_is_learnt():
     usual = np.array([f"item {n}" for n in rng.zipf(1.7, 15_000) % 1_500], object)
     one = learnt(30, WEEK, item=usual)["item"]
     expected = one.counts[1] / one.counts.sum()
-    found = np.mean([one.bins.count(np.array([f"item {n}" for n in np.random.default_rng(seed).zipf(1.7, 3_000) % 1_500], object))[1]
-                     for seed in range(1, 20)]) / 3_000
+    found = np.mean([one.bins.count(np.array([f"item {n}"
+                                              for n in np.random.default_rng(seed).zipf(1.7, 3_000) % 1_500],
+                                             object))[1] for seed in range(1, 20)]) / 3_000
     assert expected == pytest.approx(found, rel=0.2) and expected > 0.005
     assert one.ordinary["new"] < 0.05
 
@@ -78,13 +84,15 @@ def test_a_value_that_one_week_alone_had_is_new_in_a_week():
 
 
 def test_a_column_that_never_changes_allows_nothing():
-    for one in learnt(40, WEEK, same=np.full(400, 3.0), none=np.full(400, np.nan), nobody=np.full(400, None, object)).values():
+    for one in learnt(40, WEEK, same=np.full(400, 3.0), none=np.full(400, np.nan),
+                      nobody=np.full(400, None, object)).values():
         assert one.counts.sum() == 400 and set(one.ordinary.values()) == {0.0}
 
 
 @pytest.mark.parametrize("days", [1, 3, 10])
 def test_training_data_shorter_than_a_few_windows_still_teaches(days):
-    one = learnt(days, WEEK, x=np.random.default_rng(0).normal(size=days * 400) + np.linspace(0, 2, days * 400))["x"]
+    one = learnt(days, WEEK,
+                 x=np.random.default_rng(0).normal(size=days * 400) + np.linspace(0, 2, days * 400))["x"]
     assert 0.1 < one.ordinary["values"] <= 1
 
 
@@ -104,6 +112,9 @@ def test_effects_of_known_shares():
     one, other = np.array([0.0, 0, 0, 0.5, 0.5]), np.array([0.5, 0.25, 0, 0.25, 0])
     found = {check: float(value) for check, value in effects(bins, one, other).items()}
     assert found["missing"] == 0.5 and found["new"] == 0.25
-    assert found["values"] == pytest.approx(np.sqrt((0.5 * np.log2(0.5 / 0.75) + 0.5 + np.log2(1 / 0.75)) / 2))
-    assert effects(bins, one, one)["values"] == 0 and effects(bins, one, np.array([1.0, 0, 0, 0, 0]))["values"] == 0
-    assert effects(bins, np.array([0, 0, 0, 1.0, 0]), np.array([0, 0, 0, 0, 1.0]))["values"] == pytest.approx(1)
+    assert (found["values"]
+            == pytest.approx(np.sqrt((0.5 * np.log2(0.5 / 0.75) + 0.5 + np.log2(1 / 0.75)) / 2)))
+    assert (effects(bins, one, one)["values"] == 0
+            and effects(bins, one, np.array([1.0, 0, 0, 0, 0]))["values"] == 0)
+    assert (effects(bins, np.array([0, 0, 0, 1.0, 0]), np.array([0, 0, 0, 0, 1.0]))["values"]
+            == pytest.approx(1))

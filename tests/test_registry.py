@@ -16,7 +16,15 @@ import httpx
 import pytest
 
 from contracts.core import errors
-from contracts.core.errors import Conflict, Corrupt, NotAllowed, NotFound, PerennialError, Unavailable, UnsafeStore
+from contracts.core.errors import (
+    Conflict,
+    Corrupt,
+    NotAllowed,
+    NotFound,
+    PerennialError,
+    Unavailable,
+    UnsafeStore,
+)
 from contracts.core.retraining import RefusalRule
 from contracts.core.validation import check_batch
 from contracts.pumps import contract as pumps
@@ -124,11 +132,13 @@ def test_a_store_that_ignores_conditions_is_refused(tmp_path, monkeypatch):
     port = free_port()
     (tmp_path / "bucket").mkdir()
     rclone = str(Path(sys.executable).parent / "rclone")
-    process = served([rclone, "serve", "s3", str(tmp_path), "--addr", f"127.0.0.1:{port}", "--auth-key", "test,testtest"], port)
+    process = served([rclone, "serve", "s3", str(tmp_path), "--addr", f"127.0.0.1:{port}", "--auth-key",
+                      "test,testtest"], port)
     try:
         for name, value in (KEYS | {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}"}).items():
             monkeypatch.setenv(name, value)
-        with pytest.raises(UnsafeStore, match=r"s3://bucket/x ignores write conditions.*use a store that honours"):
+        with pytest.raises(UnsafeStore,
+                           match=r"s3://bucket/x ignores write conditions.*use a store that honours"):
             open_store("s3://bucket/x")
     finally:
         process.terminate()
@@ -245,7 +255,8 @@ def test_of_two_racing_promotions_one_wins_and_the_other_learns_who(store, ledge
             return error
     with ThreadPoolExecutor(2) as pool:
         first, second = sorted(pool.map(promoted, (A, B)), key=lambda one: isinstance(one, Conflict))
-    assert ledger.state().champion == first and first[:12] in str(second) and "judge it against" in str(second)
+    assert (ledger.state().champion == first and first[:12] in str(second)
+            and "judge it against" in str(second))
 
 
 def test_many_writers_leave_one_unbroken_chain(store):
@@ -271,11 +282,14 @@ def test_a_changed_or_removed_event_is_noticed(tmp_path, harm):
         Ledger(store, "pumps").events()
 
 
-@pytest.mark.parametrize("harm", [
-    lambda whole: whole[:50], lambda _: b"", lambda _: b"[]", lambda _: b"5", lambda _: b"\xff\xfe",
-    lambda whole: whole.replace(b'"format":2,', b""), lambda whole: whole.replace(b'"format":2,', b'"format":2,"x":2,'),
-    lambda whole: whole.replace(b'"text":"1"', b'"text":NaN'), lambda whole: whole.replace(b'"seq":1', b'"seq":"1"'),
-], ids=["torn", "empty", "list", "number", "bytes", "no format", "a field more", "not a number", "text"])
+@pytest.mark.parametrize("harm",
+                         [lambda whole: whole[:50], lambda _: b"", lambda _: b"[]", lambda _: b"5",
+                          lambda _: b"\xff\xfe", lambda whole: whole.replace(b'"format":2,', b""),
+                          lambda whole: whole.replace(b'"format":2,', b'"format":2,"x":2,'),
+                          lambda whole: whole.replace(b'"text":"1"', b'"text":NaN'),
+                          lambda whole: whole.replace(b'"seq":1', b'"seq":"1"')],
+                         ids=["torn", "empty", "list", "number", "bytes", "no format", "a field more",
+                              "not a number", "text"])
 def test_a_file_that_is_no_event_is_named_with_the_remedy(tmp_path, harm):
     for n in range(3):
         Ledger(FolderStore(tmp_path), "pumps").record(Noted(version="v", text=str(n)))
@@ -286,11 +300,13 @@ def test_a_file_that_is_no_event_is_named_with_the_remedy(tmp_path, harm):
 
 
 def claim(ledger, key, day, drift=pumps.drift, new_rows=500):
-    return ledger.claim_retraining(key, now=datetime(2024, 1, day), reason="drift", drift=drift, new_rows=new_rows)
+    return ledger.claim_retraining(key, now=datetime(2024, 1, day), reason="drift", drift=drift,
+                                   new_rows=new_rows)
 
 
 def test_a_retraining_is_granted_once_one_at_a_time_and_after_the_cooldown(ledger):
-    assert claim(ledger, "one", 1).is_granted and claim(ledger, "one", 1).is_granted  # a killed run takes it up again
+    # A killed run takes it up again.
+    assert claim(ledger, "one", 1).is_granted and claim(ledger, "one", 1).is_granted
     assert "in flight" in claim(ledger, "two", 20).why
     ledger.retrain_finished("one", "passed", A)
     assert claim(ledger, "one", 1).state == "finished"
@@ -307,8 +323,10 @@ def test_a_retraining_whose_runs_fail_is_over_after_three(ledger):
         assert claim(ledger, "one", 1).is_granted and ledger.state().claims["one"].failures == failures
     ledger.retrain_failed("one", "no disk")
     over = ledger.state().claims["one"]
-    assert (over.state, over.outcome) == ("finished", "failed") and "3 runs failed, the last: no disk" in over.why
-    assert ledger.retrain_failed("one", "late") is None and ledger.retrain_failed("never claimed", "?") is None
+    assert ((over.state, over.outcome) == ("finished", "failed")
+            and "3 runs failed, the last: no disk" in over.why)
+    assert (ledger.retrain_failed("one", "late") is None
+            and ledger.retrain_failed("never claimed", "?") is None)
     assert claim(ledger, "two", 15).is_granted
 
 
@@ -345,10 +363,12 @@ def test_aliases_tags_and_notes(ledger):
     ledger.note(A, "looks fine")
     state = ledger.state()
     assert (state.aliases, state.tags[A], state.notes[A]) == ({"blue": A}, {"team": "ops"}, ["looks fine"])
-    assert models.resolve(ledger, "blue") == models.resolve(ledger, "1") == models.resolve(ledger, "aaaaaa") == A
+    assert (models.resolve(ledger, "blue") == models.resolve(ledger, "1") == models.resolve(ledger, "aaaaaa")
+            == A)
     with pytest.raises(PerennialError, match="follows from promotions"):
         ledger.alias("champion", A)
-    for mark in (lambda: ledger.alias("red", "f" * 64), lambda: ledger.tag("f" * 64, "team", "ops"), lambda: ledger.note("f" * 64, "?")):
+    for mark in (lambda: ledger.alias("red", "f" * 64), lambda: ledger.tag("f" * 64, "team", "ops"),
+                 lambda: ledger.note("f" * 64, "?")):
         with pytest.raises(PerennialError, match=r"is registered; see: perennial history pumps"):
             mark()
     for ref in ("aaaaa", "9", "green"):
@@ -414,7 +434,8 @@ def test_nothing_to_ingest_and_nothing_ingested_say_what_to_do(tmp_path):
     with pytest.raises(errors.NotFound, match="perennial ingest pumps"):
         data.newest(store, "pumps")
     with pytest.raises(errors.NotFound, match="no row"):
-        data.append(store, pumps, readings(datetime(2024, 1, 1), datetime(2024, 1, 2)).head(0), datetime(2024, 1, 1), datetime(2024, 1, 2))
+        data.append(store, pumps, readings(datetime(2024, 1, 1), datetime(2024, 1, 2)).head(0),
+                    datetime(2024, 1, 1), datetime(2024, 1, 2))
 
 
 def test_a_version_is_its_content_and_is_checked_when_fetched(store, tmp_path):
@@ -422,7 +443,8 @@ def test_a_version_is_its_content_and_is_checked_when_fetched(store, tmp_path):
     assert models.save(store, "pumps", {"model.ubj": b"bytes"}, {"seed": 1}) == version
     assert models.save(store, "pumps", {"model.ubj": b"other"}, {"seed": 1}) != version
     place = models.fetch(store, "pumps", version, tmp_path / "here")
-    assert (place / "model.ubj").read_bytes() == b"bytes" and models.fetch(store, "pumps", version, tmp_path / "here") == place
+    assert ((place / "model.ubj").read_bytes() == b"bytes"
+            and models.fetch(store, "pumps", version, tmp_path / "here") == place)
     _, tag = store.read(f"models/pumps/{version}/model.ubj")
     store.swap(f"models/pumps/{version}/model.ubj", b"evil", tag)
     with pytest.raises(errors.Corrupt, match=r"model\.ubj"):
@@ -444,7 +466,8 @@ def test_a_model_lives_on_s3_alone(s3, tmp_path, monkeypatch):
     verdict = evaluate_window(open_model(PUMPS), datetime(2024, 1, 15))
     assert verdict.kind == "insufficient" and verdict.figures.performance.rows == 7 * 400
     assert record_and_decide(context, datetime(2024, 1, 15), verdict) == "insufficient"
-    assert models.lineage(context.store, context.ledger, trained)["manifest"]["data"]["digest"] == version.digest
+    assert (models.lineage(context.store, context.ledger, trained)["manifest"]["data"]["digest"]
+            == version.digest)
     assert {path.name for path in tmp_path.iterdir()} == {"run"}
 
 

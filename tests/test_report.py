@@ -13,8 +13,8 @@ import pytest
 from flows.demo import plots, report
 from flows.demo.report import render
 
-INPUTS = ("arrives", "built", "carrier", "departs", "dest", "dewp", "distance", "flight", "humid", "origin", "precip",
-          "pressure", "seats", "temp", "visib", "wind_dir", "wind_gust", "wind_speed")
+INPUTS = ("arrives", "built", "carrier", "departs", "dest", "dewp", "distance", "flight", "humid", "origin",
+          "precip", "pressure", "seats", "temp", "visib", "wind_dir", "wind_gust", "wind_speed")
 OUTPUTS = ("prediction", "probability.on_time", "probability.late", "probability.disrupted")
 BETTER = {"frozen": 0.032, "calendar": 0.012}
 
@@ -22,13 +22,15 @@ BETTER = {"frozen": 0.032, "calendar": 0.012}
 def scores(rng, n: int, hard: float, season: float, better: dict) -> dict:
     """Scores of the three models; the distance between them grows with the season, 0 to 1."""
     live = 0.66 + hard - 0.01 * season
-    losses = {"live": live} | {name: live + gap * season + rng.normal(0, 0.004) for name, gap in better.items()}
+    losses = {"live": live} | {name: live + gap * season + rng.normal(0, 0.004)
+                               for name, gap in better.items()}
     return {"n": n} | {f"logloss_{name}": loss for name, loss in losses.items()} | {
         f"auc_{name}": 0.72 - (loss - live) for name, loss in losses.items()}
 
 
 def distances(rng, season: float) -> dict:
-    moved = {"temp": 3.2 * season, "dewp": 2.9 * season, "pressure": 0.4, "humid": 0.3, "wind_gust": 0.22, "visib": 0.15}
+    moved = {"temp": 3.2 * season, "dewp": 2.9 * season, "pressure": 0.4, "humid": 0.3, "wind_gust": 0.22,
+             "visib": 0.15}
     return {name: float(moved.get(name, 0.02) * rng.lognormal(0, 0.4)) for name in INPUTS} | {
         name: float(0.05 * rng.lognormal(0, 0.9)) for name in OUTPUTS}
 
@@ -36,13 +38,16 @@ def distances(rng, season: float) -> dict:
 def week(rng, start: date, better: dict, retrain: bool) -> dict:
     season = float(np.sin(np.pi * min((start - date(2013, 2, 20)).days, 300) / 300))
     found = distances(rng, season)
-    reasons = [f"{name}: distance (PSI) {value:.3f}, limit 0.25" for name, value in found.items() if value > 0.25]
+    reasons = [f"{name}: distance (PSI) {value:.3f}, limit 0.25" for name, value in found.items()
+               if value > 0.25]
     if retrain:
-        reasons.insert(0, "labels: on_time 81.2%, late 10.9%, disrupted 7.9% for on_time 73.0%, late 15.1%, disrupted 11.9% "
-                          "expected, on 6812 rows: gap 0.0243, limit 0.02")
+        reasons.insert(0,
+                       "labels: on_time 81.2%, late 10.9%, disrupted 7.9% for on_time 73.0%, late 15.1%, "
+                       "disrupted 11.9% expected, on 6812 rows: gap 0.0243, limit 0.02")
     kind = "worse on labels" if retrain else "input drift" if reasons else "fine"
-    return {"start": start.isoformat(), "kind": kind, "action": "retrain" if retrain else "fine", "distances": found,
-            "reasons": reasons, **scores(rng, int(rng.integers(5800, 7100)), rng.normal(0, 0.07), season, better)}
+    return {"start": start.isoformat(), "kind": kind, "action": "retrain" if retrain else "fine",
+            "distances": found, "reasons": reasons,
+            **scores(rng, int(rng.integers(5800, 7100)), rng.normal(0, 0.07), season, better)}
 
 
 def days(rng, first: date, until: date, retrains: list) -> list[dict]:
@@ -51,14 +56,17 @@ def days(rng, first: date, until: date, retrains: list) -> list[dict]:
         day = first + timedelta(at)
         busy = any(0 <= (day - start).days - 8 < 1 for start in retrains)
         found.append({"day": day.isoformat(), "requests": 10 + busy * int(rng.integers(80, 240)), "failed": 0,
-                      "p50_ms": float(rng.normal(8, 0.5)), "p99_ms": float(22 * rng.lognormal(busy * 1.2, 0.2))})
+                      "p50_ms": float(rng.normal(8, 0.5)),
+                      "p99_ms": float(22 * rng.lognormal(busy * 1.2, 0.2))})
     return found
 
 
 def curve(rng, reach: int) -> dict:
     expected = [(bin + 0.5) / 10 if bin < reach else None for bin in range(10)]
-    return {"expected": expected, "n": [int(90_000 / (bin + 1) ** 1.6) if bin < reach else 0 for bin in range(10)],
-            "observed": [None if one is None else float(np.clip(one * 0.95 + rng.normal(0, 0.02), 0, 1)) for one in expected]}
+    return {"expected": expected,
+            "n": [int(90_000 / (bin + 1) ** 1.6) if bin < reach else 0 for bin in range(10)],
+            "observed": [None if one is None else float(np.clip(one * 0.95 + rng.normal(0, 0.02), 0, 1))
+                         for one in expected]}
 
 
 def example(seed: int = 0, better: dict = BETTER) -> dict:
@@ -70,35 +78,41 @@ def example(seed: int = 0, better: dict = BETTER) -> dict:
     served, refused = [0, 1, 2, 4, 5, 7, 8], [3, 6]
     promoted = [first, *(start + timedelta(8) for start in retrains)]
     months = [f"2013-{month:02}" for month in range(3, 13)]
-    return {
-        "model": "flights", "classes": ["on_time", "late", "disrupted"], "until": until.isoformat(), "seconds": 512.3,
-        "requests_sent": 4120, "requests_failed": 0, "records_scored": 285_000, "retrains_triggered": len(retrains),
-        "promotions": len(served), "refusals": len(refused), "drift_events": 39,
-        "months": [{"month": month} | scores(rng, 28_500, rng.normal(0, 0.05), at / 9, better) for at, month in enumerate(months)],
-        "total": scores(np.random.default_rng(1), 285_000, 0.0, 0.9, better),
-        "weeks": [week(rng, start, better, start in retrains) for start in starts],
-        "versions": [{"version": digest[at], "number": at + 1, "promoted": promoted[at].isoformat(),
-                      "rows": 51_955 + 33_000 * at, "rounds": 68 + 9 * at} for at in served],
-        "refused": [{"version": digest[at], "at": promoted[at].isoformat(), "reasons": [
-            "log loss +0.0031 against the champion [+0.0007, +0.0055] on 6,912 rows; at most 0.0000 is allowed",
-            "slice carrier = HA: 0.1132 behind the champion on 212 rows; margin 0.08"]} for at in refused],
-        "calibration": {name: curve(rng, reach) for name, reach in (("on_time", 10), ("late", 5), ("disrupted", 9))},
-        "days": days(rng, first, until, retrains),
-        "faults": [{"name": "temperature in <Celsius>", "from": "2013-05-10", "named": True, "said": ["2013-05-06: broken contract: temp"]},
-                   {"name": "labels twice", "from": "2013-07-29", "named": False, "said": []}],
-    }
+    return {"model": "flights", "classes": ["on_time", "late", "disrupted"], "until": until.isoformat(),
+            "seconds": 512.3, "requests_sent": 4120, "requests_failed": 0, "records_scored": 285_000,
+            "retrains_triggered": len(retrains), "promotions": len(served), "refusals": len(refused),
+            "drift_events": 39,
+            "months": [{"month": month} | scores(rng, 28_500, rng.normal(0, 0.05), at / 9, better)
+                       for at, month in enumerate(months)],
+            "total": scores(np.random.default_rng(1), 285_000, 0.0, 0.9, better),
+            "weeks": [week(rng, start, better, start in retrains) for start in starts],
+            "versions": [{"version": digest[at], "number": at + 1, "promoted": promoted[at].isoformat(),
+                          "rows": 51_955 + 33_000 * at, "rounds": 68 + 9 * at} for at in served],
+            "refused": [{"version": digest[at], "at": promoted[at].isoformat(),
+                         "reasons": ["log loss +0.0031 against the champion [+0.0007, +0.0055] on 6,912 "
+                                     "rows; at most 0.0000 is allowed",
+                                     "slice carrier = HA: 0.1132 behind the champion on 212 rows; margin "
+                                     "0.08"]} for at in refused],
+            "calibration": {name: curve(rng, reach)
+                            for name, reach in (("on_time", 10), ("late", 5), ("disrupted", 9))},
+            "days": days(rng, first, until, retrains),
+            "faults": [{"name": "temperature in <Celsius>", "from": "2013-05-10", "named": True,
+                        "said": ["2013-05-06: broken contract: temp"]},
+                       {"name": "labels twice", "from": "2013-07-29", "named": False, "said": []}]}
 
 
 def short() -> dict:
     """Two months of one version: no refusal, a week without profiles, a week and a month without scores."""
     year = example()
-    nothing = dict.fromkeys(f"{figure}_{name}" for figure in ("logloss", "auc") for name in ("live", "frozen", "calendar"))
+    nothing = dict.fromkeys(f"{figure}_{name}" for figure in ("logloss", "auc")
+                            for name in ("live", "frozen", "calendar"))
     weeks = year["weeks"][:8]
     weeks[1] |= {"n": 0, **nothing}
     weeks[2] |= {"distances": {}, "kind": "insufficient", "action": "insufficient", "reasons": []}
     del weeks[3]["distances"]["temp"]
-    return year | {"until": "2013-05-01", "weeks": weeks, "versions": year["versions"][:1], "refused": [], "refusals": 0, "faults": [],
-                   "months": [year["months"][0], year["months"][1] | nothing], "days": year["days"][:61]}
+    return year | {"until": "2013-05-01", "weeks": weeks, "versions": year["versions"][:1], "refused": [],
+                   "refusals": 0, "faults": [], "months": [year["months"][0], year["months"][1] | nothing],
+                   "days": year["days"][:61]}
 
 
 class Tags(HTMLParser):
@@ -128,17 +142,19 @@ def html(year):
 
 
 def with_losses(live: float | None, frozen: float | None, calendar: float | None) -> str:
-    return report.headline({"total": {"logloss_live": live, "logloss_frozen": frozen, "logloss_calendar": calendar}})
+    return report.headline({"total": {"logloss_live": live, "logloss_frozen": frozen,
+                                      "logloss_calendar": calendar}})
 
 
 def test_headline_says_it_when_live_is_better():
-    assert with_losses(0.672, 0.704, 0.686) == (
-        "The loop beat both rivals: its log loss is 4.5% lower than the frozen model’s and 2.0% lower than the monthly calendar’s.")
+    assert (with_losses(0.672, 0.704, 0.686) == ("The loop beat both rivals: its log loss is 4.5% lower than "
+                                                 "the frozen model’s and 2.0% lower than the monthly "
+                                                 "calendar’s."))
 
 
 def test_headline_says_it_when_live_is_not_better():
-    assert with_losses(0.71, 0.70, 0.68) == (
-        "The loop did not pay: its log loss is 1.4% higher than the frozen model’s and 4.4% higher than the monthly calendar’s.")
+    assert (with_losses(0.71, 0.70, 0.68) == ("The loop did not pay: its log loss is 1.4% higher than the "
+                                              "frozen model’s and 4.4% higher than the monthly calendar’s."))
 
 
 @pytest.mark.parametrize("losses, lead", [
@@ -157,7 +173,8 @@ def test_page_asks_nothing_of_the_network_and_runs_no_script(html):
     parsed = Tags(html)
     assert "http://" not in html and "https://" not in html
     assert not {"script", "link", "iframe", "img", "object"} & {tag for tag, _ in parsed.tags}
-    targets = [value for _, attrs in parsed.tags for name, value in attrs.items() if name in ("src", "href", "xlink:href")]
+    targets = [value for _, attrs in parsed.tags for name, value in attrs.items()
+               if name in ("src", "href", "xlink:href")]
     assert all(target.startswith(("#", "data:image/png;base64,")) for target in targets)
     assert all(target.startswith("#") for target in re.findall(r"url\(([^)]*)\)", html))
 
@@ -212,7 +229,8 @@ def test_limit_of_the_report_goes_before_the_usual_one(year):
     assert ">limit 0.1</text>" in plots.drawing(plots.drift_by_week, year | {"distance_limit": 0.1})
 
 
-@pytest.mark.parametrize("plot", [plots.log_loss_by_week, plots.gain_by_month, plots.drift_by_week, plots.requests_by_day])
+@pytest.mark.parametrize(
+    "plot", [plots.log_loss_by_week, plots.gain_by_month, plots.drift_by_week, plots.requests_by_day])
 def test_time_runs_in_months(year, plot):
     assert re.search(">(Oct|Nov)<", plots.drawing(plot, year))
 
@@ -225,7 +243,8 @@ def test_short_replay_renders():
 
 def test_replay_without_a_closed_week_renders():
     nothing = dict.fromkeys(short()["total"])
-    report = short() | {"weeks": [], "months": [], "days": [], "total": nothing | {"n": 0}, "until": "2013-03-03"}
+    report = short() | {"weeks": [], "months": [], "days": [], "total": nothing | {"n": 0},
+                        "until": "2013-03-03"}
     report["calibration"] = {"on_time": {"expected": [None] * 10, "observed": [None] * 10, "n": [0] * 10}}
     html = render(report)
     assert "No verdict" in html and "furthest: none" in html

@@ -11,7 +11,8 @@ BOUNDS = (0.001, 0.01, 0.1)
 @pytest.mark.parametrize("values", [[], [0.5], [0.001, 0.0011, 0.01, 0.05, 0.1, 0.2, 7.0]])
 def test_many_observations_in_one_go_are_as_many_one_by_one(values):
     registry = prometheus_client.CollectorRegistry()
-    one_by_one, together = (prometheus_client.Histogram(name, name, buckets=BOUNDS, registry=registry) for name in ("single", "many"))
+    one_by_one, together = (prometheus_client.Histogram(name, name, buckets=BOUNDS, registry=registry)
+                            for name in ("single", "many"))
     for value in values:
         one_by_one.observe(value)
     observe(together, values)

@@ -71,7 +71,8 @@ def base(addresses, fuse):
 
 
 def in_every_way_it_may_fail(context: ModelContext, fuse: Fuse, run, end_state) -> int:
-    """Run from the same store with 0, 1, 2, … writes before the power fails, then again; how many writes there are."""
+    """Run from the same store with 0, 1, 2, … writes before
+    the power fails, then again; how many writes there are."""
     store, kept = context.store.folder, context.run.parent / "kept"
     shutil.copytree(store, kept)
     run(open_model(PUMPS))
@@ -102,9 +103,11 @@ def test_an_ingest(base, fuse, monkeypatch):
 
     def end_state(context):
         newest = data.newest(context.store, "pumps")
-        return newest.digest, newest.rows, len(data.read(context.store, newest)), len(data.bad_rows(context.store, "pumps")), kinds(context)
+        return newest.digest, newest.rows, len(
+            data.read(context.store, newest)), len(data.bad_rows(context.store, "pumps")), kinds(context)
 
-    assert in_every_way_it_may_fail(base, fuse, lambda context: ingest_batch(context, END, END + WEEK), end_state) == 3
+    assert (in_every_way_it_may_fail(base, fuse, lambda context: ingest_batch(context, END, END + WEEK),
+                                     end_state) == 3)
 
 
 def train_and_promote(context: ModelContext) -> None:
@@ -135,7 +138,8 @@ def test_a_windows_verdict(base, fuse):
     probabilities = model.probabilities(columns)
     bins = profiles.bins_in(fetch_version(base, champion))
     seen = profiles.profile_rows(contract, bins, columns, probabilities, model.classes(probabilities))
-    write_atomically(base.spool / "pumps" / champion / END.strftime(windows.WINDOW_FORMAT) / "one-0.bin", profiles.to_bytes(seen))
+    write_atomically(base.spool / "pumps" / champion / END.strftime(windows.WINDOW_FORMAT) / "one-0.bin",
+                     profiles.to_bytes(seen))
     assert late > END
 
     def run(context):
@@ -155,7 +159,8 @@ STEPS = [(replicas, "start"), (Ledger, "promote"), (routes, "route")]
 
 @pytest.fixture(scope="module")
 def two_versions(tmp_path_factory):
-    """A store with two versions and their bentos; the second passed the gate and is not promoted yet. One replica serves."""
+    """A store with two versions and their bentos; the second
+    passed the gate and is not promoted yet. One replica serves."""
     home = tmp_path_factory.mktemp("two")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PERENNIAL_STORE", str(home / "store"))
@@ -175,7 +180,8 @@ def two_versions(tmp_path_factory):
 
 @pytest.mark.parametrize(("room", "step"), STEPS, ids=[step for _, step in STEPS])
 def test_a_release(two_versions, tmp_path, monkeypatch, room, step):
-    """Killed right after a step: what served goes on, and the release run again finishes with nothing left over."""
+    """Killed right after a step: what served goes on, and
+    the release run again finishes with nothing left over."""
     context, first, second = two_versions
     store = tmp_path / "store"
     shutil.copytree(context.store.folder, store)
@@ -199,7 +205,8 @@ def test_a_release(two_versions, tmp_path, monkeypatch, room, step):
     rollout.roll_out_version(context, second, bento)
     running = replicas.running(context.run, "pumps")
     assert [one.version for one in running] == [second] * rollout.REPLICAS
-    assert sorted(one.url for one in running) == routes.champion_urls(context.run, "pumps") and rollout.served(context)
+    assert (sorted(one.url for one in running) == routes.champion_urls(context.run, "pumps")
+            and rollout.served(context))
     assert context.ledger.state().champion == second
     assert [kinds(context).count(kind) for kind in ("promoted", "released", "release_failed")] == [2, 2, 0]
 
@@ -208,20 +215,23 @@ def test_a_release(two_versions, tmp_path, monkeypatch, room, step):
 def test_down_ends_what_a_release_started(two_versions, tmp_path, model):
     context, first, _ = two_versions
     shutil.copytree(context.store.folder, tmp_path / "store")
-    context = ModelContext(contract, FolderStore(tmp_path / "store"), Ledger(FolderStore(tmp_path / "store"), "pumps"), context.run)
+    context = ModelContext(contract, FolderStore(tmp_path / "store"),
+                           Ledger(FolderStore(tmp_path / "store"), "pumps"), context.run)
     rollout.roll_out_version(context, first, bento.build_bento(context, first))
-    environ = {"PERENNIAL_RUN": str(context.run), "PERENNIAL_STORE": context.store.address, "PERENNIAL_DEMO": str(tmp_path / "demo"),
-               "PYTHONPATH": str(ROOT)}
+    environ = {"PERENNIAL_RUN": str(context.run), "PERENNIAL_STORE": context.store.address,
+               "PERENNIAL_DEMO": str(tmp_path / "demo"), "PYTHONPATH": str(ROOT)}
     said = perennial("down", *model, **environ)
     assert said.returncode == 0 and "ended pumps (1 replicas)" in said.stdout, said.stderr
     assert routes.routed_models(context.run) == replicas.running(context.run, "pumps") == []
     assert "no model served" in perennial("down", *model, **environ).stdout
 
 
-def test_killed_before_the_old_replicas_are_retired_the_reconciler_notices(two_versions, tmp_path, monkeypatch):
+def test_killed_before_the_old_replicas_are_retired_the_reconciler_notices(two_versions, tmp_path,
+                                                                           monkeypatch):
     context, first, second = two_versions
     shutil.copytree(context.store.folder, tmp_path / "store")
-    context = ModelContext(contract, FolderStore(tmp_path / "store"), Ledger(FolderStore(tmp_path / "store"), "pumps"), context.run)
+    context = ModelContext(contract, FolderStore(tmp_path / "store"),
+                           Ledger(FolderStore(tmp_path / "store"), "pumps"), context.run)
     rollout.roll_out_version(context, first, bento.build_bento(context, first))
 
     def killed(*_, **__):
@@ -241,7 +251,8 @@ def test_a_champion_with_other_features_is_asked_over_http(two_versions):
     context, first, _ = two_versions
     rollout.roll_out_version(context, first, bento.build_bento(context, first))
     rows = readings(datetime(2024, 2, 12), datetime(2024, 2, 14))
-    fewer = ModelContext(replace(contract, features=contract.features[:2]), context.store, context.ledger, context.run)
+    fewer = ModelContext(replace(contract, features=contract.features[:2]), context.store, context.ledger,
+                         context.run)
     same = champion_probabilities(context, first, rows)
     asked = champion_probabilities(fewer, first, rows)
     assert np.array_equal(same, asked) and len(asked) == len(rows)

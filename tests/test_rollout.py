@@ -1,4 +1,5 @@
-"""What a rollout does without replicas: a digest handed on, profiles shipped, one at a time, a rollback first."""
+"""What a rollout does without replicas: a digest handed
+on, profiles shipped, one at a time, a rollback first."""
 
 import os
 import signal
@@ -89,7 +90,8 @@ def test_one_rollout_at_a_time_and_a_rollback_is_heard_by_the_one_under_way(pump
 
 
 def test_a_second_serve_of_a_model_is_refused(pumps):
-    with serving.serving(pumps), pytest.raises(PerennialError, match=r"is served .* already"), serving.serving(pumps):
+    with serving.serving(pumps), pytest.raises(PerennialError,
+                                               match=r"is served .* already"), serving.serving(pumps):
         pass
 
 
@@ -99,7 +101,8 @@ def test_the_end_of_one_model_leaves_the_other_and_the_last_one_takes_the_balanc
         load_balancer.start(run)
         routes.route(run, model, ["http://127.0.0.1:9"], "v")
     fleet.stop_model(run, "one")
-    assert routes.champion_urls(run, "other") and not routes.champion_urls(run, "one") and load_balancer.recorded(run).is_alive
+    assert (routes.champion_urls(run, "other") and not routes.champion_urls(run, "one")
+            and load_balancer.recorded(run).is_alive)
     fleet.stop_model(run, "other")
     assert not (run / "balancer.json").exists()
 

@@ -1,4 +1,5 @@
-"""Rules on whole columns: the same faults as Pandera's own lazy validation finds, on frames with all kinds of them."""
+"""Rules on whole columns: the same faults as Pandera's own
+lazy validation finds, on frames with all kinds of them."""
 
 from collections import Counter
 
@@ -53,28 +54,33 @@ class Shop(pa.DataFrameModel):
 
 def shops(rng, n):
     price = rng.normal(20, 12, n)
-    return pd.DataFrame({
-        "name": pd.Series(rng.choice(["a", "ab", "abc", "abcde", "b", "az", None], n), dtype="str"),
-        "town": pd.Series(rng.choice(["x", "y", "q", None], n), dtype="str"), "price": np.where(rng.random(n) < 0.2, np.nan, price),
-        "count": rng.integers(-3, 45, n), "place": rng.integers(0, 3 * n + 1, n), "open": rng.random(n) < 0.9,
-        "since": pd.Series(rng.choice(np.array(["2023-01-01", "2024-06-01", "NaT"], "M8[us]"), n)),
-        "code": rng.choice([1.0, np.nan], n)})
+    return pd.DataFrame(
+        {"name": pd.Series(rng.choice(["a", "ab", "abc", "abcde", "b", "az", None], n), dtype="str"),
+         "town": pd.Series(rng.choice(["x", "y", "q", None], n), dtype="str"),
+         "price": np.where(rng.random(n) < 0.2, np.nan, price), "count": rng.integers(-3, 45, n),
+         "place": rng.integers(0, 3 * n + 1, n), "open": rng.random(n) < 0.9,
+         "since": pd.Series(rng.choice(np.array(["2023-01-01", "2024-06-01", "NaT"], "M8[us]"), n)),
+         "code": rng.choice([1.0, np.nan], n)})
 
 
 def spoiled_flights(rng, n):
-    rows = flights.source(pd.Timestamp("2013-01-01"), pd.Timestamp("2013-01-15")).sample(n, random_state=int(rng.integers(1_000)))
+    rows = flights.source(
+        pd.Timestamp("2013-01-01"), pd.Timestamp("2013-01-15")).sample(n,
+                                                                       random_state=int(rng.integers(1_000)))
     rows = rows.reset_index(drop=True)
     for name in rows:
         hit = rng.random(n) < rng.choice([0, 0.02, 0.3])
         kind = flights.python_type(name)
         if kind is str:
-            rows[name] = rows[name].mask(hit, pd.Series(rng.choice(["lower", "", "JFK", "ÄÖ", "AA\n", None], n), dtype="str"))
+            rows[name] = rows[name].mask(
+                hit, pd.Series(rng.choice(["lower", "", "JFK", "ÄÖ", "AA\n", None], n), dtype="str"))
         elif kind is int:
             rows.loc[hit, name] = rng.integers(-10, 20_000, hit.sum())
         elif kind is float:
             rows.loc[hit, name] = rng.choice([np.nan, -1e9, 1e9, np.inf, 0.0], hit.sum())
         else:
-            rows.loc[hit, name] = rng.choice(np.array(["NaT", "1999-12-31", "2100-01-01"], "M8[us]"), hit.sum())
+            rows.loc[hit, name] = rng.choice(np.array(["NaT", "1999-12-31", "2100-01-01"], "M8[us]"),
+                                             hit.sum())
     return rows
 
 
@@ -113,31 +119,35 @@ def test_spoiled_flights(seed):
 @pytest.mark.parametrize("seed", range(8))
 def test_rules_of_every_kind(seed):
     found = Counter(rule for _, rule, _ in same(Shop.to_schema(), shops(np.random.default_rng(seed), 300)))
-    assert {"no z", "not far from the mean", "told", "cheap in x", "open shops count", "field_uniqueness", "not_nullable"} <= {*found}
+    assert ({"no z", "not far from the mean", "told", "cheap in x", "open shops count", "field_uniqueness",
+             "not_nullable"} <= {*found})
 
 
 @pytest.mark.parametrize("rows", [0, 1, 2])
 def test_frames_of_hardly_any_row(rows):
     same(flights.schema.to_schema(), spoiled_flights(np.random.default_rng(5), rows))
-    same(Shop.to_schema().remove_columns(["count"]).update_columns({"name": {"nullable": True}}), shops(np.random.default_rng(1), rows + 1))
+    same(Shop.to_schema().remove_columns(["count"]).update_columns({"name": {"nullable": True}}),
+         shops(np.random.default_rng(1), rows + 1))
 
 
 def test_every_row_bad_and_every_row_missing():
-    rows = spoiled_flights(np.random.default_rng(0), 50).assign(temp=500.0, carrier="lower", distance=np.nan, departs=pd.NaT, dest=None)
+    rows = spoiled_flights(np.random.default_rng(0), 50).assign(temp=500.0, carrier="lower", distance=np.nan,
+                                                                departs=pd.NaT, dest=None)
     rows = rows.astype({"departs": "M8[us]", "dest": "str"})
     assert len(same(flights.schema.to_schema(), rows)) > 200
 
 
 def test_rows_that_miss_their_first_value_show_the_next():
-    rows = spoiled_flights(np.random.default_rng(0), 3).assign(dep_time=np.nan, arr_time=5.0, departs=pd.NaT).astype({"departs": "M8[us]"})
+    rows = spoiled_flights(np.random.default_rng(0), 3).assign(dep_time=np.nan, arr_time=5.0,
+                                                               departs=pd.NaT).astype({"departs": "M8[us]"})
     assert ("row", "an arrival needs a departure", 0) in same(flights.schema.to_schema(), rows)
 
 
 @pytest.mark.parametrize("schema", [
     pa.DataFrameSchema({"a": pa.Column("float32")}),  # another type than the rows have
     pa.DataFrameSchema({"a": pa.Column(float, pa.Check.str_matches("x"))}),  # a rule that raises
-    pa.DataFrameSchema({"a": pa.Column(float, pa.Check(lambda values: values.sum() > 1e9))}),  # one answer for the column
-    pa.DataFrameSchema({"a": pa.Column(float)}, checks=pa.Check(lambda rows: rows["b"] > 0)),  # a column that is not there
+    pa.DataFrameSchema({"a": pa.Column(float, pa.Check(lambda values: values.sum() > 1e9))}),  # one answer for the column  # noqa: E501
+    pa.DataFrameSchema({"a": pa.Column(float)}, checks=pa.Check(lambda rows: rows["b"] > 0)),  # a column that is not there  # noqa: E501
     pa.DataFrameSchema({"a": pa.Column(float)}, checks=pa.Check(lambda rows: False)),
 ])
 def test_a_fault_of_the_whole_column_has_no_row(schema):
@@ -145,18 +155,20 @@ def test_a_fault_of_the_whole_column_has_no_row(schema):
     assert len(found) == 1 and {row for *_, row in found} == {None}
 
 
-@pytest.mark.parametrize("schema", [
-    pa.DataFrameSchema({"a": pa.Column(float, pa.Check.gt(2, n_failure_cases=1))}),
-    pa.DataFrameSchema({"a": pa.Column(float, pa.Check.gt(2), parsers=pa.Parser(lambda values: values - 1))}),
-    pa.DataFrameSchema({"a": pa.Column(float, pa.Check.gt(0))}, parsers=pa.Parser(lambda rows: rows - 2)),
-    pa.DataFrameSchema({"a": pa.Column("float32", pa.Check.gt(2))}, coerce=True),
-    pa.DataFrameSchema({"a": pa.Column(float, pa.Check.gt(2))}, coerce=True),
-    pa.DataFrameSchema({"a": pa.Column(float), "c": pa.Column(float)}, unique=["c"]),
-    pa.DataFrameSchema({"a": pa.Column(float, [pa.Check.gt(2, error="big"), pa.Check.lt(3, error="big")])}),
-    pa.DataFrameSchema({"a": pa.Column(float)}, checks=[
-        pa.Check(lambda rows: rows["a"] > 2, error="big"), pa.Check(lambda rows: rows["a"] > 1, error="big")]),
-    pa.DataFrameSchema({"a": pa.Column(float)}, checks=pa.Check(lambda rows: rows > 1)),
-])
+@pytest.mark.parametrize(
+    "schema",
+    [pa.DataFrameSchema({"a": pa.Column(float, pa.Check.gt(2, n_failure_cases=1))}),
+     pa.DataFrameSchema({"a": pa.Column(float, pa.Check.gt(2),
+                                        parsers=pa.Parser(lambda values: values - 1))}),
+     pa.DataFrameSchema({"a": pa.Column(float, pa.Check.gt(0))}, parsers=pa.Parser(lambda rows: rows - 2)),
+     pa.DataFrameSchema({"a": pa.Column("float32", pa.Check.gt(2))}, coerce=True),
+     pa.DataFrameSchema({"a": pa.Column(float, pa.Check.gt(2))}, coerce=True),
+     pa.DataFrameSchema({"a": pa.Column(float), "c": pa.Column(float)}, unique=["c"]),
+     pa.DataFrameSchema({"a": pa.Column(float, [pa.Check.gt(2, error="big"), pa.Check.lt(3, error="big")])}),
+     pa.DataFrameSchema({"a": pa.Column(float)},
+                        checks=[pa.Check(lambda rows: rows["a"] > 2, error="big"),
+                                pa.Check(lambda rows: rows["a"] > 1, error="big")]),
+     pa.DataFrameSchema({"a": pa.Column(float)}, checks=pa.Check(lambda rows: rows > 1))])
 def test_what_pandera_must_judge_itself_is_enforced_too(schema):
     assert same(schema, pd.DataFrame({"a": [1.0, 2.0, 3.0], "c": [1.0, 1.0, 1.0]}))
 

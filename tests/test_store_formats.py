@@ -1,4 +1,5 @@
-"""A store that an older release wrote opens unchanged: `data/store_format_1.tar.gz`, with what that release read in it."""
+"""A store that an older release wrote opens unchanged:
+`data/store_format_1.tar.gz`, with what that release read in it."""
 
 import json
 import tarfile
@@ -52,7 +53,8 @@ def assert_holds(read: Any, older: Any) -> None:
     """All that the older release read is there; fields may have come since."""
     if isinstance(older, dict):
         for name, value in older.items():
-            if name == "kind" and older.get("question") in ("data", "gate"):  # it said no more than the outcome
+            # It said no more than the outcome.
+            if name == "kind" and older.get("question") in ("data", "gate"):
                 continue
             assert name in read, f"{name} of {older} is gone"
             assert_holds(read[name], value)
@@ -71,7 +73,8 @@ def test_a_refusal_of_format_1_says_its_rule(context):
 
 
 def test_an_event_of_a_later_format_is_not_misread(context):
-    ledger, event = context.ledger, {"seq": 1, "prev": "", "at": "2024-01-01T00:00:00+00:00", "by": "x", "kind": "dreamt", "data": {}}
+    ledger, event = context.ledger, {"seq": 1, "prev": "", "at": "2024-01-01T00:00:00+00:00", "by": "x",
+                                     "kind": "dreamt", "data": {}}
     event |= {"seq": len(ledger.events()), "prev": ledger.events()[-1].digest}
     digest = digest_of(event)
     content = json.dumps({"format": FORMAT + 1, "digest": digest, **event}).encode()
@@ -92,7 +95,8 @@ def test_data_and_models_are_read(context):
     folder = fetch_version(context, context.ledger.state().champion)
     samples = json.loads((folder / "samples.json").read_text())
     columns = contract.columns_of(readings(datetime(2024, 1, 1), datetime(2024, 1, 2)))
-    assert load_model(contract, folder).probabilities(columns).shape == (400, len(samples["probabilities"][0]))
+    assert (load_model(contract, folder).probabilities(columns).shape
+            == (400, len(samples["probabilities"][0])))
 
 
 def test_traffic_is_read_and_meets_its_labels(context):
@@ -100,4 +104,5 @@ def test_traffic_is_read_and_meets_its_labels(context):
     counts, logged = window_counts(context, champion, start), logged_predictions(context, champion, start)
     assert counts.rows == len(logged) > 0
     assert list(labels_by_id(context)["id"]) == ["r8-3"]
-    assert list(join_outcomes(context, champion, start, ingested_events(context, start)).labelled["id"]) == ["r8-3"]
+    assert (list(join_outcomes(context, champion, start, ingested_events(context, start)).labelled["id"])
+            == ["r8-3"])

@@ -85,10 +85,12 @@ def shown(context: ModelContext, start: datetime = LAST) -> Page:
 def test_a_drifted_window_says_what_moved_how_far_and_what_is_done(context, first):
     assert judge(context, first, LAST - WEEK) == "fine" and judge(context, first, hotter=40) == "retrain"
     page = shown(context)
-    assert re.search(r"moved away from the training data, heat furthest, [\d.]+ times its floor: a retraining was granted\.", page.text)
+    assert (re.search(r"moved away from the training data, heat furthest, [\d.]+ times its floor: a "
+                      r"retraining was granted\.", page.text))
     assert "v1 · " + first[:12] in page.text and "heat: distance" in page.text and "2,800" in page.text
     assert page.text.index("heat") < page.text.index("vibration") and "distance of values" in page.text
-    assert page.text.index("Columns, the furthest first") < page.text.index("The windows before") < page.text.index("Scores")
+    assert (page.text.index("Columns, the furthest first") < page.text.index("The windows before")
+            < page.text.index("Scores"))
     labels = profiles.bins_in(fetch_version(context, first))["heat"].labels
     assert all(label in page.text for label in labels if len(label) <= 20)
     assert "retrain claimed" in page.text and "log loss" in page.text and "limit" in page.text
@@ -98,20 +100,25 @@ def test_the_page_asks_nothing_of_the_network_and_runs_no_script(context, first)
     judge(context, first, hotter=40)
     content = report(context, LAST.isoformat())
     page = Page(content)
-    assert b"://" not in content and not {"script", "link", "iframe", "img", "object", "use"} & {tag for tag, _ in page.tags}
-    assert not [name for _, attrs in page.tags for name in attrs if name in ("src", "href", "xlink:href") or name.startswith("on")]
+    assert (b"://" not in content
+            and not {"script", "link", "iframe", "img", "object", "use"} & {tag for tag, _ in page.tags})
+    assert (not [name for _, attrs in page.tags for name in attrs if name in ("src", "href", "xlink:href")
+                 or name.startswith("on")])
     assert b"prefers-color-scheme: dark" in content and len(content) < 100_000
     assert report(context, LAST.isoformat()) == content
 
 
-@pytest.mark.parametrize(("end", "said"), [
-    (lambda ledger, version: None, "a retraining was granted."),
-    (lambda ledger, version: ledger.retrain_failed(LAST.isoformat(), "no disk"), "granted, and 1 of its runs failed."),
-    (lambda ledger, version: [ledger.retrain_failed(LAST.isoformat(), "no disk") for _ in range(3)],
-     "and failed (3 runs failed, the last: no disk)"),
-    (lambda ledger, version: ledger.retrain_finished(LAST.isoformat(), "failed", version), "made v2, which the gate refused."),
-    (lambda ledger, version: ledger.retrain_finished(LAST.isoformat(), "released", version), "made v2, which was released."),
-])
+@pytest.mark.parametrize(
+    ("end", "said"),
+    [(lambda ledger, version: None, "a retraining was granted."),
+     (lambda ledger, version: ledger.retrain_failed(LAST.isoformat(), "no disk"),
+      "granted, and 1 of its runs failed."),
+     (lambda ledger, version: [ledger.retrain_failed(LAST.isoformat(), "no disk") for _ in range(3)],
+      "and failed (3 runs failed, the last: no disk)"),
+     (lambda ledger, version: ledger.retrain_finished(LAST.isoformat(), "failed", version),
+      "made v2, which the gate refused."),
+     (lambda ledger, version: ledger.retrain_finished(LAST.isoformat(), "released", version),
+      "made v2, which was released.")])
 def test_what_became_of_the_retraining(context, first, second, end, said):
     judge(context, first, hotter=40)
     end(context.ledger, second)
@@ -130,40 +137,48 @@ def test_a_refused_retraining_says_why_and_the_trend_who_answered(context, first
 
 
 def test_a_breaker_that_stops_retraining_says_so(context, first):
-    refused = RetrainRefused(key=LAST.isoformat(), now=LAST, reason="drift", why="five in a row: look", rule=RefusalRule.CIRCUIT_BREAKER)
+    refused = RetrainRefused(key=LAST.isoformat(), now=LAST, reason="drift", why="five in a row: look",
+                             rule=RefusalRule.CIRCUIT_BREAKER)
     context.ledger.record(refused)
     assert judge(context, first, hotter=40) == "page"
     page = shown(context)
-    assert "no retraining was granted (five in a row: look)." in page.text and "input drift → page" in page.text
+    assert ("no retraining was granted (five in a row: look)." in page.text
+            and "input drift → page" in page.text)
 
 
 def test_alerts_and_slow_drift_are_told_where_there_are_some(context, first):
-    for window, doing in ((LAST.isoformat(), "a retraining was started"), ("2024-01-01T00:00:00", "of another window")):
-        context.ledger.record(AlertRaised(key=f"input drift {window}", kind="input drift", window=window, what="heat moved",
-                                          far={}, since=window, doing=doing, version=first))
+    for window, doing in ((LAST.isoformat(), "a retraining was started"),
+                          ("2024-01-01T00:00:00", "of another window")):
+        context.ledger.record(AlertRaised(key=f"input drift {window}", kind="input drift", window=window,
+                                          what="heat moved", far={}, since=window, doing=doing,
+                                          version=first))
     page = judged_by_hand(context, first, cumulative={"vibration": 0.9, "heat": 2.54, "starts": 3.0})
-    assert f"alert raised v1 · {first[:12]}; input drift; a retraining was started" in page.text and "of another window" not in page.text
+    assert (f"alert raised v1 · {first[:12]}; input drift; a retraining was started" in page.text
+            and "of another window" not in page.text)
     assert "the first champion: starts 3.0, heat 2.5 times" in page.text
 
 
-@pytest.mark.parametrize(("kind", "figures", "action", "said"), [
-    ("fine", {}, "fine", "like the training data: nothing is to be done."),
-    ("broken contract", {}, "page", "breaks its contract (heat: missing): a person must look"),
-    ("input drift", {}, "noted", "under this contract it starts no retraining"),
-    ("input drift", {}, "watch", "1 of 1 windows must show it"),
-    ("worse on labels", {"performance": Performance(rows=900, log_loss=0.5, gap=0.05)}, "noted", "by 0.050 nats where 0.02 may be"),
-    ("training/serving skew", {}, "page", "Callers send other values than training reads (heat: missing)"),
-])
+@pytest.mark.parametrize(
+    ("kind", "figures", "action", "said"),
+    [("fine", {}, "fine", "like the training data: nothing is to be done."),
+     ("broken contract", {}, "page", "breaks its contract (heat: missing): a person must look"),
+     ("input drift", {}, "noted", "under this contract it starts no retraining"),
+     ("input drift", {}, "watch", "1 of 1 windows must show it"),
+     ("worse on labels", {"performance": Performance(rows=900, log_loss=0.5, gap=0.05)}, "noted",
+      "by 0.050 nats where 0.02 may be"),
+     ("training/serving skew", {}, "page", "Callers send other values than training reads (heat: missing)")])
 def test_one_sentence_for_whoever_is_on_call(context, kind, figures, action, said):
     verdict = window_verdict(kind, "heat: missing", **figures)
     context.ledger.window_judged(WindowJudged(key=LAST.isoformat(), verdict=verdict), lambda _: False)
-    assert said in window_report.headline(context.ledger.state(), LAST.isoformat(), Action(action), contract.drift)
+    assert (said in window_report.headline(context.ledger.state(), LAST.isoformat(), Action(action),
+                                           contract.drift))
 
 
 def test_a_window_of_too_few_records_is_shown_as_such(context, first):
     assert judge(context, first, rows=10) == "insufficient"
     page = shown(context)
-    assert "too little traffic to tell: it is judged again" in page.text and "10 records of traffic, 200 are needed" in page.text
+    assert ("too little traffic to tell: it is judged again" in page.text
+            and "10 records of traffic, 200 are needed" in page.text)
 
 
 def test_a_window_without_traffic_has_no_pictures(context):
@@ -174,15 +189,18 @@ def test_a_window_without_traffic_has_no_pictures(context):
 
 def test_a_window_judged_with_those_before_it_says_so(context, first):
     for back in (2, 1):
-        leave(context, first, profile(context, first, LAST - back * WEEK, rows=90, hotter=40), LAST - back * WEEK)
+        leave(context, first, profile(context, first, LAST - back * WEEK, rows=90, hotter=40),
+              LAST - back * WEEK)
     judge(context, first, rows=90, hotter=40)
     page = shown(context)
-    assert "judged together with those since 2024-01-22" in page.text and "The pictures count" not in page.text
+    assert ("judged together with those since 2024-01-22" in page.text
+            and "The pictures count" not in page.text)
 
 
 def test_without_labels_there_is_no_score_and_an_estimate_is_marked(context, first):
     told = judged_by_hand(context, first, performance=None, estimate=Estimate(rows=90, log_loss=0.51234))
-    assert "no score" in told.text and "estimate of what the labels will say" in told.text and "log loss 0.512" in told.text
+    assert ("no score" in told.text and "estimate of what the labels will say" in told.text
+            and "log loss 0.512" in told.text)
     tags = Page(report(context, LAST.isoformat())).tags
     assert ("p", {"class": "estimate"}) in tags
 
@@ -208,15 +226,18 @@ def judged_by_hand(context: ModelContext, version: str, **figures) -> Page:
 def test_text_from_the_data_stays_text(context):
     """A category's name, a reason and a column: none of them becomes markup, or a template."""
     bins = Bins("category", (), (EVIL, "plain"), ())
-    reference = {EVIL: Reference(bins, np.array([0, 0, 0, 900, 100]), {"values": 0.0, "missing": 0.0, "new": 0.0})}
+    reference = {EVIL: Reference(bins, np.array([0, 0, 0, 900, 100]),
+                                 {"values": 0.0, "missing": 0.0, "new": 0.0})}
     verdict = drift(contract, reference, {EVIL: np.array([0, 0, 0, 100, 900])}, rows=1_000)
     verdict = replace(verdict, figures=replace(verdict.figures, version="v", since=LAST.isoformat()))
     compared = BinnedComparison(reference, {EVIL: np.array([0, 0, 0, 100, 900])}, 1_000, LAST)
     context.ledger.window_judged(WindowJudged(key=LAST.isoformat(), verdict=verdict), lambda _: False)
     context.ledger.registered(Registered(version="v"))
-    content = pages.render_window(window_report.window_report(context, LAST.isoformat(), Action.NOTED, compared))
+    content = pages.render_window(window_report.window_report(context, LAST.isoformat(), Action.NOTED,
+                                                              compared))
     page = Page(content)
-    assert b"<script" not in content and EVIL.replace("‮", "") in page.text.replace("‮", "") and "49" not in page.text
+    assert (b"<script" not in content and EVIL.replace("‮", "") in page.text.replace("‮", "")
+            and "49" not in page.text)
     assert "90.0% → 10.0%" in page.text
 
 
@@ -225,7 +246,8 @@ def test_text_from_the_data_stays_text(context):
 def test_many_bins_stay_few_bars_and_lose_no_record(kind, many):
     rng = np.random.default_rng(many)
     edges = tuple(np.sort(rng.normal(size=many)).tolist())
-    bins = Bins("number", edges) if kind == "number" else Bins("category", (), tuple(f"c{at:05}" for at in range(many)), ())
+    bins = (Bins("number", edges) if kind == "number"
+            else Bins("category", (), tuple(f"c{at:05}" for at in range(many)), ()))
     before, now = (rng.integers(0, 100, len(bins.labels)) for _ in range(2))
     found = bars(Reference(bins, before, {}), now)
     assert len(found) <= BARS and len({bar.label for bar in found}) == len(found)
@@ -240,10 +262,13 @@ def test_many_bins_stay_few_bars_and_lose_no_record(kind, many):
 def test_few_bins_are_shown_as_they_are():
     bins = Bins("number", (1.0, 2.0))
     found = bars(Reference(bins, np.array([0, 1, 2, 1]), {}), np.array([0, 0, 0, 4]))
-    assert [bar[:3] for bar in found] == [("[-inf, 1)", 0.25, 0.0), ("[1, 2)", 0.5, 0.0), ("[2, inf)", 0.25, 1.0)]
-    assert bars(Reference(bins, np.array([1, 0, 0, 0]), {}), np.array([4, 0, 0, 0]))[0][:3] == ("(missing)", 1.0, 1.0)
+    assert ([bar[:3] for bar in found]
+            == [("[-inf, 1)", 0.25, 0.0), ("[1, 2)", 0.5, 0.0), ("[2, inf)", 0.25, 1.0)])
+    assert (bars(Reference(bins, np.array([1, 0, 0, 0]), {}), np.array([4, 0, 0, 0]))[0][:3]
+            == ("(missing)", 1.0, 1.0))
     empty = np.append(9, np.zeros(41, int))
-    assert bars(Reference(Bins("number", tuple(map(float, range(40)))), empty, {}), empty)[0][:3] == ("(missing)", 1.0, 1.0)
+    assert (bars(Reference(Bins("number", tuple(map(float, range(40)))), empty, {}), empty)[0][:3]
+            == ("(missing)", 1.0, 1.0))
 
 
 def test_profiles_that_are_gone_are_an_error_and_those_that_grew_are_told(context, first):
@@ -252,13 +277,16 @@ def test_profiles_that_are_gone_are_an_error_and_those_that_grew_are_told(contex
     ship(context)
     assert "The pictures count 2,900 records, the verdict was given on 2,800" in shown(context).text
     shutil.rmtree(context.store.folder / "profiles")
-    with pytest.raises(PerennialError, match="2024-02-05T00:00:00 on was judged and is gone; restore profiles/pumps/") as gone:
+    with pytest.raises(
+            PerennialError,
+            match="2024-02-05T00:00:00 on was judged and is gone; restore profiles/pumps/") as gone:
         report(context, LAST.isoformat())
     assert gone.value.exit_code == 2
 
 
 def test_a_window_that_nobody_judged_is_refused(context, first):
-    with pytest.raises(PerennialError, match=r"none is; .*perennial monitor pumps --window 2024-02-05T00:00:00"):
+    with pytest.raises(PerennialError,
+                       match=r"none is; .*perennial monitor pumps --window 2024-02-05T00:00:00"):
         report(context, (LAST + timedelta(days=1)).isoformat())
     with pytest.raises(PerennialError, match=r"no window of pumps was judged in .*perennial monitor pumps"):
         window_report.newest(context)
@@ -277,7 +305,8 @@ def test_the_store_keeps_the_newest_page_whole(context, first):
     judge(context, first)
     draw_window.fn(PUMPS, LAST.isoformat())
     after = context.store.get("reports/pumps/2024-02-05T0000.html")
-    assert b"too little traffic" in before and b"like the training data" in after and after == report(context, LAST.isoformat())
+    assert (b"too little traffic" in before and b"like the training data" in after
+            and after == report(context, LAST.isoformat()))
 
 
 def test_put_takes_the_place_of_what_another_writer_put_in_between(context, monkeypatch):
@@ -298,12 +327,17 @@ def test_the_command_draws_the_newest_window_or_the_one_named(context, first, tm
     for start, hotter in ((LAST - WEEK, 40), (LAST, 0)):
         judge(context, first, start, hotter=hotter)
     said = CliRunner().invoke(app, ["report", PUMPS])
-    assert (said.exit_code, said.output) == (0, f"{PUMPS}: window 2024-02-05T00:00:00: build/reports/pumps/2024-02-05T0000.html\n")
-    assert "like the training data" in Page((tmp_path / "build/reports/pumps/2024-02-05T0000.html").read_bytes()).text
-    assert CliRunner().invoke(app, ["report", PUMPS, "--window", "2024-01-29", "--out", "one.html"]).exit_code == 0
+    assert ((said.exit_code, said.output)
+            == (0, f"{PUMPS}: window 2024-02-05T00:00:00: build/reports/pumps/2024-02-05T0000.html\n"))
+    assert "like the training data" in Page((tmp_path
+                                             / "build/reports/pumps/2024-02-05T0000.html").read_bytes()).text
+    assert (CliRunner().invoke(app,
+                               ["report", PUMPS, "--window", "2024-01-29", "--out", "one.html"]).exit_code
+            == 0)
     assert "heat furthest" in Page((tmp_path / "one.html").read_bytes()).text
     refused = CliRunner().invoke(app, ["report", PUMPS, "--window", "2024-03-04"])
-    assert isinstance(refused.exception, PerennialError) and not (tmp_path / "build/reports/pumps/2024-03-04T0000.html").exists()
+    assert (isinstance(refused.exception, PerennialError)
+            and not (tmp_path / "build/reports/pumps/2024-03-04T0000.html").exists())
 
 
 def test_a_report_that_can_not_be_drawn_loses_neither_the_event_nor_the_verdict(monkeypatch):
@@ -312,18 +346,24 @@ def test_a_report_that_can_not_be_drawn_loses_neither_the_event_nor_the_verdict(
     for name in ("tag_run", "announce", "show_window"):
         monkeypatch.setattr(monitor, name, lambda *arguments, name=name: done.append((name, *arguments[2:])))
     monkeypatch.setattr(monitor, "judge_window", lambda *_: ({"kind": "fine"}, "fine"))
-    monkeypatch.setattr(monitor, "draw_window", lambda *_, return_state: Failed(data=ZeroDivisionError("no ink")))
+    monkeypatch.setattr(monitor, "draw_window",
+                        lambda *_, return_state: Failed(data=ZeroDivisionError("no ink")))
     with pytest.raises(ZeroDivisionError, match="no ink"):
         monitor.monitor.fn(PUMPS, LAST.isoformat())
-    assert done == [("tag_run",), ("announce", {"kind": "fine"}, "fine"), ("show_window", {"kind": "fine"}, "fine", None)]
+    assert (done
+            == [("tag_run",), ("announce", {"kind": "fine"}, "fine"),
+                ("show_window", {"kind": "fine"}, "fine", None)])
     monkeypatch.setattr(monitor, "draw_window", lambda *_, return_state: Completed(data="somewhere"))
     assert monitor.monitor.fn(PUMPS, LAST.isoformat())["action"] == "fine" and done[-1][-1] == "somewhere"
 
 
-@pytest.mark.parametrize(("address", "said"), [("s3://bucket/x.html", "Report: `s3://bucket/x.html`"), (None, "none could be drawn")])
+@pytest.mark.parametrize(("address", "said"),
+                         [("s3://bucket/x.html", "Report: `s3://bucket/x.html`"),
+                          (None, "none could be drawn")])
 def test_the_artifact_names_the_report(context, first, monkeypatch, address, said):
     judge(context, first)
     kept = []
     monkeypatch.setattr(artifacts, "create_markdown_artifact", lambda text, key: kept.append(text))
-    artifacts.show_window(PUMPS, LAST.isoformat(), window_report.judged(context, LAST.isoformat()), Action.FINE, address)
+    artifacts.show_window(PUMPS, LAST.isoformat(), window_report.judged(context, LAST.isoformat()),
+                          Action.FINE, address)
     assert said in kept[0] and f"perennial report {PUMPS} --window 2024-02-05T00:00:00" in kept[0]

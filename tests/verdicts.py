@@ -22,5 +22,5 @@ def gate_verdict(outcome: str = "passed", *reasons: str, apart: float | None = N
 
 def window_verdict(kind: str, *reasons: str, **figures: Any) -> WindowVerdict:
     kind = WindowKind(kind)
-    return WindowVerdict(
-        outcome=OUTCOMES.get(kind, Outcome.FAILED), kind=kind, reasons=reasons, figures=WindowFigures(**figures))
+    return WindowVerdict(outcome=OUTCOMES.get(kind, Outcome.FAILED), kind=kind, reasons=reasons,
+                         figures=WindowFigures(**figures))

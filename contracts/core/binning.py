@@ -12,7 +12,8 @@ from contracts.core.classification import PREDICTION, PROBABILITY
 from contracts.core.contract import Contract
 from contracts.core.features import Columns
 
-REFERENCE_FILE = "reference.json"  # the file of a version that holds the bins of its columns, and what is ordinary in them
+# The file of a version that holds the bins of its columns, and what is ordinary in them.
+REFERENCE_FILE = "reference.json"
 DECILES = np.arange(1, 10) / 10
 COMMON = 0.01  # the least share in the training data for a category to have a bin of its own
 MOST_KNOWN = 2_000  # categories beyond which a column counts as free text, where a new value is nothing new
@@ -29,17 +30,21 @@ class MonitoredColumn(NamedTuple):
     values: np.ndarray
 
 
-def monitored_columns(contract: Contract, columns: Columns, probabilities: np.ndarray, classes: np.ndarray) -> dict[str, MonitoredColumn]:
+def monitored_columns(contract: Contract, columns: Columns, probabilities: np.ndarray,
+                      classes: np.ndarray) -> dict[str, MonitoredColumn]:
     """The features, the named class and every class's probability of n records."""
-    seen = {feature.name: MonitoredColumn(feature.kind, feature.values(columns)) for feature in contract.features}
+    seen = {feature.name: MonitoredColumn(feature.kind, feature.values(columns))
+            for feature in contract.features}
     seen[PREDICTION] = MonitoredColumn("category", np.asarray(contract.label.classes, object)[classes])
-    return seen | {PROBABILITY + name: MonitoredColumn("number", values) for name, values in zip(contract.label.classes, probabilities.T)}
+    return seen | {PROBABILITY + name: MonitoredColumn("number", values)
+                   for name, values in zip(contract.label.classes, probabilities.T)}
 
 
 @dataclass(frozen=True)
 class Bins:
-    """The bins of one column: missing values first, then those of a number between its `edges`; or those of a category:
-    values never seen, the uncommon ones in alphabetical groups that start at `edges`, and each of the common `names`.
+    """The bins of one column: missing values first, then those of a number between
+    its `edges`; or those of a category: values never seen, the uncommon ones in
+    alphabetical groups that start at `edges`, and each of the common `names`.
 
     `known` are the uncommon ones; None in free text, where whatever is no common name falls into a group.
     """
@@ -50,9 +55,10 @@ class Bins:
     known: tuple[str, ...] | None = ()
 
     @classmethod
-    def of(cls, kind: Literal["number", "category"], values: np.ndarray, before: "Bins | None" = None) -> "Bins":
-        """The bins of a column of the training data; they divide those of the champion `before`, so that the traffic of both
-        can be added up, unless they would become too many."""
+    def of(cls, kind: Literal["number", "category"], values: np.ndarray,
+           before: "Bins | None" = None) -> "Bins":
+        """The bins of a column of the training data; they divide those of the champion `before`,
+        so that the traffic of both can be added up, unless they would become too many."""
         found = cls(kind, _deciles(values)) if kind == "number" else _groups(values)
         return before._divided(found) if before and before.kind == kind else found
 
@@ -61,16 +67,21 @@ class Bins:
         edges = tuple(sorted({*self.edges, *by.edges}))
         if len(names) + len(edges) > MOST_BINS:
             return by
-        return Bins(self.kind, edges, names, None if by.known is None else tuple(sorted({*by.known} - {*names})))
+        return Bins(self.kind, edges, names,
+                    None if by.known is None else tuple(sorted({*by.known} - {*names})))
 
     def onto(self, coarser: "Bins") -> np.ndarray | None:
-        """For each of these bins, the one of `coarser` that holds it, int64 (bins,); None where one doesn't hold it whole."""
-        if self.kind != coarser.kind or not ({*coarser.edges} <= {*self.edges} and {*coarser.names} <= {*self.names}):
+        """For each of these bins, the one of `coarser` that holds
+        it, int64 (bins,); None where one doesn't hold it whole."""
+        if (self.kind != coarser.kind
+            or not ({*coarser.edges} <= {*self.edges} and {*coarser.names} <= {*self.names})):
             return None
         starts = np.asarray(coarser.edges, float if self.kind == "number" else str)
-        parts = np.searchsorted(starts, np.asarray(self.edges, starts.dtype), side="right") if self.edges else np.zeros(0, int)
+        parts = (np.searchsorted(starts, np.asarray(self.edges, starts.dtype), side="right") if self.edges
+                 else np.zeros(0, int))
         groups = coarser.first + np.append(0, parts)
-        named = coarser._text_codes(np.asarray(self.names, object), new=False) if self.names else np.zeros(0, int)
+        named = (coarser._text_codes(np.asarray(self.names, object), new=False) if self.names
+                 else np.zeros(0, int))
         return np.concatenate([np.arange(self.first), groups, named]).astype(np.int64)
 
     @cached_property
@@ -78,7 +89,8 @@ class Bins:
         """What to call each bin."""
         if self.kind == "category":
             starts = ("", *self.edges)
-            return (MISSING, NEW, *(f"(others from {start!r})" if start else "(others)" for start in starts), *self.names)
+            return (MISSING, NEW, *(f"(others from {start!r})" if start else "(others)" for start in starts),
+                    *self.names)
         edges = [-np.inf, *map(float, self.edges), np.inf]
         return (MISSING, *map(_between, [None, *edges], edges, edges[1:]))
 
@@ -111,7 +123,8 @@ class Bins:
 
     def _category_codes(self, values: np.ndarray) -> np.ndarray:
         codes, texts = distinct_texts(values)
-        return np.asarray(np.append(self._text_codes(texts), 0)[codes])  # -1, the code of None, finds the last
+        # -1, the code of None, finds the last.
+        return np.asarray(np.append(self._text_codes(texts), 0)[codes])
 
     def _text_codes(self, texts: np.ndarray, new: bool = True) -> np.ndarray:
         codes = np.array([self._named.get(text, -1) for text in texts.tolist()], np.int64)
@@ -143,14 +156,17 @@ class Bins:
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> "Bins":
         known = stored["known"]
-        return cls(stored["kind"], tuple(stored["edges"]), tuple(stored["names"]), None if known is None else tuple(known))
+        return cls(stored["kind"], tuple(stored["edges"]), tuple(stored["names"]),
+                   None if known is None else tuple(known))
 
 
 def _between(before: float | None, low: float, high: float) -> str:
-    """What to call the numbers from `low` to `high`: these are one number, come right after one, or are many."""
+    """What to call the numbers from `low` to `high`: these
+    are one number, come right after one, or are many."""
     if high == np.nextafter(low, np.inf):
         return f"{low:g}"
-    return f"({before:g}, {high:g})" if before is not None and low == np.nextafter(before, np.inf) else f"[{low:g}, {high:g})"
+    return (f"({before:g}, {high:g})" if before is not None and low == np.nextafter(before, np.inf)
+            else f"[{low:g}, {high:g})")
 
 
 def _deciles(values: np.ndarray) -> tuple[float, ...]:
@@ -164,25 +180,29 @@ def _deciles(values: np.ndarray) -> tuple[float, ...]:
 
 
 def _groups(values: np.ndarray) -> Bins:
-    """Common values by name. The others by the alphabet, not by how common they are: a group of those that chance made
-    frequent in the training data would be rarer in every window after it."""
+    """Common values by name. The others by the alphabet, not by how common they are: a group of
+    those that chance made frequent in the training data would be rarer in every window after it."""
     codes, texts = distinct_texts(values)
     found, same = np.unique(texts.astype(str), return_inverse=True)  # two long texts may begin alike
     counts = np.bincount(same[codes[codes >= 0]], minlength=len(found))
     common = counts >= COMMON * counts.sum()
     others, upto = found[~common], np.cumsum(counts[~common])
-    cuts = np.unique(np.searchsorted(upto, upto[-1] * np.arange(1, GROUPS) / GROUPS)) if len(others) else np.zeros(0, int)
+    cuts = (np.unique(np.searchsorted(upto, upto[-1] * np.arange(1, GROUPS) / GROUPS)) if len(others)
+            else np.zeros(0, int))
     known = tuple(others.tolist()) if len(found) <= MOST_KNOWN else None
-    return Bins("category", tuple(others[cuts[cuts > 0]].tolist()) if len(others) else (), tuple(found[common].tolist()), known)
+    return Bins("category", tuple(others[cuts[cuts > 0]].tolist()) if len(others) else (),
+                tuple(found[common].tolist()), known)
 
 
 def distinct_texts(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Each value's position among the texts that occur, -1 where it is missing; and the texts, of bounded length."""
+    """Each value's position among the texts that occur, -1
+    where it is missing; and the texts, of bounded length."""
     codes, found = pd.factorize(np.asarray(values, object))
     return codes, np.array([str(value)[:MAX_TEXT_LENGTH] for value in found], object)
 
 
 def text_counts(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The texts that occur, object (k,), and how often each does; then how many values are missing, int64 (k + 1,)."""
+    """The texts that occur, object (k,), and how often each
+    does; then how many values are missing, int64 (k + 1,)."""
     codes, texts = distinct_texts(values)
     return texts, np.roll(np.bincount(codes + 1, minlength=len(texts) + 1), -1)

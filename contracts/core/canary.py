@@ -18,10 +18,10 @@ DRAWS = 2_000  # pairs of class counts that are drawn to see what chance gives; 
 class CanarySide:
     """What one side did while both served.
 
-    `requests`: all it was sent. It `refused` some for their caller's mistake (4xx) and `failed` others: 5xx, no answer,
-    or a refusal of what the champion answered. `latencies`: seconds → answers within them, cumulative, up to infinity.
-    `classes`: records by named class. `deaths`: replicas that ended by themselves. `grown_mb`: the most that one
-    replica's memory grew.
+    `requests`: all it was sent. It `refused` some for their caller's mistake (4xx) and `failed` others: 5xx,
+    no answer, or a refusal of what the champion answered. `latencies`: seconds → answers within them,
+    cumulative, up to infinity. `classes`: records by named class. `deaths`: replicas that ended by
+    themselves. `grown_mb`: the most that one replica's memory grew.
     """
 
     requests: int
@@ -46,15 +46,16 @@ def canary_verdict(
 ) -> CanaryVerdict:
     """The verdict on a challenger; its kind is the gravest finding, its reasons are all of them.
 
-    `apart`: the total variation distance of the two models' class shares that the gate saw on the newest labelled
-    window: a challenger that learnt from a world that moved must differ by that much.
+    `apart`: the total variation distance of the two models' class shares that the gate saw on the
+    newest labelled window: a challenger that learnt from a world that moved must differ by that much.
     """
     answered_enough = challenger.answered >= policy.requests
-    too_few = [] if answered_enough else [
-        f"answered {challenger.answered} requests, {policy.requests} are needed", *_unseen("challenger", challenger)]
+    too_few = ([] if answered_enough else [f"answered {challenger.answered} requests, {policy.requests} are "
+                                           f"needed", *_unseen("challenger", challenger)])
     reasons: list[tuple[CanaryKind, list[str]]] = [  # the gravest first
         (CanaryKind.DIED, [f"{challenger.deaths} of its replicas died"] if challenger.deaths else []),
-        (CanaryKind.ERRORS, [*_more("failed", stable, challenger, policy), *_more("refused", stable, challenger, policy)]),
+        (CanaryKind.ERRORS, [reason for what in ("failed", "refused")
+                             for reason in _more(what, stable, challenger, policy)]),
         (CanaryKind.DIFFERENT_ANSWERS, _different(stable, challenger, policy.shift + apart)),
         (CanaryKind.SLOW, _slow(stable, challenger, policy, latency_ms)),
         (CanaryKind.MEMORY, _grown(challenger, policy)),
@@ -62,14 +63,15 @@ def canary_verdict(
         (CanaryKind.INSUFFICIENT, [*_unseen("champion", stable), *too_few]),
     ]
     kind, outcome = gravest(reasons, CanaryKind.FINE)
-    figures = CanaryFigures(
-        stable=_figures(stable), challenger=_figures(challenger), distance=class_share_distance(stable, challenger))
-    return CanaryVerdict(
-        outcome=outcome, kind=kind, reasons=tuple(reason for _, found in reasons for reason in found), figures=figures)
+    figures = CanaryFigures(stable=_figures(stable), challenger=_figures(challenger),
+                            distance=class_share_distance(stable, challenger))
+    return CanaryVerdict(outcome=outcome, kind=kind,
+                         reasons=tuple(reason for _, found in reasons for reason in found), figures=figures)
 
 
 def _more(what: str, stable: CanarySide, challenger: CanarySide, policy: Rollout) -> list[str]:
-    """Fisher's exact test, one-sided, on what `policy.errors` leaves; where the champion fails none, one is too many."""
+    """Fisher's exact test, one-sided, on what `policy.errors`
+    leaves; where the champion fails none, one is too many."""
     bad, usual = getattr(challenger, what), getattr(stable, what)
     left = np.ceil(bad - policy.errors * challenger.requests - 1e-9)
     chance = hypergeom.sf(left - 1, stable.requests + challenger.requests, usual + left, challenger.requests)
@@ -86,8 +88,8 @@ def _different(stable: CanarySide, challenger: CanarySide, shift: float) -> list
     chance = _by_chance(stable, challenger)
     if far <= max(shift + chance.mean(), np.quantile(chance, 1 - CHANCE)):
         return []
-    return [f"of {dict(challenger.classes)} classes, the champion {dict(stable.classes)}; total variation distance "
-            f"{far:.2f}, limit {shift:.3g} and {chance.mean():.2f} by chance"]
+    return [f"of {dict(challenger.classes)} classes, the champion {dict(stable.classes)}; total variation "
+            f"distance {far:.2f}, limit {shift:.3g} and {chance.mean():.2f} by chance"]
 
 
 def class_share_distance(one: CanarySide, other: CanarySide) -> float | None:
@@ -99,7 +101,8 @@ def class_share_distance(one: CanarySide, other: CanarySide) -> float | None:
 
 
 def _by_chance(one: CanarySide, other: CanarySide) -> np.ndarray:
-    """Simulated distances of two sides that name classes alike; many records of one request tell as much as one."""
+    """Simulated distances of two sides that name classes
+    alike; many records of one request tell as much as one."""
     shares = _counts(one, other).sum(axis=0) / (one.records + other.records)
     sizes = [max(min(side.records, side.answered), 1) for side in (one, other)]
     random = np.random.default_rng(0)
@@ -113,7 +116,8 @@ def _counts(*sides: CanarySide) -> np.ndarray:
 
 
 def _slow(stable: CanarySide, challenger: CanarySide, policy: Rollout, latency_ms: float) -> list[str]:
-    """An exact test of "1 % take longer than the limit"; answers in the limit's own bucket count as within it."""
+    """An exact test of "1 % take longer than the limit";
+    answers in the limit's own bucket count as within it."""
     usual, total = percentile(stable.latencies), challenger.latencies.get(inf, 0)
     if usual is None or not total:
         return []  # insufficient
@@ -121,18 +125,21 @@ def _slow(stable: CanarySide, challenger: CanarySide, policy: Rollout, latency_m
     over = total - challenger.latencies[min(bound for bound in challenger.latencies if bound >= limit)]
     if over == 0 or binom.sf(over - 1, total, 0.01) >= CHANCE:
         return []
-    return [f"{over} of {total} answers took longer than {limit * 1000:.0f} ms, the larger of {policy.slower:g} times the "
-            f"champion's 99th percentile of {usual * 1000:.1f} ms and {latency_ms:g} ms; limit: 1 %, beyond chance"]
+    return [f"{over} of {total} answers took longer than {limit * 1000:.0f} ms, the larger of "
+            f"{policy.slower:g} times the champion's 99th percentile of {usual * 1000:.1f} ms and "
+            f"{latency_ms:g} ms; limit: 1 %, beyond chance"]
 
 
 def percentile(latencies: Mapping[float, int], share: float = 0.99) -> float | None:
-    """Seconds, linear within a bucket as in Prometheus; the last finite bound where it is above that; None: no answers."""
+    """Seconds, linear within a bucket as in Prometheus; the last
+    finite bound where it is above that; None: no answers."""
     bounds, rank = sorted(latencies), share * latencies.get(inf, 0)
     if rank == 0:
         return None
     at = next(index for index, bound in enumerate(bounds) if latencies[bound] >= rank)
     low, below = (bounds[at - 1], latencies[bounds[at - 1]]) if at else (0.0, 0)
-    return low if bounds[at] == inf else low + (bounds[at] - low) * (rank - below) / (latencies[bounds[at]] - below)
+    return (low if bounds[at] == inf
+            else low + (bounds[at] - low) * (rank - below) / (latencies[bounds[at]] - below))
 
 
 def _grown(challenger: CanarySide, policy: Rollout) -> list[str]:
@@ -142,13 +149,15 @@ def _grown(challenger: CanarySide, policy: Rollout) -> list[str]:
 
 
 def _unseen(name: str, side: CanarySide) -> list[str]:
-    """Figures that are not there: in one that answers enough requests, something that it should count is broken."""
+    """Figures that are not there: in one that answers enough
+    requests, something that it should count is broken."""
     seen = {"classes": side.records, "latency": side.latencies.get(inf)}
     return [f"nothing is known of the {name}'s {what}" for what, count in seen.items() if not count]
 
 
 def _figures(side: CanarySide) -> SideFigures:
     return SideFigures(
-        requests=side.requests, answered=side.answered, failed=side.failed, refused=side.refused, deaths=side.deaths,
+        requests=side.requests, answered=side.answered, failed=side.failed, refused=side.refused,
+        deaths=side.deaths,
         grown_mb=side.grown_mb if isfinite(side.grown_mb) else None,  # JSON has no NaN
         p99_seconds=percentile(side.latencies), classes=dict(side.classes))

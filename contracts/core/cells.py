@@ -10,7 +10,8 @@ TEXT_DTYPE = pd.StringDtype(na_value=np.nan)  # what `astype("str")` gives
 
 
 def read_cells(values: pd.Series, kind: type) -> pd.Series:
-    """A column's cells as `kind`; missing where they are, and where they can't be read as one. Text is read as a CSV's."""
+    """A column's cells as `kind`; missing where they are, and
+    where they can't be read as one. Text is read as a CSV's."""
     if kind is str and isinstance(values.dtype, pd.StringDtype):
         return values if values.dtype == TEXT_DTYPE else values.astype(TEXT_DTYPE)
     if kind is bool and values.dtype == bool:
@@ -30,7 +31,8 @@ def _read(plain: pd.Series, kind: type) -> pd.Series:
         return plain.astype(str).str.lower().map({"true": True, "false": False}).astype("boolean")
     if kind is datetime:
         return pd.to_datetime(plain.map(_time)).astype("datetime64[us]")
-    numbers = pd.to_numeric(plain if plain.dtype.kind in "iufO" else plain.map(lambda _: None), errors="coerce")
+    numbers = pd.to_numeric(plain if plain.dtype.kind in "iufO" else plain.map(lambda _: None),
+                            errors="coerce")
     return numbers.where(numbers % 1 == 0).astype("Int64") if kind is int else numbers.astype(float)
 
 

@@ -56,7 +56,8 @@ def classification_metrics(contract: "Contract", labels: np.ndarray, probabiliti
         labels, probabilities = labels[:0], np.empty((0, len(classes)))
     named = (probabilities * contract.weights).argmax(axis=1)
     present = np.isin(classes, labels)
-    recalls = recall_score(labels, named, labels=classes, average=None, zero_division=np.nan) if len(labels) else []
+    recalls = (recall_score(labels, named, labels=classes, average=None, zero_division=np.nan) if len(labels)
+               else [])
     has_labels = len(labels) > 0
     return Metrics(
         rows=rows,
@@ -73,7 +74,8 @@ def probability_fault(contract: "Contract", probabilities: np.ndarray) -> str:
     if given != wanted:
         return f"answers {given} classes, the contract names {wanted}"
     bad = ~((probabilities >= 0).all(axis=1) & (abs(probabilities.sum(axis=1) - 1) < SUM_ERROR))
-    return f"answers {bad.sum()} of {len(bad)} rows with what are no probabilities, such as {probabilities[bad][0]}" if bad.any() else ""
+    return (f"answers {bad.sum()} of {len(bad)} rows with what are no probabilities, such as "
+            f"{probabilities[bad][0]}" if bad.any() else "")
 
 
 def _auc(labels: np.ndarray, probabilities: np.ndarray) -> float:
@@ -97,5 +99,6 @@ def _bin_gaps(probability: np.ndarray, hit: np.ndarray) -> float:
 
 def class_distance(contract: "Contract", challenger: np.ndarray, champion: np.ndarray) -> float:
     """The total variation distance of the class shares that two models name for the same rows, 0 to 1."""
-    shares = [np.bincount((each * contract.weights).argmax(axis=1), minlength=each.shape[1]) / len(each) for each in (challenger, champion)]
+    shares = [np.bincount((each * contract.weights).argmax(axis=1), minlength=each.shape[1]) / len(each)
+              for each in (challenger, champion)]
     return float(np.abs(shares[0] - shares[1]).sum() / 2)

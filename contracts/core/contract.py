@@ -21,7 +21,8 @@ from contracts.core.policies import Drift, Gate, Rollout
 from contracts.core.schema import FIELD_RULES
 from contracts.core.windows import window_of
 
-if "dask" not in sys.modules:  # Pandera wants its data frames for annotations alone, and they take longer to import than all the rest
+# Pandera wants its data frames for annotations alone, and they take longer to import than all the rest.
+if "dask" not in sys.modules:
     sys.modules["dask"] = None  # type: ignore[assignment]  # how Python marks a module that can't be imported
     import pandera.typing.dask  # noqa: F401
 
@@ -32,11 +33,12 @@ if "dask" not in sys.modules:  # Pandera wants its data frames for annotations a
 class Contract:
     """Everything Perennial knows of one model.
 
-    The schema's rules of one value bind the data and the callers alike, but `isin` of a text binds the data alone: an
-    unknown category is a prediction. Rules across columns or rows bind the data alone.
+    The schema's rules of one value bind the data and the callers alike, but `isin` of a text binds the
+    data alone: an unknown category is a prediction. Rules across columns or rows bind the data alone.
 
-    `key`: the columns that tell one event from all others. A caller may send those that no feature reads: with them a
-    prediction meets its label. `logged`: the share of the predictions that is kept with ids, to be scored once labels come.
+    `key`: the columns that tell one event from all others. A caller may send those
+    that no feature reads: with them a prediction meets its label. `logged`: the
+    share of the predictions that is kept with ids, to be scored once labels come.
     """
 
     name: str
@@ -69,10 +71,12 @@ class Contract:
         uses |= dict.fromkeys((*self.gate.slices, *self.key), "a slice or the key")
         for name, user in uses.items():
             if name not in self.columns:
-                yield f"{user} needs column {name!r}, which the schema lacks; add it to {self.schema.__name__}"
+                yield (f"{user} needs column {name!r}, which the schema lacks; add it to "
+                       f"{self.schema.__name__}")
         for name, user in needs.items():
             if self.columns[name].metadata["known"] == "after":
-                yield f"feature {user!r} reads {name!r}, known only after the event; callers can't send it: drop it"
+                yield (f"feature {user!r} reads {name!r}, known only after the event; callers can't send it: "
+                       f"drop it")
         if len({feature.name for feature in self.features}) < len(self.features):
             yield "two features share one name; rename one"
         for name in [each.name for each in self.features if is_output(each.name)]:
@@ -85,40 +89,51 @@ class Contract:
             if not sound:
                 yield f"{what} is {value!r}; it must be {rule}: change it"
         if self.drift.cooldown < self.gate.window:
-            yield (f"a cooldown of {self.drift.cooldown} is shorter than the gate's window of {self.gate.window}: "
-                   "the next challenger would be judged on rows the champion was trained on; lengthen it")
-        columns = {*(feature.name for feature in self.features), PREDICTION, *(PROBABILITY + name for name in self.label.classes)}
+            yield (f"a cooldown of {self.drift.cooldown} is shorter than the gate's window of "
+                   f"{self.gate.window}: the next challenger would be judged on rows the champion was "
+                   f"trained on; lengthen it")
+        columns = {*(feature.name for feature in self.features), PREDICTION,
+                   *(PROBABILITY + name for name in self.label.classes)}
         judged = {f"{name}{check}" for name in columns for check in ("", ".values", ".missing", ".new")}
         for name in sorted({*self.drift.floors, *self.drift.severity, *self.drift.ignore} - judged):
-            yield f"drift speaks of {name!r}, which is no feature, no answer and no check of one; the columns: {', '.join(sorted(columns))}"
+            yield (f"drift speaks of {name!r}, which is no feature, no answer and no check of one; the "
+                   f"columns: {', '.join(sorted(columns))}")
         unknown = set(self.gate.recall) - set(self.label.classes)
         if unknown:
-            yield f"the gate limits the recall of {sorted(unknown)}, not among the classes {self.label.classes}"
+            yield (f"the gate limits the recall of {sorted(unknown)}, not among the classes "
+                   f"{self.label.classes}")
 
     def _settings(self) -> Iterator[tuple[str, Any, bool, str]]:
         """Each setting that can be nonsense: its name, value, whether it is sound, and the rule."""
         when, label, drift, gate = self.columns[self.event_time], self.label, self.drift, self.gate
         none, minute = timedelta(0), timedelta(minutes=1)
         kind, known = self.python_type(self.event_time).__name__, when.metadata["known"]
-        yield "name", self.name, bool(re.fullmatch(r"\w[\w-]*", self.name, re.ASCII)), "letters, digits, _ and -, as in a path"
+        yield "name", self.name, bool(re.fullmatch(r"\w[\w-]*", self.name,
+                                                   re.ASCII)), "letters, digits, _ and -, as in a path"
         yield "the event time's type", kind, kind == "datetime", "datetime"
         yield "the event time's nullability", when.nullable, not when.nullable, "False"
         yield "the event time's known", known, known == "before", "'before', for callers send it"
-        yield "label.classes", label.classes, len({*label.classes}) == len(label.classes) >= 2, "two names or more, all different"
-        yield ("label.weights", label.weights, len(label.weights) in (0, len(label.classes)) and all(w > 0 for w in label.weights),
+        yield "label.classes", label.classes, len(
+            {*label.classes}) == len(label.classes) >= 2, "two names or more, all different"
+        yield ("label.weights", label.weights,
+               len(label.weights) in (0, len(label.classes)) and all(w > 0 for w in label.weights),
                "one positive number for each class")
         yield "label.matures", label.matures, label.matures >= none, "no less than nothing"
         yield "gate.window", gate.window, gate.window > none, "more than nothing"
-        yield "drift.window", drift.window, drift.window > none and not drift.window % minute, "one or more whole minutes"
+        yield ("drift.window", drift.window, drift.window > none and not drift.window % minute,
+               "one or more whole minutes")
         yield "drift.false_alarms", drift.false_alarms, 0 < drift.false_alarms < 1, "a share between 0 and 1"
         yield "drift.detect", drift.detect, 0 < drift.detect < 1, "a distance between 0 and 1"
         yield "drift.coverage", drift.coverage, 0 <= drift.coverage <= 1, "a share from 0 to 1"
         yield "drift.skew", drift.skew, 0 <= drift.skew <= 1, "a share from 0 to 1"
         yield "drift.refusals", drift.refusals, drift.refusals > 0, "one or more"
-        yield "drift.severity", drift.severity, {*drift.severity.values()} <= {"page", "drift", "note"}, "of 'page', 'drift', 'note'"
-        yield ("drift.persist", drift.persist, len(drift.persist) == 2 and 1 <= drift.persist[0] <= drift.persist[1],
+        yield "drift.severity", drift.severity, {
+            *drift.severity.values()} <= {"page", "drift", "note"}, "of 'page', 'drift', 'note'"
+        yield ("drift.persist", drift.persist,
+               len(drift.persist) == 2 and 1 <= drift.persist[0] <= drift.persist[1],
                "(k, m): k of the last m windows")
-        yield "drift.retrain_on", drift.retrain_on, {*drift.retrain_on} <= {*Drift.retrain_on}, f"out of {Drift.retrain_on}"
+        yield "drift.retrain_on", drift.retrain_on, {
+            *drift.retrain_on} <= {*Drift.retrain_on}, f"out of {Drift.retrain_on}"
         yield "logged", self.logged, 0 <= self.logged <= 1, "a share from 0 to 1"
         yield "bad_rows", self.bad_rows, 0 <= self.bad_rows <= 1, "a share from 0 to 1"
         yield "stop_share", self.stop_share, 0 < self.stop_share < 1, "a share between 0 and 1"
@@ -140,7 +155,8 @@ class Contract:
 
     @cached_property
     def telling_columns(self) -> tuple[str, ...]:
-        """What a caller may send besides, to say which event it is: columns of the key that no feature reads."""
+        """What a caller may send besides, to say which event
+        it is: columns of the key that no feature reads."""
         return tuple(name for name in self.key
                      if name not in self.request_columns and self.columns[name].metadata["known"] == "before")
 
@@ -161,9 +177,9 @@ class Contract:
     @cached_property
     def closed(self) -> frozenset[str]:
         """The features that are a text column whose vocabulary the schema states."""
-        return frozenset(
-            feature.name for feature in self.features if feature.compute is None and feature.kind == "category"
-            and any(check.name == "isin" for check in self.columns[feature.needs[0]].checks))
+        return frozenset(feature.name for feature in self.features if feature.compute is None
+                         and feature.kind == "category"
+                         and any(check.name == "isin" for check in self.columns[feature.needs[0]].checks))
 
     @property
     def module(self) -> str:
@@ -180,7 +196,8 @@ class Contract:
 
     @cached_property
     def _types(self) -> dict[str, type]:
-        kinds = {name: object if str(spec.dtype).startswith("str") else spec.dtype.type for name, spec in self.columns.items()}
+        kinds = {name: object if str(spec.dtype).startswith("str") else spec.dtype.type
+                 for name, spec in self.columns.items()}
         plain = {"f": float, "i": int, "u": int, "b": bool, "M": datetime}
         return {name: plain.get(np.dtype(kind).kind, str) for name, kind in kinds.items()}
 
@@ -206,26 +223,24 @@ class Contract:
 
     def describe(self) -> dict[str, Any]:
         """The whole contract as JSON, code as its text: what the digest is of and what a diff compares."""
-        label = {
-            "classes": list(self.label.classes), "needs": list(self.label.needs), "of": source_of(self.label.of),
-            "matures": str(self.label.matures), "weights": self.weights.tolist(), **_helpers(self.label.of),
-        }
-        features = {
-            feature.name: {"kind": feature.kind, "needs": list(feature.needs), "compute": source_of(feature.compute),
-                           **_helpers(feature.compute)}
-            for feature in self.features
-        }
+        label = {"classes": list(self.label.classes), "needs": list(self.label.needs),
+                 "of": source_of(self.label.of), "matures": str(self.label.matures),
+                 "weights": self.weights.tolist(), **_helpers(self.label.of)}
+        features = {feature.name: {"kind": feature.kind, "needs": list(feature.needs),
+                                   "compute": source_of(feature.compute), **_helpers(feature.compute)}
+                    for feature in self.features}
         settings = ("event_time", "key", "rounds", "patience", "stop_share", "seed", "bad_rows", "logged")
-        facts: dict[str, Any] = plain_json({
-            "name": self.name, "columns": {name: self._describe_column(name) for name in self.columns},
-            "request": list(self.request_columns), "label": label, "features": features,
-            "xgboost": dict(self.xgboost), "gate": asdict(self.gate), "drift": asdict(self.drift),
-            "rollout": asdict(self.rollout), "checks": source_of(self.schema), **{name: getattr(self, name) for name in settings},
-        })
+        facts: dict[str, Any] = plain_json(
+            {"name": self.name, "columns": {name: self._describe_column(name) for name in self.columns},
+             "request": list(self.request_columns), "label": label, "features": features,
+             "xgboost": dict(self.xgboost), "gate": asdict(self.gate), "drift": asdict(self.drift),
+             "rollout": asdict(self.rollout), "checks": source_of(self.schema),
+             **{name: getattr(self, name) for name in settings}})
         return facts
 
     def source_rows(self, start: datetime, end: datetime) -> Any:
-        """The source's rows of [start, end), a data frame; raises PerennialError where the contract has no source."""
+        """The source's rows of [start, end), a data frame; raises
+        PerennialError where the contract has no source."""
         if self.source is None:
             raise PerennialError(f"contract {self.name} has no source; name a file: --file rows.parquet")
         return self.source(start, end)
@@ -244,12 +259,14 @@ class Contract:
 
     @cached_property
     def serving(self) -> str:
-        """The digest of what turns a record into an answer: a model serves on while limits and policies change."""
+        """The digest of what turns a record into an answer: a
+        model serves on while limits and policies change."""
         return self._serving(self.describe()["features"])
 
     @cached_property
     def serving_without_helpers(self) -> str:
-        """The same digest as models of format 1 hold it: an edit of a function that a feature calls did not change it."""
+        """The same digest as models of format 1 hold it: an edit
+        of a function that a feature calls did not change it."""
         return self._serving({name: {fact: value for fact, value in feature.items() if fact != "helpers"}
                               for name, feature in self.describe()["features"].items()})
 
@@ -257,10 +274,13 @@ class Contract:
         whole = self.describe() | {"features": features}
         parts = {name: whole[name] for name in ("name", "request", "features", "event_time")}
         columns = {name: whole["columns"][name] for name in self.request_columns}
-        return digest_of(parts | {"columns": columns, "label": {name: whole["label"][name] for name in ("classes", "weights")}})
+        return digest_of(parts
+                         | {"columns": columns,
+                            "label": {name: whole["label"][name] for name in ("classes", "weights")}})
 
 
 def _helpers(function: Callable[..., Any] | None) -> dict[str, Any]:
-    """The functions that a function calls; nothing where it calls none, so that digests taken before helpers counted stay."""
+    """The functions that a function calls; nothing where it calls
+    none, so that digests taken before helpers counted stay."""
     helpers = helpers_of(function)
     return {"helpers": helpers} if helpers else {}

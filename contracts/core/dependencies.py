@@ -11,13 +11,16 @@ from typing import Any
 
 from contracts.core.digests import source_of
 
-INSTALLED = tuple(str(Path(sysconfig.get_path(name)).resolve()) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
+INSTALLED = tuple(str(Path(sysconfig.get_path(name)).resolve())
+                  for name in ("stdlib", "platstdlib", "purelib", "platlib"))
 
 
 def imported_modules(*roots: str) -> dict[str, Path]:
-    """The files of these modules and of all that they import, directly or not, by dotted name; installed packages left out.
+    """The files of these modules and of all that they import,
+    directly or not, by dotted name; installed packages left out.
 
-    They are found by reading source, nothing is run. Imports inside functions count; those under `if TYPE_CHECKING:` don't.
+    They are found by reading source, nothing is run. Imports
+    inside functions count; those under `if TYPE_CHECKING:` don't.
     """
     files: dict[str, Path] = {}
     waiting = list(roots)
@@ -32,7 +35,8 @@ def imported_modules(*roots: str) -> dict[str, Path]:
 
 def own_file(name: str) -> Path | None:
     """The source file of a module, None for one that is installed, built in, or not there."""
-    if "." in name and not _is_own_package(name.partition(".")[0]):  # its packages would be imported to find it
+    # Its packages would be imported to find it.
+    if "." in name and not _is_own_package(name.partition(".")[0]):
         return None
     try:
         spec = importlib.util.find_spec(name)
@@ -73,8 +77,9 @@ def _executed(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def helpers_of(function: Callable[..., Any] | None) -> dict[str, str]:
-    """The source of the project's functions that a function calls, directly or not, and the module's constants that they
-    read (numbers, texts, and tuples, lists and dicts of them), by dotted name; `contracts.core` is left out."""
+    """The source of the project's functions that a function calls, directly or
+    not, and the module's constants that they read (numbers, texts, and tuples,
+    lists and dicts of them), by dotted name; `contracts.core` is left out."""
     sources: dict[str, str] = {}
     first = inspect.unwrap(function) if function else None
     waiting: list[Any] = [first]
@@ -86,7 +91,8 @@ def helpers_of(function: Callable[..., Any] | None) -> dict[str, str]:
             value = inspect.unwrap(value) if callable(value) else value
             if _is_plain(value):
                 sources[f"{module}.{name}"] = repr(value)
-            elif (inspect.isfunction(value) or inspect.isclass(value)) and _is_own(value.__module__, caller.__module__):
+            elif ((inspect.isfunction(value) or inspect.isclass(value))
+                  and _is_own(value.__module__, caller.__module__)):
                 name = f"{value.__module__}.{value.__qualname__}"
                 if name not in sources and value is not first:
                     sources[name] = source_of(value) or ""
@@ -104,13 +110,15 @@ def _is_plain(value: Any) -> bool:
 
 
 def _globals_read(code: CodeType, scope: dict[str, Any]) -> Iterator[tuple[str, str, Any]]:
-    """Module, name and value of each global that the code names, also as an attribute of a module of the project."""
+    """Module, name and value of each global that the code
+    names, also as an attribute of a module of the project."""
     for name in (name for name in code.co_names if name in scope):
         value = scope[name]
         if not isinstance(value, ModuleType):
             yield scope["__name__"], name, value
         elif _is_own(value.__name__, scope["__name__"]):
-            yield from ((value.__name__, each, vars(value)[each]) for each in code.co_names if each in vars(value))
+            yield from ((value.__name__, each, vars(value)[each]) for each in code.co_names
+                        if each in vars(value))
     for inner in code.co_consts:
         if isinstance(inner, CodeType):
             yield from _globals_read(inner, scope)

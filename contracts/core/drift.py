@@ -26,14 +26,15 @@ from contracts.core.verdict import (
     gravest,
 )
 
-Counts: TypeAlias = Mapping[str, np.ndarray]  # by column, the rows in each of its bins; a column that the traffic lacks is absent
+# By column, the rows in each of its bins; a column that the traffic lacks is absent.
+Counts: TypeAlias = Mapping[str, np.ndarray]
 Checks: TypeAlias = dict[str, dict[CheckKind, ColumnCheck]]  # by column
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One check of one column: `effect` in the check's unit, and the p-value of at least that much among rows like the
-    training data's, corrected for the number of checks."""
+    """One check of one column: `effect` in the check's unit, and the p-value of at least
+    that much among rows like the training data's, corrected for the number of checks."""
 
     column: str
     check: CheckKind
@@ -50,7 +51,8 @@ class Finding:
         return "; ".join(part for part in (self.description, str(self.origin or "")) if part)
 
     def is_drift(self, policy: Drift) -> bool:
-        """Whether it is surer than the false alarms that the contract allows, and larger than its threshold."""
+        """Whether it is surer than the false alarms that the
+        contract allows, and larger than its threshold."""
         return self.p_value <= policy.false_alarms and self.effect > self.threshold
 
 
@@ -62,18 +64,20 @@ def drift(
 ) -> WindowVerdict:
     """The verdict on a window of `rows` answered and `bad` refused records.
 
-    Its kind is the gravest finding, its reasons are all of them. `refused_fields`: how often a field was at fault in a
-    refused record. `events`: how many are known to have happened, None where that can't be known. `logged`: rows by
-    which drift is dated and localized; `previous`: the checks of the window before, whether drift began there.
+    Its kind is the gravest finding, its reasons are all of them. `refused_fields`: how often a field was at
+    fault in a refused record. `events`: how many are known to have happened, None where that can't be known.
+    `logged`: rows by which drift is dated and localized; `previous`: the checks of the window before, whether
+    drift began there.
 
-    A check finds drift when a test on the counts says that chance did not do it, with the false discoveries of all
-    checks together under control, and when its effect is above the threshold that ordinary windows of that size keep.
+    A check finds drift when a test on the counts says that chance did not do it,
+    with the false discoveries of all checks together under control, and when its
+    effect is above the threshold that ordinary windows of that size keep.
     """
     policy = contract.drift
     findings = find_drift(contract, reference, counts) if rows else []
     if logged:
-        findings = [_localized(finding, reference[finding.column], logged, previous) if finding.is_drift(policy) else finding
-                    for finding in findings]
+        findings = [_localized(finding, reference[finding.column], logged, previous)
+                    if finding.is_drift(policy) else finding for finding in findings]
     drifted = [finding for finding in findings if finding.is_drift(policy)]
     needed = rows_needed(policy, reference, len(findings))
     enough = needed is not None and rows >= needed
@@ -81,7 +85,8 @@ def drift(
     reasons: list[tuple[WindowKind, list[str]]] = [  # the gravest first
         (WindowKind.BROKEN_CONTRACT, [
             *(finding.reason for finding in drifted if finding.severity is Severity.PAGE),
-            *(fault.reason for fault in skew if fault.is_broken), *_refused(rows, bad, policy, refused_fields)]),
+            *(fault.reason for fault in skew if fault.is_broken),
+            *_refused(rows, bad, policy, refused_fields)]),
         (WindowKind.SKEW, [fault.reason for fault in skew if not fault.is_broken]),
         (WindowKind.STALE, _stale(rows + bad, events)),
         (WindowKind.INSUFFICIENT, [] if enough else [_insufficient(rows, needed)]),
@@ -93,8 +98,8 @@ def drift(
     figures = WindowFigures(
         rows=rows, bad=bad, needed=needed, checks=_checks(findings, policy), performance=performance,
         kinds=[kind for kind, found in reasons if found])
-    return WindowVerdict(
-        outcome=outcome, kind=kind, reasons=tuple(reason for _, found in reasons for reason in found), figures=figures)
+    return WindowVerdict(outcome=outcome, kind=kind,
+                         reasons=tuple(reason for _, found in reasons for reason in found), figures=figures)
 
 
 def _drift_reasons(drifted: Sequence[Finding]) -> tuple[list[str], list[str]]:
@@ -104,9 +109,8 @@ def _drift_reasons(drifted: Sequence[Finding]) -> tuple[list[str], list[str]]:
             [finding.reason for finding in findings if is_output(finding.column)])
 
 
-def _localized(
-    finding: Finding, reference: Reference, logged: LoggedRows, previous: Mapping[str, Mapping[CheckKind, ColumnCheck]],
-) -> Finding:
+def _localized(finding: Finding, reference: Reference, logged: LoggedRows,
+               previous: Mapping[str, Mapping[CheckKind, ColumnCheck]]) -> Finding:
     """The finding with its origin; drift that the window before showed to its end began there."""
     origin = locate_drift(logged, finding.column, reference, finding.check, finding.threshold)
     before = previous.get(finding.column, {}).get(finding.check)
@@ -124,7 +128,8 @@ def find_drift(contract: Contract, reference: Mapping[str, Reference], counts: C
         now = counts.get(name, all_missing(trained, rows))
         if name not in contract.drift.ignore and now.sum() and trained.counts.sum():
             findings += [_finding(contract, name, trained, now, CheckKind(check), float(effect))
-                         for check, effect in effects(trained.bins, shares(trained.counts), shares(now)).items()]
+                         for check, effect in effects(trained.bins, shares(trained.counts),
+                                                      shares(now)).items()]
     corrected = false_discovery_control([finding.p_value for finding in findings]) if findings else []
     findings = [replace(finding, p_value=float(p_value)) for finding, p_value in zip(findings, corrected)]
     return sorted(findings, key=lambda finding: (
@@ -136,8 +141,8 @@ def cumulative_drift(
 ) -> dict[str, float]:
     """Drift scores against the training data of the `first` champion.
 
-    They show what moved so slowly, a retraining at a time, that no window was far from its champion's training data.
-    They start nothing, for each retraining was meant to follow the world.
+    They show what moved so slowly, a retraining at a time, that no window was far from its
+    champion's training data. They start nothing, for each retraining was meant to follow the world.
     """
     folded = {}
     for name in {*first} & {*reference} & {*counts}:
@@ -174,12 +179,12 @@ def _finding(
 def _insufficient(rows: int, needed: int | None) -> str:
     if needed:
         return f"{rows} records of traffic, {needed} are needed"
-    return "the training data has too few rows to tell drift from chance; train on more, or set Drift(min_rows=…)"
+    return ("the training data has too few rows to tell drift from chance; train on more, or set "
+            "Drift(min_rows=…)")
 
 
-def _description(
-    reference: Reference, name: str, check: CheckKind, effect: float, threshold: float, before: np.ndarray, now: np.ndarray,
-) -> str:
+def _description(reference: Reference, name: str, check: CheckKind, effect: float, threshold: float,
+                 before: np.ndarray, now: np.ndarray) -> str:
     if check is CheckKind.MISSING:
         return (f"{name}: missing in {now[0]:.1%} of the records, {before[0]:.1%} of the training data; "
                 f"floor: {threshold:.1%} apart")
@@ -193,9 +198,11 @@ def _description(
 
 def _stale(records: int, events: int | None) -> list[str]:
     if events and not records:
-        return [f"no traffic, though {events} events happened: no replica was asked, or no profile was shipped"]
+        return [f"no traffic, though {events} events happened: no replica was asked, or no profile was "
+                f"shipped"]
     if events == 0 and records:
-        return [f"no labels: nothing was ingested of this window, though {records} records came, and later events are in"]
+        return [f"no labels: nothing was ingested of this window, though {records} records came, and later "
+                f"events are in"]
     return []
 
 
@@ -212,16 +219,21 @@ def _worse(performance: Performance | None, policy: Drift) -> list[str]:
     if performance is None or performance.rows < policy.min_labels or performance.gap <= policy.label_gap or (
             performance.coverage is not None and performance.coverage < policy.coverage):
         return []  # a gap that is not a number gets no pass here
-    changes = ", ".join(
-        f"{name} {share:.1%} for {performance.expected[name]:.1%}" for name, share in performance.observed.items())
-    return [f"labels: {changes} expected, on {performance.rows} rows: gap {performance.gap:.4f}, limit {policy.label_gap:g}"]
+    changes = ", ".join(f"{name} {share:.1%} for {performance.expected[name]:.1%}"
+                        for name, share in performance.observed.items())
+    return [f"labels: {changes} expected, on {performance.rows} rows: gap {performance.gap:.4f}, limit "
+            f"{policy.label_gap:g}"]
 
 
 def _checks(findings: Sequence[Finding], policy: Drift) -> Checks:
     checks: Checks = {}
     for finding in findings:
         origin = finding.origin
-        checks.setdefault(finding.column, {})[finding.check] = ColumnCheck(
-            effect=finding.effect, threshold=finding.threshold, p_value=finding.p_value,
-            drifted=finding.is_drift(policy), since=origin.first if origin else None, slice=origin.slice if origin else None)
+        checks.setdefault(
+            finding.column, {})[finding.check] = ColumnCheck(effect=finding.effect,
+                                                             threshold=finding.threshold,
+                                                             p_value=finding.p_value,
+                                                             drifted=finding.is_drift(policy),
+                                                             since=origin.first if origin else None,
+                                                             slice=origin.slice if origin else None)
     return checks

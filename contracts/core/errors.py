@@ -1,4 +1,5 @@
-"""Every error that a person or a caller may meet, in one small tree; a message names the value, the rule and the remedy."""
+"""Every error that a person or a caller may meet, in one small
+tree; a message names the value, the rule and the remedy."""
 
 from typing import TYPE_CHECKING
 
@@ -57,7 +58,8 @@ class Corrupt(PerennialError):
 
 
 class Unavailable(PerennialError):
-    """A part that is needed does not answer: the store, Prefect, a container engine, a Dask cluster, a replica."""
+    """A part that is needed does not answer: the store,
+    Prefect, a container engine, a Dask cluster, a replica."""
 
     exit_code = 1
 

@@ -15,7 +15,8 @@ def load_contract(model: str) -> Contract:
     """The contract of a model: `contracts/<model>.py`, or any dotted module with a `contract` in it."""
     module = model if "." in model else f"contracts.{model}"
     if not _is_module(module):
-        raise ContractError(f"no contract {model!r}: {module} does not exist; known: {', '.join(known_models())}")
+        raise ContractError(f"no contract {model!r}: {module} does not exist; known: "
+                            f"{', '.join(known_models())}")
     contract = contract_of_module(module, lambda: importlib.import_module(module))
     object.__setattr__(contract, "loaded_from", module)
     return contract
@@ -28,7 +29,8 @@ def known_models() -> list[str]:
 
 def _is_module(name: str) -> bool:
     try:
-        return all(part.isidentifier() for part in name.split(".")) and importlib.util.find_spec(name) is not None
+        return (all(part.isidentifier() for part in name.split("."))
+                and importlib.util.find_spec(name) is not None)
     except ModuleNotFoundError:  # of the package around it
         return False
 

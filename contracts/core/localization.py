@@ -23,8 +23,8 @@ class LoggedRows:
 
 @dataclass(frozen=True)
 class DriftOrigin:
-    """`first` and `last` day on which an effect was above its threshold; `slice`: without which the rest shows none, or half
-    of it."""
+    """`first` and `last` day on which an effect was above its threshold;
+    `slice`: without which the rest shows none, or half of it."""
 
     first: str
     last: str
@@ -32,33 +32,41 @@ class DriftOrigin:
     slice: str
 
     def __str__(self) -> str:
-        days = f"since {self.first}" if self.ongoing else f"on {self.first}" if self.first == self.last else f"from {self.first} to {self.last}"
-        return ", ".join(part for part in (days if self.first else "", f"carried by {self.slice}" if self.slice else "") if part)
+        days = (f"since {self.first}" if self.ongoing else f"on {self.first}" if self.first == self.last
+                else f"from {self.first} to {self.last}")
+        return ", ".join(part
+                         for part in (days if self.first else "",
+                                      f"carried by {self.slice}" if self.slice else "") if part)
 
 
-def locate_drift(rows: LoggedRows, name: str, reference: Reference, check: str, threshold: float) -> DriftOrigin | None:
+def locate_drift(rows: LoggedRows, name: str, reference: Reference, check: str,
+                 threshold: float) -> DriftOrigin | None:
     """Where the drift of a column lies; None where none of its rows are known."""
     if name not in rows.values or not len(rows.times):
         return None
     codes, days = reference.bins.codes(rows.values[name]), rows.times.astype("datetime64[D]")
 
     def beyond(chosen: np.ndarray) -> float:
-        return _beyond_chance(reference, check, np.bincount(codes[chosen], minlength=len(reference.bins.labels)))
+        return _beyond_chance(reference, check,
+                              np.bincount(codes[chosen], minlength=len(reference.bins.labels)))
 
     enough = [day for day in np.unique(days) if (days == day).sum() >= FEW]
     drifted = [day for day in enough if beyond(days == day) > threshold]
     first, last = (str(drifted[0]), str(drifted[-1])) if drifted else ("", "")
-    return DriftOrigin(first, last, bool(drifted) and drifted[-1] == enough[-1], _carried_by(rows.slices, beyond, threshold))
+    return DriftOrigin(first, last, bool(drifted) and drifted[-1] == enough[-1],
+                       _carried_by(rows.slices, beyond, threshold))
 
 
-def _carried_by(slices: Mapping[str, np.ndarray], beyond: Callable[[np.ndarray], float], threshold: float) -> str:
+def _carried_by(slices: Mapping[str, np.ndarray], beyond: Callable[[np.ndarray], float],
+                threshold: float) -> str:
     found = {}
     for name, values in slices.items():
         texts = values.astype(str)
         whole = beyond(np.ones(len(texts), bool))
         for value in np.unique(texts):
             rest = texts != value
-            if rest.sum() >= FEW and rest.mean() >= 1 - MOST_OF_ALL and (left := beyond(rest)) <= max(threshold, whole / 2) < whole:
+            if (rest.sum() >= FEW and rest.mean() >= 1 - MOST_OF_ALL
+                and (left := beyond(rest)) <= max(threshold, whole / 2) < whole):
                 found[f"{name} {value}"] = left
     return min(found, key=lambda slice: found[slice], default="")
 

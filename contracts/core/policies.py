@@ -32,19 +32,21 @@ class Gate:
 class Drift:
     """When a window of traffic asks for a retraining, and how often it may.
 
-    `false_alarms`: share of windows of unchanged traffic that any check may fail. `detect`: the Jensen-Shannon distance
-    (0.1: a normal column moved by a quarter of its deviation) that a window must be able to find, from which follow the
-    rows it needs; `min_rows` sets these by hand. `ordinary`: the least distance, and `share` the least part of the
-    records missing or never seen, that matter at all, however sure they are. Floors above these are learnt at training.
-    `floors` and `severity` set a floor, or what follows ("page", "drift", "note"), by hand: for a column ("temp") or for
-    one of its checks ("temp.missing", "dest.new", "temp.values"). Columns to `ignore` are not judged.
+    `false_alarms`: share of windows of unchanged traffic that any check may fail. `detect`: the
+    Jensen-Shannon distance (0.1: a normal column moved by a quarter of its deviation) that a window must be
+    able to find, from which follow the rows it needs; `min_rows` sets these by hand. `ordinary`: the least
+    distance, and `share` the least part of the records missing or never seen, that matter at all, however
+    sure they are. Floors above these are learnt at training. `floors` and `severity` set a floor, or what
+    follows ("page", "drift", "note"), by hand: for a column ("temp") or for one of its checks
+    ("temp.missing", "dest.new", "temp.values"). Columns to `ignore` are not judged.
 
-    `persist`: of how many of the last windows drift must be told, the newest among them, before it starts a retraining.
-    `bad_inputs`: share of records that were refused, as a broken caller sends them, if they are more than `bad_rows`.
-    `label_gap`: divergence, in nats, of the class shares that came true, on `min_labels` labels or more and for `coverage`
-    of the logged predictions, from those that the model expected (calibration in the large). `skew`: share of the events
-    that may have been sent otherwise than they were ingested. `new_rows`: labelled since the champion was trained, that a
-    retraining needs. After `refusals` of challengers in a row retraining stops, until one is promoted, and a person is paged.
+    `persist`: of how many of the last windows drift must be told, the newest among them, before it starts a
+    retraining. `bad_inputs`: share of records that were refused, as a broken caller sends them, if they are
+    more than `bad_rows`. `label_gap`: divergence, in nats, of the class shares that came true, on
+    `min_labels` labels or more and for `coverage` of the logged predictions, from those that the model
+    expected (calibration in the large). `skew`: share of the events that may have been sent otherwise than
+    they were ingested. `new_rows`: labelled since the champion was trained, that a retraining needs. After
+    `refusals` of challengers in a row retraining stops, until one is promoted, and a person is paged.
     """
 
     window: timedelta = timedelta(days=7)
@@ -87,10 +89,11 @@ class Drift:
 class Rollout:
     """How a version takes over the traffic, and what it must keep while it has a `share` of it.
 
-    `requests`: that it must answer before it takes over, waited for at most `minutes`; `alone`: what to do when too few
-    came. `errors`: share of its requests that it may fail though the champion does not. `slower`: times the champion's
-    99th percentile, where that is more than the gate's `latency_ms`. `shift`: total variation distance of the class
-    shares from the champion's, beyond what the gate saw and chance gives. `memory_mb`: growth of a replica.
+    `requests`: that it must answer before it takes over, waited for at most `minutes`; `alone`: what to do
+    when too few came. `errors`: share of its requests that it may fail though the champion does not.
+    `slower`: times the champion's 99th percentile, where that is more than the gate's `latency_ms`. `shift`:
+    total variation distance of the class shares from the champion's, beyond what the gate saw and chance
+    gives. `memory_mb`: growth of a replica.
     """
 
     share: float = 0.1

@@ -1,4 +1,5 @@
-"""The reference profile of a version: its training data in bins, and how far windows differ from it by chance."""
+"""The reference profile of a version: its training data
+in bins, and how far windows differ from it by chance."""
 
 import json
 from collections.abc import Mapping
@@ -16,14 +17,16 @@ from contracts.core.classification import is_output
 
 STARTS = 400  # at most: where windows of the training data begin
 WINDOWS = 4  # of them, one after the other, in the training data at least, or they are made shorter
-CHI_SQUARE_SCALE = 8 * np.log(2)  # chi-square of two samples is about this times their squared distance and size (the first term of its series)
+# Chi-square of two samples is about this times their
+# squared distance and size (the first term of its series).
+CHI_SQUARE_SCALE = 8 * np.log(2)
 
 
 @dataclass(frozen=True)
 class Reference:
-    """One column of the training data: its bins and the rows in each. `ordinary`: by check, the effect that the next window
-    may have though nothing is wrong, even if it were so large that chance had no part in it. `deciles` of a number tell a
-    change of unit."""
+    """One column of the training data: its bins and the rows in each. `ordinary`: by check,
+    the effect that the next window may have though nothing is wrong, even if it were so
+    large that chance had no part in it. `deciles` of a number tell a change of unit."""
 
     bins: Bins
     counts: np.ndarray
@@ -32,16 +35,19 @@ class Reference:
 
     def as_json(self) -> dict[str, Any]:
         ordinary = {check: float(f"{value:.4g}") for check, value in self.ordinary.items()}
-        return {"bins": self.bins.as_json(), "counts": self.counts.tolist(), "ordinary": ordinary, "deciles": list(self.deciles)}
+        return {"bins": self.bins.as_json(), "counts": self.counts.tolist(), "ordinary": ordinary,
+                "deciles": list(self.deciles)}
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> "Reference":
-        return cls(Bins.from_json(stored["bins"]), np.array(stored["counts"], np.int64), stored["ordinary"], tuple(stored["deciles"]))
+        return cls(Bins.from_json(stored["bins"]), np.array(stored["counts"], np.int64), stored["ordinary"],
+                   tuple(stored["deciles"]))
 
 
 @dataclass(frozen=True)
 class BinnedComparison:
-    """Training data and a window's traffic in the same bins: `rows` of the window, and of those before it back to `since`."""
+    """Training data and a window's traffic in the same bins: `rows`
+    of the window, and of those before it back to `since`."""
 
     reference: Mapping[str, Reference]
     counts: Mapping[str, np.ndarray]
@@ -56,15 +62,16 @@ def fold_counts(counts: np.ndarray, places: np.ndarray, coarser: Bins) -> np.nda
 
 def merge_versions(mine: Mapping[str, Reference], counts: Mapping[str, np.ndarray], bins: Mapping[str, Bins],
              others: Mapping[str, np.ndarray]) -> tuple[dict[str, Reference], dict[str, np.ndarray]]:
-    """References and counts of one version, with the inputs that another one counted in its `bins`, each in the coarser of
-    both; a column whose bins neither divides stays without."""
+    """References and counts of one version, with the inputs that another one counted in its
+    `bins`, each in the coarser of both; a column whose bins neither divides stays without."""
     references, added = dict(mine), dict(counts)
     for name in {*mine} & {*bins} & {*others}:
         one, now = mine[name], counts.get(name, np.zeros(len(mine[name].bins.labels), np.int64))
         if is_output(name):
             continue
         if (places := one.bins.onto(bins[name])) is not None:
-            references[name] = replace(one, bins=bins[name], counts=fold_counts(one.counts, places, bins[name]))
+            references[name] = replace(one, bins=bins[name],
+                                       counts=fold_counts(one.counts, places, bins[name]))
             added[name] = fold_counts(now, places, bins[name]) + others[name]
         elif (places := bins[name].onto(one.bins)) is not None:
             added[name] = now + fold_counts(others[name], places, one.bins)
@@ -80,8 +87,8 @@ def decode_references(content: bytes) -> dict[str, Reference]:
 
 
 def effects(bins: Bins, before: np.ndarray, now: np.ndarray) -> dict[str, np.ndarray]:
-    """How far two lists of shares (..., bins) are apart, by check: "values" is the Jensen-Shannon distance (0 to 1) of those
-    that are neither missing nor new, "missing" and "new" are the rise of that share."""
+    """How far two lists of shares (..., bins) are apart, by check: "values" is the Jensen-Shannon distance
+    (0 to 1) of those that are neither missing nor new, "missing" and "new" are the rise of that share."""
     values = jensen_shannon_distance(before[..., bins.first:], now[..., bins.first:])
     found = {"missing": now[..., 0] - before[..., 0], "values": values}
     return found | ({"new": now[..., 1] - before[..., 1]} if bins.first > 1 else {})
@@ -94,7 +101,8 @@ def shares(counts: np.ndarray) -> np.ndarray:
 
 
 def jensen_shannon_distance(before: np.ndarray, now: np.ndarray) -> np.ndarray:
-    """The Jensen-Shannon distance to the base of 2 of counts or shares; 0 where a side has none at all, which "missing" tells."""
+    """The Jensen-Shannon distance to the base of 2 of counts or
+    shares; 0 where a side has none at all, which "missing" tells."""
     before, now = shares(before), shares(now)
     middle = (before + now) / 2
     both = (before.sum(axis=-1) > 0) & (now.sum(axis=-1) > 0)
@@ -106,20 +114,25 @@ def _bits(part: np.ndarray, of: np.ndarray) -> np.ndarray:
     return np.asarray(np.sum(part * np.log2(ratio), axis=-1))
 
 
-def learn_reference(columns: Mapping[str, MonitoredColumn], times: np.ndarray, window: timedelta, false_alarms: float,
-          before: Mapping[str, Bins] = MappingProxyType({})) -> dict[str, Reference]:
-    """The reference of every column of the training data, whose n rows happened at `times`, in bins that divide those `before`.
+def learn_reference(columns: Mapping[str, MonitoredColumn], times: np.ndarray, window: timedelta,
+                    false_alarms: float,
+                    before: Mapping[str, Bins] = MappingProxyType({})) -> dict[str, Reference]:
+    """The reference of every column of the training data, whose n
+    rows happened at `times`, in bins that divide those `before`.
 
-    What is ordinary comes from windows of the training data itself, each compared with all the rest of it: what a Sunday or
-    a cold week does is in them. What chance does to so many rows is taken off, so that it can be put on again for the rows
-    of the window that is judged. The limit is that of a prediction interval for one more window after the K that fit
-    into the training data, side by side, in which all checks together fail in `false_alarms` of the windows: Student's t
-    with K - 1 degrees of freedom says how little a few weeks can know of the next.
+    What is ordinary comes from windows of the training data itself, each compared with all the rest of it:
+    what a Sunday or a cold week does is in them. What chance does to so many rows is taken off, so that it
+    can be put on again for the rows of the window that is judged. The limit is that of a prediction interval
+    for one more window after the K that fit into the training data, side by side, in which all checks
+    together fail in `false_alarms` of the windows: Student's t with K - 1 degrees of freedom says how little
+    a few weeks can know of the next.
     """
     order = np.argsort(times, kind="stable")
     parts, fit = _windows(times[order], window)
-    bins = {name: Bins.of(*column, None if is_output(name) else before.get(name)) for name, column in columns.items()}
-    counted = {name: (bins[name], *_counted(bins[name], column.values[order], parts)) for name, column in columns.items()}
+    bins = {name: Bins.of(*column, None if is_output(name) else before.get(name))
+            for name, column in columns.items()}
+    counted = {name: (bins[name], *_counted(bins[name], column.values[order], parts))
+               for name, column in columns.items()}
     checks = sum(2 + (bins.first > 1) for bins, _, _ in counted.values())
     far = float(t.isf(false_alarms / checks, fit - 1) * np.sqrt(1 + 1 / fit))
     return {name: Reference(bins, whole, _ordinary(bins, whole, inside, far, fit), _deciles(columns[name]))
@@ -127,7 +140,8 @@ def learn_reference(columns: Mapping[str, MonitoredColumn], times: np.ndarray, w
 
 
 def _windows(times: np.ndarray, window: timedelta) -> tuple[list[slice], float]:
-    """Windows of the sorted times, a seventh of their length apart, and how many fit side by side; shorter where too few do."""
+    """Windows of the sorted times, a seventh of their length apart,
+    and how many fit side by side; shorter where too few do."""
     first, last = times[0], times[-1] + np.timedelta64(1, "s")
     length = min(np.timedelta64(window), (last - first) / WINDOWS)
     steps = int((last - first - length) / (length / 7)) + 1
@@ -139,12 +153,13 @@ def _windows(times: np.ndarray, window: timedelta) -> tuple[list[slice], float]:
 def _counted(bins: Bins, values: np.ndarray, parts: list[slice]) -> tuple[np.ndarray, np.ndarray]:
     """The rows in each bin (bins,), and in each bin of each window (windows, bins).
 
-    A value of a category is new to a window whose rows are the only ones that have it, and new to the whole where a single
-    row has it: so often does one more row bring a value that was never seen (Good and Turing).
+    A value of a category is new to a window whose rows are the only ones that have it, and new to the whole
+    where a single row has it: so often does one more row bring a value that was never seen (Good and Turing).
     """
     codes, size = bins.codes(values), len(bins.labels)
     if bins.kind == "number" or bins.known is None:
-        return np.bincount(codes, minlength=size), np.array([np.bincount(codes[part], minlength=size) for part in parts])
+        return np.bincount(
+            codes, minlength=size), np.array([np.bincount(codes[part], minlength=size) for part in parts])
     ids, texts = pd.factorize(values)  # -1: missing
     times = np.append(np.bincount(ids[ids >= 0], minlength=len(texts)), 0)
 
@@ -153,12 +168,14 @@ def _counted(bins: Bins, values: np.ndarray, parts: list[slice]) -> tuple[np.nda
 
     everywhere = slice(None)
     inside = [np.append(np.bincount(ids[part][ids[part] >= 0], minlength=len(texts)), -1) for part in parts]
-    return counts(everywhere, times == 1), np.array([counts(part, one == times) for part, one in zip(parts, inside)])
+    return counts(everywhere,
+                  times == 1), np.array([counts(part, one == times) for part, one in zip(parts, inside)])
 
 
 def _ordinary(bins: Bins, whole: np.ndarray, inside: np.ndarray, far: float, fit: float) -> dict[str, float]:
-    """By check, how far the next window may be: `far` deviations above the mean and no less than the furthest window seen,
-    chance taken off. Squared distances are sums of squares: their cube root is all but normal (Wilson and Hilferty)."""
+    """By check, how far the next window may be: `far` deviations above the mean and
+    no less than the furthest window seen, chance taken off. Squared distances are
+    sums of squares: their cube root is all but normal (Wilson and Hilferty)."""
     rest = np.maximum(whole - inside, 0)  # a value that is new to a window is not new to the whole
     found = effects(bins, shares(rest), shares(inside))
     known, others = inside[:, bins.first:].sum(axis=1), rest[:, bins.first:].sum(axis=1)
@@ -167,7 +184,8 @@ def _ordinary(bins: Bins, whole: np.ndarray, inside: np.ndarray, far: float, fit
     squared = found.pop("values") ** 2
     roots, chance = np.cbrt(squared), free / size.mean()
     by_chance = chance * (1 - 2 / (9 * free) + far * np.sqrt(2 / (9 * free))) ** 3
-    sure = max(0.0, 1 - 2 * chi2.sf((squared * size).mean() * fit, free * fit))  # that the windows differ by more than chance
+    # That the windows differ by more than chance.
+    sure = max(0.0, 1 - 2 * chi2.sf((squared * size).mean() * fit, free * fit))
     next_one = sure * ((roots.mean() + far * roots.std() * np.sqrt(fit / (fit - 1))) ** 3 - by_chance)
     furthest = squared.max() - chance if squared.max() > by_chance else 0.0
     limits = {"values": np.sqrt(max(next_one, furthest, 0.0))}

@@ -1,4 +1,5 @@
-"""When a retraining is wanted, and when it may start: pure functions of what the ledger holds and the contract's policy."""
+"""When a retraining is wanted, and when it may start: pure
+functions of what the ledger holds and the contract's policy."""
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
@@ -9,7 +10,8 @@ from msgspec import Struct
 from contracts.core.policies import Drift
 from contracts.core.verdict import Action, Outcome, WindowKind, WindowVerdict
 
-PAGING = (WindowKind.BROKEN_CONTRACT, WindowKind.SKEW, WindowKind.STALE)  # training on these would teach the fault
+# Training on these would teach the fault.
+PAGING = (WindowKind.BROKEN_CONTRACT, WindowKind.SKEW, WindowKind.STALE)
 RETRAINABLE = (WindowKind.WORSE_ON_LABELS, WindowKind.INPUT_DRIFT, WindowKind.PREDICTION_DRIFT)
 ABANDONED = timedelta(hours=6)  # after which an unfinished retraining no longer holds up the next one
 MAX_RUNS = 3  # failed runs after which a granted retraining is closed as failed
@@ -36,8 +38,8 @@ class RefusalRule(StrEnum):
 class Claim(Struct, frozen=True, kw_only=True):
     """A retraining that was asked for, by the start of the window that is its cause.
 
-    `now`: event time at which it was asked for, None where only its end is known. `at`: machine time (UTC) of the last
-    event about it. `failures`: runs of it that failed. `outcome`, `version`: what became of it.
+    `now`: event time at which it was asked for, None where only its end is known. `at`: machine time (UTC)
+    of the last event about it. `failures`: runs of it that failed. `outcome`, `version`: what became of it.
     """
 
     key: str
@@ -92,19 +94,18 @@ def is_provisional(verdict: WindowVerdict, policy: Drift) -> bool:
     )
 
 
-def refusal(
-    claims: Mapping[str, Claim], refusals: int, policy: Drift, *, model: str, now: datetime, clock: datetime, new_rows: int
-) -> Refusal | None:
+def refusal(claims: Mapping[str, Claim], refusals: int, policy: Drift, *, model: str, now: datetime,
+            clock: datetime, new_rows: int) -> Refusal | None:
     """Why no retraining may start at event time `now`; None if it may.
 
-    `refusals`: challengers in a row that gate or canary refused. `clock`: machine time (UTC). `new_rows`: labelled rows
-    that the champion was not trained on.
+    `refusals`: challengers in a row that gate or canary refused. `clock`: machine
+    time (UTC). `new_rows`: labelled rows that the champion was not trained on.
     """
     if refusals >= policy.refusals:
-        return Refusal(
-            RefusalRule.CIRCUIT_BREAKER,
-            f"the circuit breaker is open: {refusals} challengers in a row were refused; look at their verdicts: "
-            f"perennial history {model}; a promotion closes it: perennial train {model}")
+        return Refusal(RefusalRule.CIRCUIT_BREAKER,
+                       f"the circuit breaker is open: {refusals} challengers in a row were refused; look at "
+                       f"their verdicts: perennial history {model}; a promotion closes it: perennial train "
+                       f"{model}")
     if new_rows < policy.new_rows:
         return Refusal(
             RefusalRule.NEW_ROWS,

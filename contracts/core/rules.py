@@ -15,7 +15,8 @@ ROW_RULE = "row"  # what a rule across columns or rows names as its column
 
 @dataclass(frozen=True)
 class RuleViolation:
-    """A rule that some rows break: their index, ascending, and what was found in each; no index: the whole column."""
+    """A rule that some rows break: their index, ascending,
+    and what was found in each; no index: the whole column."""
 
     column: str
     rule: str
@@ -35,7 +36,8 @@ class RuleViolation:
 
 
 def find_violations(schema: pa.DataFrameSchema, rows: pd.DataFrame) -> list[RuleViolation]:
-    """All that is wrong with these rows, rules across columns first. Their columns are the schema's, no index is there twice."""
+    """All that is wrong with these rows, rules across columns first.
+    Their columns are the schema's, no index is there twice."""
     if not _apart(schema, rows):
         return _told_by_pandera(schema, rows)
     wrong = []
@@ -54,7 +56,8 @@ def _told_once(wrong: list[RuleViolation]) -> list[RuleViolation]:
     named: dict[str, list[RuleViolation]] = {}
     for fault in wrong:
         named.setdefault(fault.rule, []).append(fault)
-    return [same[0] if len(same) == 1 or any(one.index is None for one in same) else _united(same) for same in named.values()]
+    return [same[0] if len(same) == 1 or any(one.index is None for one in same) else _united(same)
+            for same in named.values()]
 
 
 def _united(same: list[RuleViolation]) -> RuleViolation:
@@ -66,12 +69,14 @@ def _united(same: list[RuleViolation]) -> RuleViolation:
 def _apart(schema: pa.DataFrameSchema, rows: pd.DataFrame) -> bool:
     """Whether columns and rules can be judged one by one."""
     together = schema.parsers or schema.index or schema.unique or schema.dtype or schema.drop_invalid_rows
-    coerced = schema.coerce and not all(_of_its_type(spec, rows[name]) for name, spec in schema.columns.items())
+    coerced = (schema.coerce
+               and not all(_of_its_type(spec, rows[name]) for name, spec in schema.columns.items()))
     return not together and not coerced
 
 
 def _of_its_type(spec: pa.Column, values: pd.Series) -> bool:
-    return spec.dtype is None or bool(np.all(np.asarray(spec.dtype.check(Engine.dtype(values.dtype), values))))
+    return (spec.dtype is None
+            or bool(np.all(np.asarray(spec.dtype.check(Engine.dtype(values.dtype), values)))))
 
 
 def _needed(spec: pa.Column, rows: pd.DataFrame) -> pd.DataFrame:
@@ -87,14 +92,16 @@ def _row_faults(check: pa.Check, rows: pd.DataFrame) -> list[RuleViolation] | No
     empty = found.isna()
     if empty.any():
         found = found.astype(object)
-        found[empty] = [next(iter(row.dropna()), None) for _, row in rows[~kept][empty].astype(object).iterrows()]
+        found[empty] = [next(iter(row.dropna()), None)
+                        for _, row in rows[~kept][empty].astype(object).iterrows()]
         found = found.dropna()  # a row without any value breaks no rule
     return [RuleViolation(ROW_RULE, _named(check), found.index.to_numpy(), found)] if len(found) else []
 
 
 def _column_faults(spec: pa.Column, values: pd.Series) -> list[RuleViolation] | None:
     """The rows that break a rule of one column; None: Pandera must judge."""
-    changed = spec.parsers or spec.default is not None or spec.drop_invalid_rows or not _of_its_type(spec, values)
+    changed = (spec.parsers or spec.default is not None or spec.drop_invalid_rows
+               or not _of_its_type(spec, values))
     if changed or spec.unique or spec.regex:
         return None
     missing = values.isna().to_numpy()
@@ -111,7 +118,8 @@ def _column_faults(spec: pa.Column, values: pd.Series) -> list[RuleViolation] | 
 def _each_kept(checks: list[pa.Check], values: pd.Series, missing: np.ndarray) -> Iterator[np.ndarray | None]:
     """For each check the rows that keep it, as those without a value do; None where Pandera must judge.
 
-    Pandera's own checks look at one value at a time: of text the distinct ones will do, and numbers need no copy without the missing.
+    Pandera's own checks look at one value at a time: of text the
+    distinct ones will do, and numbers need no copy without the missing.
     """
     plain = isinstance(values.dtype, pd.StringDtype) and any(map(_of_one_value, checks))
     codes, distinct = values.factorize() if plain else (None, None)
@@ -146,14 +154,16 @@ def _own(check: pa.Check) -> bool:
 
 
 def _applied(check: pa.Check, values: pd.Series | pd.DataFrame) -> pd.Series:
-    if _own(check) and not check.element_wise:  # found by name, as Pandera does: it learns of pandas after the check was made
+    # Found by name, as Pandera does: it learns of pandas after the check was made.
+    if _own(check) and not check.element_wise:
         return pa.Check.get_builtin_check_fn(check._check_fn.__name__)(values, **check._check_kwargs)
     return pa.Check.get_backend(values)(check).apply(values)
 
 
 def _kept(check: pa.Check, values: pd.Series | pd.DataFrame) -> np.ndarray | None:
     """Whether each value, or row, keeps the rule; None: Pandera must judge."""
-    if check.groupby is not None or not check.ignore_na or check.n_failure_cases is not None or check.raise_warning:
+    if (check.groupby is not None or not check.ignore_na or check.n_failure_cases is not None
+        or check.raise_warning):
         return None
     try:
         kept = _applied(check, values)

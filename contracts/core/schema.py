@@ -5,8 +5,9 @@ from typing import Any, Literal
 import pandera.pandas as pa
 
 FIELD_RULES = {  # Pandera's checks of one value, which the service holds callers to as well
-    "equal_to", "not_equal_to", "greater_than_or_equal_to", "greater_than", "less_than_or_equal_to", "less_than", "in_range",
-    "isin", "notin", "str_matches", "str_contains", "str_startswith", "str_endswith", "str_length"}
+    "equal_to", "not_equal_to", "greater_than_or_equal_to", "greater_than", "less_than_or_equal_to",
+    "less_than", "in_range", "isin", "notin", "str_matches", "str_contains", "str_startswith", "str_endswith",
+    "str_length"}
 
 
 def column(

@@ -25,19 +25,24 @@ class Skew:
 
 
 def find_skew(contract: Contract, sent: Columns, later: Columns) -> list[Skew]:
-    """The columns in which too many of n events were sent otherwise than they were ingested, the most first."""
-    times, slices = sent[contract.event_time], {name: sent[name] for name in contract.gate.slices if name in sent}
+    """The columns in which too many of n events were sent
+    otherwise than they were ingested, the most first."""
+    times, slices = sent[contract.event_time], {name: sent[name] for name in contract.gate.slices
+                                                if name in sent}
     found = [_compared(contract, name, sent[name], later[name], times, slices) for name in later]
     return sorted((one for one in found if one), key=lambda one: -one.share)
 
 
-def find_answer_skew(contract: Contract, answered: np.ndarray, recomputed: np.ndarray, times: np.ndarray) -> list[Skew]:
-    """Whether the registered model gives other probabilities, (n, classes), for what was sent than the service answered."""
+def find_answer_skew(contract: Contract, answered: np.ndarray, recomputed: np.ndarray,
+                     times: np.ndarray) -> list[Skew]:
+    """Whether the registered model gives other probabilities,
+    (n, classes), for what was sent than the service answered."""
     apart = (np.abs(answered - recomputed) > CLOSE).any(axis=1)
     if not _matters(contract, apart):
         return []
-    return [Skew("prediction", float(apart.mean()), f"the service answered {apart.mean():.1%} of {len(apart)} records otherwise than "
-                 f"the registered model does{when(times, apart)}")]
+    return [Skew("prediction", float(apart.mean()),
+                 f"the service answered {apart.mean():.1%} of {len(apart)} records otherwise than the "
+                 f"registered model does{when(times, apart)}")]
 
 
 def _compared(contract: Contract, name: str, sent: np.ndarray, later: np.ndarray, times: np.ndarray,
@@ -62,7 +67,8 @@ def _matters(contract: Contract, faulty: np.ndarray) -> bool:
 
 
 def _other_unit(sent: np.ndarray, later: np.ndarray) -> str:
-    """What the ingested values are of those sent, if a straight line says it; nothing for a column of few values."""
+    """What the ingested values are of those sent, if a straight
+    line says it; nothing for a column of few values."""
     both = np.isfinite(sent) & np.isfinite(later)
     if len(np.unique(sent[both])) < 5:
         return ""
@@ -84,22 +90,27 @@ def _minute(time: np.datetime64) -> str:
 
 
 def where(faulty: np.ndarray, slices: Mapping[str, np.ndarray]) -> str:
-    """The value of a slice that holds most of the faulty rows though not most of all rows, if there is one."""
+    """The value of a slice that holds most of the faulty
+    rows though not most of all rows, if there is one."""
     for name, values in slices.items():
         found, times = np.unique(values[faulty].astype(str), return_counts=True)
         most = found[times.argmax()]
-        if times.max() >= MOSTLY * faulty.sum() and (values.astype(str) == most).mean() < times.max() / faulty.sum() / 2:
+        if (times.max() >= MOSTLY * faulty.sum()
+            and (values.astype(str) == most).mean() < times.max() / faulty.sum() / 2):
             return f", almost all with {name} {most}"
     return ""
 
 
 def find_clock_skew(contract: Contract, unmet: int, shifted: Mapping[str, int]) -> Sequence[Skew]:
-    """Predictions of events that never happened, though they did so a while before or after: whose clock is wrong.
+    """Predictions of events that never happened, though they
+    did so a while before or after: whose clock is wrong.
 
-    `shifted`: by a name for the while, how many of the `unmet` predictions find an event there that nobody else predicted.
+    `shifted`: by a name for the while, how many of the `unmet`
+    predictions find an event there that nobody else predicted.
     """
     name, many = max(shifted.items(), key=lambda item: item[1], default=("", 0))
     if many <= contract.drift.bad_rows or many < unmet / 2:
         return []
-    return [Skew(contract.event_time, many / unmet, f"{contract.event_time}: {many} predictions are of events that happened {name}: a "
-                 "caller's clock is wrong", is_broken=True)]
+    return [Skew(contract.event_time, many / unmet,
+                 f"{contract.event_time}: {many} predictions are of events that happened {name}: a caller's "
+                 f"clock is wrong", is_broken=True)]

@@ -17,7 +17,8 @@ EXAMPLES = 3
 
 @dataclass(frozen=True)
 class CheckedBatch:
-    """A batch after its contract: the rows that passed, the Verdict, and the `faults` of `rows`, the whole batch."""
+    """A batch after its contract: the rows that passed, the
+    Verdict, and the `faults` of `rows`, the whole batch."""
 
     good: pd.DataFrame
     verdict: DataVerdict
@@ -26,7 +27,8 @@ class CheckedBatch:
 
     @cached_property
     def bad(self) -> pd.DataFrame:
-        """The rows set aside, with their `reasons`: told when asked for, for a batch that is refused may have millions."""
+        """The rows set aside, with their `reasons`: told when asked
+        for, for a batch that is refused may have millions."""
         reasons = _reasons(self.faults)
         return self.rows.loc[reasons.index].assign(reasons=reasons).reset_index(drop=True)
 
@@ -34,21 +36,23 @@ class CheckedBatch:
 def check_batch(contract: Contract, batch: pd.DataFrame) -> CheckedBatch:
     """Hold a batch against the contract's schema; units are read from `batch.attrs["units"]` where stated.
 
-    Cells of another type, rows that repeat an earlier one's key and rows that break a rule are set aside; a missing
-    column, a changed unit and a column of which most cells are of another type refuse the batch.
+    Cells of another type, rows that repeat an earlier one's key and rows that break a rule are set aside;
+    a missing column, a changed unit and a column of which most cells are of another type refuse the batch.
     """
     batch = batch.reset_index(drop=True)
     broken = _missing(contract, batch) + _changed_units(contract, batch)
     if broken:
         return _refused(batch, broken)
-    rows = pd.DataFrame({name: read_cells(batch[name], contract.python_type(name)) for name in contract.columns}, copy=False)
+    rows = pd.DataFrame({name: read_cells(batch[name], contract.python_type(name))
+                         for name in contract.columns}, copy=False)
     odd = _odd_cells(contract, batch, rows)
     broken = _changed_types(batch, odd)
     if broken:
         return _refused(rows, broken)
     typed = _typed(contract, _without(rows, _marked(odd, len(rows))))
     wrong = [*odd, *find_violations(contract.schema.to_schema(), typed)]
-    broken = [f"{fault.column}: {fault.rule}, found {text}" for fault in wrong if fault.index is None for text in fault.texts()]
+    broken = [f"{fault.column}: {fault.rule}, found {text}" for fault in wrong if fault.index is None
+              for text in fault.texts()]
     if broken:
         return _refused(rows, broken)
     bad = _marked(wrong, len(rows))
@@ -72,10 +76,11 @@ def _without(rows: pd.DataFrame, marked: np.ndarray) -> pd.DataFrame:
 
 
 def _typed(contract: Contract, rows: pd.DataFrame) -> pd.DataFrame:
-    """Whole numbers and bools as the schema declares them: no cell is missing there any more, unless it may be."""
-    return pd.DataFrame({
-        name: values.astype(contract.columns[name].dtype.type) if contract.python_type(name) in (int, bool) else values
-        for name, values in rows.items()}, copy=False)
+    """Whole numbers and bools as the schema declares them:
+    no cell is missing there any more, unless it may be."""
+    return pd.DataFrame({name: values.astype(contract.columns[name].dtype.type)
+                         if contract.python_type(name) in (int, bool) else values
+                         for name, values in rows.items()}, copy=False)
 
 
 def _reasons(wrong: tuple[RuleViolation, ...]) -> pd.Series:
@@ -83,7 +88,8 @@ def _reasons(wrong: tuple[RuleViolation, ...]) -> pd.Series:
     said: dict[int, str] = {}
     for fault in wrong:
         rule = f"{fault.column}: {fault.rule}"
-        texts = [rule] * len(fault.rows) if fault.column == ROW_RULE else [f"{rule}, found {text}" for text in fault.texts()]
+        texts = ([rule] * len(fault.rows) if fault.column == ROW_RULE
+                 else [f"{rule}, found {text}" for text in fault.texts()])
         for index, text in zip(fault.rows.tolist(), texts):
             said[index] = f"{said[index]}; {text}" if index in said else text
     index = sorted(said)
@@ -91,7 +97,8 @@ def _reasons(wrong: tuple[RuleViolation, ...]) -> pd.Series:
 
 
 def _missing(contract: Contract, batch: pd.DataFrame) -> list[str]:
-    return [f"{name}: column missing, rule: the schema declares it" for name in contract.columns if name not in batch]
+    return [f"{name}: column missing, rule: the schema declares it" for name in contract.columns
+            if name not in batch]
 
 
 def _changed_units(contract: Contract, batch: pd.DataFrame) -> list[str]:
@@ -104,7 +111,8 @@ def _changed_units(contract: Contract, batch: pd.DataFrame) -> list[str]:
 
 
 def _odd_cells(contract: Contract, batch: pd.DataFrame, rows: pd.DataFrame) -> list[RuleViolation]:
-    """The cells that are not of the declared type, the empty ones of numpy's whole numbers and bools among them."""
+    """The cells that are not of the declared type, the empty
+    ones of numpy's whole numbers and bools among them."""
     found = []
     for name, spec in contract.columns.items():
         kind, unread = contract.python_type(name), rows[name].isna().to_numpy()
@@ -131,11 +139,13 @@ def _repeated(contract: Contract, rows: pd.DataFrame, bad: np.ndarray) -> list[R
     key = rows[list(contract.key)]
     alike = key[pd.Series(_mixed(key), key.index).duplicated(keep=False) & ~bad[key.index]]
     again = alike[alike.duplicated()]
-    return [RuleViolation(ROW_RULE, "an earlier row has its key", again.index.to_numpy(), again)] if len(again) else []
+    return ([RuleViolation(ROW_RULE, "an earlier row has its key", again.index.to_numpy(), again)]
+            if len(again) else [])
 
 
 def _mixed(key: pd.DataFrame) -> np.ndarray:
-    """A number for each row, the same where the key is: those that share one are few, and are compared in full."""
+    """A number for each row, the same where the key is: those
+    that share one are few, and are compared in full."""
     mixed = np.zeros(len(key), dtype=np.uint64)
     factors = np.random.default_rng(0).integers(2**63, size=key.shape[1], dtype=np.uint64) * 2 + 1
     for factor, (_, values) in zip(factors, key.items()):
@@ -152,11 +162,10 @@ def _refused(rows: pd.DataFrame, reasons: list[str]) -> CheckedBatch:
 
 
 def _by_rule(violations: list[RuleViolation]) -> list[BrokenRule]:
-    return [
-        BrokenRule(column=violation.column, rule=violation.rule, count=len(violation.rows), examples=[
-            Example(row=int(row), value=text) for row, text in zip(violation.rows, violation.texts(EXAMPLES))])
-        for violation in sorted(violations, key=lambda violation: (violation.column, violation.rule))
-    ]
+    return [BrokenRule(column=violation.column, rule=violation.rule, count=len(violation.rows),
+                       examples=[Example(row=int(row), value=text)
+                                 for row, text in zip(violation.rows, violation.texts(EXAMPLES))])
+            for violation in sorted(violations, key=lambda violation: (violation.column, violation.rule))]
 
 
 def _data_verdict(contract: Contract, rows: int, bad: int, by_rule: list[BrokenRule]) -> DataVerdict:

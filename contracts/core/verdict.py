@@ -1,8 +1,8 @@
 """The answer to a "may this pass?": outcome, kind, reasons, and the figures behind them.
 
-Each of the four questions has its verdict: `DataVerdict` (a batch), `GateVerdict` (a challenger), `CanaryVerdict` (a
-challenger that serves a share of the traffic) and `WindowVerdict` (a window of traffic). All are stored as JSON:
-a field that came later has a default, so that older JSON still reads.
+Each of the four questions has its verdict: `DataVerdict` (a batch), `GateVerdict` (a challenger),
+`CanaryVerdict` (a challenger that serves a share of the traffic) and `WindowVerdict` (a window of
+traffic). All are stored as JSON: a field that came later has a default, so that older JSON still reads.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from msgspec import Struct
 
 
 class Outcome(StrEnum):
-    """`INSUFFICIENT` is an answer of its own: there is too little to judge by, and nothing passes silently."""
+    """`INSUFFICIENT`: there is too little to judge by, and nothing passes silently."""
 
     PASSED = "passed"
     FAILED = "failed"
@@ -48,7 +48,8 @@ class CanaryKind(StrEnum):
 
 
 class CheckKind(StrEnum):
-    """What a drift check compares: the distribution of values, the share missing, the share never seen in training."""
+    """What a drift check compares: the distribution of values,
+    the share missing, the share never seen in training."""
 
     VALUES = "values"
     MISSING = "missing"
@@ -56,7 +57,8 @@ class CheckKind(StrEnum):
 
 
 class Severity(StrEnum):
-    """What a failed drift check leads to: a person is paged, the window counts as drifted, or it is only shown."""
+    """What a failed drift check leads to: a person is paged,
+    the window counts as drifted, or it is only shown."""
 
     PAGE = "page"
     DRIFT = "drift"
@@ -69,7 +71,8 @@ class Action(StrEnum):
     RETRAIN = "retrain"  # the ledger granted a retraining
     PAGE = "page"  # a person must look
     WATCH = "watch"  # drift must persist before a retraining starts
-    WAIT = "wait"  # a retraining is wanted and refused for now: cooldown, budget, one in flight, too few new rows
+    # A retraining is wanted and refused for now: cooldown, budget, one in flight, too few new rows.
+    WAIT = "wait"
     NOTED = "noted"  # no cause to retrain under this contract
     INSUFFICIENT = "insufficient"
     FINE = "fine"
@@ -92,7 +95,8 @@ class BrokenRule(Struct, frozen=True, kw_only=True):
 
 
 class DataFigures(Struct, frozen=True, kw_only=True):
-    """Rows of a batch, how many were set aside, and the rules they broke; `limit`: the share of bad rows allowed."""
+    """Rows of a batch, how many were set aside, and the rules
+    they broke; `limit`: the share of bad rows allowed."""
 
     rows: int
     bad: int
@@ -111,7 +115,8 @@ class Metrics(Struct, frozen=True, kw_only=True):
 
 
 class Difference(Struct, frozen=True, kw_only=True):
-    """Challenger minus champion, mean log loss of the same rows, with its bootstrap interval; below 0 is better."""
+    """Challenger minus champion, mean log loss of the same
+    rows, with its bootstrap interval; below 0 is better."""
 
     difference: float
     low: float
@@ -130,9 +135,9 @@ class SliceDifference(Struct, frozen=True, kw_only=True):
 class GateFigures(Struct, frozen=True, kw_only=True):
     """What the gate judged by; what compares with a champion is None where there is none to compare with.
 
-    `disagreement`: largest difference of the saved model's probabilities, from a new process, and the trainer's.
-    `refit_shift`: mean difference of the judged model's probabilities and those of the one refitted on every row.
-    `apart`: total variation distance of the two models' class shares, 0 to 1.
+    `disagreement`: largest difference of the saved model's probabilities, from a new process, and the
+    trainer's. `refit_shift`: mean difference of the judged model's probabilities and those of the one
+    refitted on every row. `apart`: total variation distance of the two models' class shares, 0 to 1.
     """
 
     challenger: Metrics
@@ -147,7 +152,8 @@ class GateFigures(Struct, frozen=True, kw_only=True):
 
 
 class SideFigures(Struct, frozen=True, kw_only=True):
-    """One side of a canary: requests, memory growth in MB, 99th percentile in seconds, records by named class."""
+    """One side of a canary: requests, memory growth in MB,
+    99th percentile in seconds, records by named class."""
 
     requests: int
     answered: int
@@ -160,15 +166,18 @@ class SideFigures(Struct, frozen=True, kw_only=True):
 
 
 class CanaryFigures(Struct, frozen=True, kw_only=True):
-    """Both sides of a canary; `distance`: total variation distance of their class shares, None before both answered."""
+    """Both sides of a canary; `distance`: total variation
+    distance of their class shares, None before both answered."""
 
     stable: SideFigures
     challenger: SideFigures
     distance: float | None = None
 
 
-class ColumnCheck(Struct, frozen=True, kw_only=True, omit_defaults=True, rename={"threshold": "floor", "p_value": "chance"}):
-    """One drift check of one column: `effect` against its `threshold`, and the p-value corrected for all checks.
+class ColumnCheck(Struct, frozen=True, kw_only=True, omit_defaults=True,
+                  rename={"threshold": "floor", "p_value": "chance"}):
+    """One drift check of one column: `effect` against its
+    `threshold`, and the p-value corrected for all checks.
 
     `since`: the first day on which the effect was above the threshold; `slice`: the slice that carries it.
     """
@@ -188,11 +197,12 @@ class ColumnCheck(Struct, frozen=True, kw_only=True, omit_defaults=True, rename=
 
 
 class Performance(Struct, frozen=True, kw_only=True):
-    """A model on a window's matured labels: log loss with its 95 % interval, and class shares expected and observed.
+    """A model on a window's matured labels: log loss with its
+    95 % interval, and class shares expected and observed.
 
-    `gap`: Kullback-Leibler divergence, in nats, of the observed class shares from the mean probabilities; unlike the
-    log loss it does not rise in a week that is merely hard to predict. `coverage`: share of the logged predictions
-    whose label is in; None where no prediction was logged and the model was asked again.
+    `gap`: Kullback-Leibler divergence, in nats, of the observed class shares from the mean probabilities;
+    unlike the log loss it does not rise in a week that is merely hard to predict. `coverage`: share of the
+    logged predictions whose label is in; None where no prediction was logged and the model was asked again.
     """
 
     rows: int
@@ -206,19 +216,21 @@ class Performance(Struct, frozen=True, kw_only=True):
 
 
 class Estimate(Struct, frozen=True, kw_only=True):
-    """The log loss and accuracy of n predictions if their probabilities are right, while labels are not in."""
+    """The log loss and accuracy of n predictions if their
+    probabilities are right, while labels are not in."""
 
     log_loss: float
     rows: int | None = None
     accuracy: float | None = None
 
 
-class WindowFigures(Struct, frozen=True, kw_only=True, rename={"performance": "scores", "cumulative": "crept"}):
+class WindowFigures(Struct, frozen=True, kw_only=True,
+                    rename={"performance": "scores", "cumulative": "crept"}):
     """What a window was judged by.
 
-    `rows` answered and `bad` refused records; `needed`: rows that the power calculation asks for. `since`: start of the
-    oldest window that was judged together with this one. `cumulative`: drift scores against the first champion's
-    training data.
+    `rows` answered and `bad` refused records; `needed`: rows that the power calculation
+    asks for. `since`: start of the oldest window that was judged together with this
+    one. `cumulative`: drift scores against the first champion's training data.
     """
 
     rows: int = 0

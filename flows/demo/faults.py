@@ -21,13 +21,14 @@ def without_carrier(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def a_day_ahead_in_every_third(rows: pd.DataFrame) -> pd.DataFrame:
-    return rows.assign(departs=rows["departs"] + pd.to_timedelta(np.where(np.arange(len(rows)) % 3, 0, 24), unit="h"))
+    return rows.assign(departs=rows["departs"]
+                       + pd.to_timedelta(np.where(np.arange(len(rows)) % 3, 0, 24), unit="h"))
 
 
 @dataclass(frozen=True)
 class Fault:
-    """From `first` to before `last` callers send spoiled rows, or labels come `labels`; a window in it must be called `kind`,
-    with a reason that `said` finds. `refused`: the service says 400 to such requests."""
+    """From `first` to before `last` callers send spoiled rows, or labels come `labels`; a window in it must
+    be called `kind`, with a reason that `said` finds. `refused`: the service says 400 to such requests."""
 
     name: str
     first: datetime
@@ -47,19 +48,20 @@ class Fault:
     def named(self, weeks: Sequence[Mapping[str, Any]]) -> bool:
         """Whether the windows that it touches say so; of a fault that is none, that none of them pages."""
         mine = [week for week in weeks if self.touches(week)]
-        told = [week["kind"] == self.kind and any(re.search(self.said, reason) for reason in week["reasons"]) for week in mine]
+        told = [week["kind"] == self.kind and any(re.search(self.said, reason) for reason in week["reasons"])
+                for week in mine]
         return bool(mine) and (all(told) if self.kind else not any(week["action"] == "page" for week in mine))
 
 
-FAULTS = (
-    Fault("temperature in Celsius", datetime(2013, 5, 10), datetime(2013, 5, 20), "broken contract", "temp: .*another unit", celsius),
-    Fault("carrier missing for a day", datetime(2013, 6, 12), datetime(2013, 6, 13), "broken contract", "refused.*carrier in", without_carrier,
-          refused=True),
-    Fault("a caller's clock a day ahead", datetime(2013, 7, 9), datetime(2013, 7, 12), "broken contract", "clock is wrong",
-          a_day_ahead_in_every_third),
-    Fault("labels twice", datetime(2013, 7, 29), datetime(2013, 8, 5), labels="twice"),
-    Fault("a week without labels", datetime(2013, 9, 2), datetime(2013, 9, 9), "stale", "no labels", labels="never"),
-)
+FAULTS = (Fault("temperature in Celsius", datetime(2013, 5, 10), datetime(2013, 5, 20), "broken contract",
+                "temp: .*another unit", celsius),
+          Fault("carrier missing for a day", datetime(2013, 6, 12), datetime(2013, 6, 13), "broken contract",
+                "refused.*carrier in", without_carrier, refused=True),
+          Fault("a caller's clock a day ahead", datetime(2013, 7, 9), datetime(2013, 7, 12),
+                "broken contract", "clock is wrong", a_day_ahead_in_every_third),
+          Fault("labels twice", datetime(2013, 7, 29), datetime(2013, 8, 5), labels="twice"),
+          Fault("a week without labels", datetime(2013, 9, 2), datetime(2013, 9, 9), "stale", "no labels",
+                labels="never"))
 
 
 def corrupted(rows: pd.DataFrame, event_time: str, faults: Sequence[Fault]) -> pd.DataFrame:
@@ -69,7 +71,8 @@ def corrupted(rows: pd.DataFrame, event_time: str, faults: Sequence[Fault]) -> p
         here = (times >= fault.first) & (times < fault.last)
         if fault.spoil and here.any():
             parts = [*parts, fault.spoil(rows[here])]
-    return pd.concat(parts).loc[lambda all_rows: ~all_rows.index.duplicated(keep="last")].sort_index() if len(parts) > 1 else rows
+    return (pd.concat(parts).loc[lambda all_rows: ~all_rows.index.duplicated(keep="last")].sort_index()
+            if len(parts) > 1 else rows)
 
 
 def refused(rows: pd.DataFrame, event_time: str, faults: Sequence[Fault]) -> np.ndarray:

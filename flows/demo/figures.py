@@ -12,9 +12,8 @@ from flows.demo.traffic import ReplayTraffic
 from registry.events import Event, Judged, Promoted
 
 
-def _report(
-    traffic: ReplayTraffic, context: Any, weeks: list[dict[str, Any]], frozen: np.ndarray, calendar: np.ndarray, until: datetime,
-) -> dict[str, Any]:
+def _report(traffic: ReplayTraffic, context: Any, weeks: list[dict[str, Any]], frozen: np.ndarray,
+            calendar: np.ndarray, until: datetime) -> dict[str, Any]:
     """The report's figures; live, frozen and calendar are compared on the records that live answered."""
     contract, state = traffic.contract, context.ledger.state()
     answered = ~np.isnan(traffic.answers).any(axis=1)
@@ -23,14 +22,16 @@ def _report(
     months = times.dt.strftime("%Y-%m").to_numpy()
 
     def compared(chosen: np.ndarray) -> dict[str, Any]:
-        metrics = {name: classification_metrics(contract, labels[chosen], given[chosen]) for name, given in answers.items()}
-        return {"n": int(chosen.sum())} | {f"logloss_{name}": of_model.log_loss for name, of_model in metrics.items()} | {
-            f"auc_{name}": of_model.auc for name, of_model in metrics.items()}
+        metrics = {name: classification_metrics(contract, labels[chosen], given[chosen])
+                   for name, given in answers.items()}
+        return ({"n": int(chosen.sum())}
+                | {f"logloss_{name}": of_model.log_loss for name, of_model in metrics.items()}
+                | {f"auc_{name}": of_model.auc for name, of_model in metrics.items()})
 
     weeks.sort(key=lambda week: week["window"])
     faults = [{"name": fault.name, "from": fault.first.date().isoformat(), "named": fault.named(weeks),
-               "said": [f"{week['start']}: {week['kind']}: {'; '.join(week['reasons'])}" for week in weeks if fault.touches(week)]}
-              for fault in traffic.faults if fault.first < until]
+               "said": [f"{week['start']}: {week['kind']}: {'; '.join(week['reasons'])}" for week in weeks
+                        if fault.touches(week)]} for fault in traffic.faults if fault.first < until]
     for week in weeks:
         end = week.pop("end")
         week |= compared(answered & ((times >= week["window"]) & (times < end)).to_numpy())
@@ -38,18 +39,19 @@ def _report(
     judged = {event.data.version: event.data.verdict for event in events if isinstance(event.data, Judged)}
     refused = [version for version, verdict in judged.items() if not verdict.passed]
     failed = sum(not worked for _, worked, _ in traffic.requests)
-    return {
-        "model": contract.name, "classes": list(contract.label.classes), "until": until.date().isoformat(),
-        "requests_sent": len(traffic.requests), "requests_failed": failed, "records_scored": int(answered.sum()),
-        "retrains_triggered": sum(week["action"] == "retrain" for week in weeks),
-        "promotions": sum(isinstance(event.data, Promoted) for event in events), "refusals": len(refused),
-        "drift_events": sum("drift" in week["kind"] or "worse" in week["kind"] for week in weeks),
-        "months": [{"month": month, **compared(answered & (months == month))} for month in dict.fromkeys(months)],
-        "distance_limit": 1.0, "total": compared(answered), "weeks": weeks, "versions": _versions(events, state, context),
-        "refused": [{"version": version, "at": _data_end(context, version), "reasons": list(judged[version].reasons)} for version in refused],
-        "calibration": _calibration(contract, labels[answered], traffic.answers[answered]), "days": _days(traffic),
-        "faults": faults,
-    }
+    return {"model": contract.name, "classes": list(contract.label.classes),
+            "until": until.date().isoformat(), "requests_sent": len(traffic.requests),
+            "requests_failed": failed, "records_scored": int(answered.sum()),
+            "retrains_triggered": sum(week["action"] == "retrain" for week in weeks),
+            "promotions": sum(isinstance(event.data, Promoted) for event in events), "refusals": len(refused),
+            "drift_events": sum("drift" in week["kind"] or "worse" in week["kind"] for week in weeks),
+            "months": [{"month": month, **compared(answered & (months == month))}
+                       for month in dict.fromkeys(months)], "distance_limit": 1.0,
+            "total": compared(answered), "weeks": weeks, "versions": _versions(events, state, context),
+            "refused": [{"version": version, "at": _data_end(context, version),
+                         "reasons": list(judged[version].reasons)} for version in refused],
+            "calibration": _calibration(contract, labels[answered], traffic.answers[answered]),
+            "days": _days(traffic), "faults": faults}
 
 
 def _data_end(context: Any, version: str) -> str:
@@ -63,24 +65,32 @@ def _versions(events: list[Event], state: Any, context: Any) -> list[dict[str, A
 
     promoted = [event.data.version for event in events if isinstance(event.data, Promoted)]
     manifests = {version: models.manifest(context.store, context.name, version) for version in promoted}
-    return [{"version": version, "number": state.number(version), "promoted": max(manifest["data"]["end"][:10], "2013-03-01"),
-             "rows": manifest["rows"], "rounds": manifest["metrics"]["rounds"]} for version, manifest in manifests.items()]
+    return [{"version": version, "number": state.number(version),
+             "promoted": max(manifest["data"]["end"][:10], "2013-03-01"), "rows": manifest["rows"],
+             "rounds": manifest["metrics"]["rounds"]} for version, manifest in manifests.items()]
 
 
-def _calibration(contract: Contract, labels: np.ndarray, probabilities: np.ndarray, bins: int = 10) -> dict[str, Any]:
-    """Expected and observed frequency of each class in ten bins of its probability; None where a bin is empty."""
+def _calibration(contract: Contract, labels: np.ndarray, probabilities: np.ndarray,
+                 bins: int = 10) -> dict[str, Any]:
+    """Expected and observed frequency of each class in ten
+    bins of its probability; None where a bin is empty."""
     found = {}
     for index, name in enumerate(contract.label.classes):
         table = pd.DataFrame({"expected": probabilities[:, index], "observed": labels == index})
         means = table.groupby((table["expected"] * bins).astype(int).clip(upper=bins - 1))
-        table = means.agg(expected=("expected", "mean"), observed=("observed", "mean"), n=("observed", "size")).reindex(range(bins))
-        found[name] = {"n": table["n"].fillna(0).astype(int).tolist()} | {
-            column: [None if np.isnan(value) else value for value in table[column]] for column in ("expected", "observed")}
+        table = means.agg(expected=("expected", "mean"), observed=("observed", "mean"),
+                          n=("observed", "size")).reindex(range(bins))
+        found[name] = {
+            "n": table["n"].fillna(0).astype(int).tolist()} | {column: [None if np.isnan(value) else value
+                                                                        for value in table[column]]
+                                                               for column in ("expected", "observed")}
     return found
 
 
 def _days(traffic: ReplayTraffic) -> list[dict[str, Any]]:
     table = pd.DataFrame(traffic.requests, columns=["day", "worked", "seconds"])
-    days = table.groupby("day").agg(requests=("worked", "size"), failed=("worked", lambda worked: int((~worked).sum())),
-                                    p50_ms=("seconds", lambda s: s.median() * 1000), p99_ms=("seconds", lambda s: s.quantile(0.99) * 1000))
+    days = table.groupby("day").agg(requests=("worked", "size"),
+                                    failed=("worked", lambda worked: int((~worked).sum())),
+                                    p50_ms=("seconds", lambda s: s.median() * 1000),
+                                    p99_ms=("seconds", lambda s: s.quantile(0.99) * 1000))
     return list(days.reset_index().to_dict("records"))

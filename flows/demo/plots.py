@@ -17,17 +17,20 @@ from contracts.core.classification import is_output
 Report = dict[str, Any]
 DAY, WEEK = "datetime64[D]", np.timedelta64(7, "D")
 WIDTH, LEFT, TOP, BOTTOM = 11.0, 1.7, 0.5, 0.42  # inches, the same in every plot: dates line up down the page
-INK, SOFT, BLUE, PALE, GREY, GREEN, RED = "#1c2733", "#5b6875", "#0072b2", "#9cc3de", "#87909a", "#009e73", "#d55e00"
-LOOKS: dict[str, dict[str, Any]] = {"live": {"color": BLUE, "lw": 2.4, "zorder": 4}, "frozen": {"color": GREY, "lw": 1.6, "ls": (0, (4, 1.5))},
-         "calendar": {"color": GREEN, "lw": 1.6, "ls": (0, (1, 1))}}
-HEAT = LinearSegmentedColormap.from_list("drift", [(0, "#f1f5f8"), (.5, "#a3c3dc"), (.5, "#f6bf4c"), (1, "#7d1d0c")])
-LEGEND = {"loc": "lower left", "bbox_to_anchor": (-0.01, 1), "ncols": 4, "frameon": False, "borderaxespad": 0.2}
-STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none", "text.parse_math": False, "font.size": 9, "axes.grid": True, "axes.axisbelow": True,
-    "axes.edgecolor": "#c5ccd3", "axes.labelcolor": SOFT, "axes.spines.top": False, "axes.spines.right": False,
-    "grid.color": "#e8ecf0", "xtick.color": SOFT, "ytick.color": SOFT, "xtick.major.size": 0, "ytick.major.size": 0,
-    "date.converter": "concise",
-}
+INK, SOFT, BLUE, PALE, GREY, GREEN, RED = ("#1c2733", "#5b6875", "#0072b2", "#9cc3de", "#87909a", "#009e73",
+                                           "#d55e00")
+LOOKS: dict[str, dict[str, Any]] = {"live": {"color": BLUE, "lw": 2.4, "zorder": 4},
+                                    "frozen": {"color": GREY, "lw": 1.6, "ls": (0, (4, 1.5))},
+                                    "calendar": {"color": GREEN, "lw": 1.6, "ls": (0, (1, 1))}}
+HEAT = LinearSegmentedColormap.from_list("drift",
+                                         [(0, "#f1f5f8"), (.5, "#a3c3dc"), (.5, "#f6bf4c"), (1, "#7d1d0c")])
+LEGEND = {"loc": "lower left", "bbox_to_anchor": (-0.01, 1), "ncols": 4, "frameon": False,
+          "borderaxespad": 0.2}
+STYLE: dict[Any, Any] = {"svg.fonttype": "none", "text.parse_math": False, "font.size": 9, "axes.grid": True,
+                         "axes.axisbelow": True, "axes.edgecolor": "#c5ccd3", "axes.labelcolor": SOFT,
+                         "axes.spines.top": False, "axes.spines.right": False, "grid.color": "#e8ecf0",
+                         "xtick.color": SOFT, "ytick.color": SOFT, "xtick.major.size": 0,
+                         "ytick.major.size": 0, "date.converter": "concise"}
 
 
 def drawing(plot: Callable[[Axes, Report], float], report: Report) -> str:
@@ -46,11 +49,13 @@ def drawing(plot: Callable[[Axes, Report], float], report: Report) -> str:
 
 
 def inline(figure: Figure, name: str) -> str:
-    """A figure as SVG inside a page; `name` is its own there, for the ids of one plot must not meet another's."""
+    """A figure as SVG inside a page; `name` is its own there,
+    for the ids of one plot must not meet another's."""
     file = io.StringIO()
     with matplotlib.rc_context(STYLE | {"svg.hashsalt": name}):
         figure.savefig(file, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
-    svg = re.sub(r'(?s)^.*?<svg[^>]*(viewBox="[^"]*")[^>]*>', r'<svg role="img" \1>', file.getvalue(), count=1)
+    svg = re.sub(r'(?s)^.*?<svg[^>]*(viewBox="[^"]*")[^>]*>', r'<svg role="img" \1>', file.getvalue(),
+                 count=1)
     return re.sub(r'<g id="[^"]*"', "<g", svg)
 
 
@@ -59,17 +64,20 @@ def column(rows: list[dict[str, Any]], key: str, kind: str = "float") -> np.ndar
 
 
 def log_loss_by_week(axes: Axes, report: Report) -> float:
-    """Lower is better, on the same records. Live is the loop; frozen the first model, never retrained; calendar one
-    retrained at each month's start without a gate. A line marks each promotion, a red cross each refusal."""
+    """Lower is better, on the same records. Live is the loop; frozen the
+    first model, never retrained; calendar one retrained at each month's start
+    without a gate. A line marks each promotion, a red cross each refusal."""
     middles = column(report["weeks"], "start", DAY) + WEEK // 2
     for name, look in LOOKS.items():
         axes.plot(middles, column(report["weeks"], f"logloss_{name}"), label=name, **look)
-    for number, date in zip(column(report["versions"], "number", "int"), column(report["versions"], "promoted", DAY)):
+    for number, date in zip(column(report["versions"], "number", "int"),
+                            column(report["versions"], "promoted", DAY)):
         axes.axvline(date, color=INK, lw=0.8)
-        axes.annotate(f"v{number}", (date, 1.02), xycoords=axes.get_xaxis_transform(), ha="center", weight="bold")
+        axes.annotate(f"v{number}", (date, 1.02), xycoords=axes.get_xaxis_transform(), ha="center",
+                      weight="bold")
     refused = column(report["refused"], "at", DAY)
-    axes.plot(refused, np.full(len(refused), 1.04), "x", color=RED, ms=6, mew=2, clip_on=False, label="refused",
-              transform=axes.get_xaxis_transform())
+    axes.plot(refused, np.full(len(refused), 1.04), "x", color=RED, ms=6, mew=2, clip_on=False,
+              label="refused", transform=axes.get_xaxis_transform())
     axes.legend(**LEGEND | {"bbox_to_anchor": (-0.01, 1.07)})
     axes.set_ylabel("log loss")
     return 3.3
@@ -79,7 +87,8 @@ def gain_by_month(axes: Axes, report: Report) -> float:
     """Higher is better: how far the log loss lies below the frozen model's."""
     months = [month for month in report["months"] if month["logloss_live"] is not None]
     starts = column(months, "month", "datetime64[M]")
-    days = (np.minimum((starts + 1).astype(DAY), np.datetime64(report["until"])) - starts.astype(DAY)).astype(float)
+    days = (np.minimum((starts + 1).astype(DAY), np.datetime64(report["until"]))
+            - starts.astype(DAY)).astype(float)
     for name, place, alpha in (("live", 0.1, 1), ("calendar", 0.5, 0.5)):
         gain = column(months, "logloss_frozen") - column(months, f"logloss_{name}")
         bars = axes.bar(date2num(starts) + days * place, gain, days * 0.4, align="edge", label=name,
@@ -93,7 +102,8 @@ def gain_by_month(axes: Axes, report: Report) -> float:
 
 
 def versions_in_service(axes: Axes, report: Report) -> float:
-    """Which version answered when, and the rows it was trained on; a red cross: the gate refused a challenger."""
+    """Which version answered when, and the rows it was
+    trained on; a red cross: the gate refused a challenger."""
     versions, refused, until = report["versions"], report["refused"], np.datetime64(report["until"], "D")
     starts = column(versions, "promoted", DAY)
     axes.barh(range(len(versions)), np.append(starts[1:], until) - starts, 0.6, starts, color=BLUE)
@@ -105,7 +115,8 @@ def versions_in_service(axes: Axes, report: Report) -> float:
 
 
 def drift_by_week(axes: Axes, report: Report) -> float:
-    """How far from the training data, 1 being what an ordinary week keeps; amber to brown is beyond. Below the line: the model's answers."""
+    """How far from the training data, 1 being what an ordinary week keeps;
+    amber to brown is beyond. Below the line: the model's answers."""
     found, limit = distances(report), report.get("distance_limit", 1.0)
     names, norm, height = list(found), TwoSlopeNorm(limit, 0, 4 * limit), 0.2 * max(len(found), 2)
     for at, start in enumerate(column(report["weeks"], "start", DAY)):
@@ -115,39 +126,47 @@ def drift_by_week(axes: Axes, report: Report) -> float:
     axes.set_ylim(max(len(names), 2), 0)
     axes.axhline(sum(not is_output(name) for name in names), color=INK, lw=1)
     axes.grid(False)
-    bar = axes.figure.colorbar(
-        matplotlib.cm.ScalarMappable(norm, HEAT), cax=axes.inset_axes((0, 1 + 0.08 / height, 0.3, 0.12 / height)),
-        orientation="horizontal", ticklocation="top", extend="max", ticks=[0, limit, 4 * limit])
+    bar = axes.figure.colorbar(matplotlib.cm.ScalarMappable(norm, HEAT),
+                               cax=axes.inset_axes((0, 1 + 0.08 / height, 0.3, 0.12 / height)),
+                               orientation="horizontal", ticklocation="top", extend="max",
+                               ticks=[0, limit, 4 * limit])
     bar.set_ticklabels(["0", f"limit {limit:g}", f"{4 * limit:g}"])
     return height
 
 
 def distances(report: Report) -> dict[str, list[float]]:
-    """Each feature's distances by week, NaN where unknown: the furthest inputs first, the model's answers last."""
+    """Each feature's distances by week, NaN where unknown:
+    the furthest inputs first, the model's answers last."""
     weeks = [week["distances"] for week in report["weeks"]]
-    found = {name: [week.get(name, np.nan) for week in weeks] for name in {name for week in weeks for name in week}}
+    found = {name: [week.get(name, np.nan) for week in weeks]
+             for name in {name for week in weeks for name in week}}
     return dict(sorted(found.items(), key=lambda one: (is_output(one[0]), -np.nanmean(one[1]), one[0])))
 
 
 def calibration(axes: Axes, report: Report) -> float:
-    """What the live model expected against what came true: on the dashed line they agree. A dot's area grows with its records."""
+    """What the live model expected against what came true: on the
+    dashed line they agree. A dot's area grows with its records."""
     axes.axis("off")
     for place, (name, curve) in enumerate(report["calibration"].items()):
         panel = axes.inset_axes((place / len(report["calibration"]), 0, 0.84 / len(report["calibration"]), 1))
         expected, observed, n = (np.array(curve[key], float) for key in ("expected", "observed", "n"))
         panel.plot([0, 1], [0, 1], color=GREY, lw=1, ls=(0, (4, 2)))
         panel.plot(expected, observed, color=BLUE, lw=1.4)
-        panel.scatter(expected, observed, 14 + 400 * n / max(n.sum(), 1), color=BLUE, alpha=0.75, lw=0, clip_on=False)
-        panel.set(xlim=(0, 1), ylim=(0, 1), title=name, xlabel="expected", ylabel="" if place else "came true")
+        panel.scatter(expected, observed, 14 + 400 * n / max(n.sum(), 1), color=BLUE, alpha=0.75, lw=0,
+                      clip_on=False)
+        panel.set(xlim=(0, 1), ylim=(0, 1), title=name, xlabel="expected",
+                  ylabel="" if place else "came true")
     return 2.8
 
 
 def requests_by_day(axes: Axes, report: Report) -> float:
     """Requests through the load balancer; a red mark on top says that some of that day failed."""
-    days, requests, failed = (column(report["days"], *what) for what in (("day", DAY), ("requests",), ("failed",)))
+    days, requests, failed = (column(report["days"], *what)
+                              for what in (("day", DAY), ("requests",), ("failed",)))
     axes.bar(days, requests - failed, 1, color=PALE, label="answered", align="edge")
     axes.bar(days, failed, 1, requests - failed, color=RED, label="failed", align="edge")
-    axes.plot(days[failed > 0], np.full((failed > 0).sum(), 1.08 * requests.max(initial=1)), "v", color=RED, ms=7)
+    axes.plot(days[failed > 0], np.full((failed > 0).sum(), 1.08 * requests.max(initial=1)), "v", color=RED,
+              ms=7)
     axes.set_ylim(0, 1.15 * requests.max(initial=1))
     axes.legend(**LEGEND)
     axes.set_ylabel("requests a day")

@@ -24,9 +24,10 @@ from flows.demo.traffic import MODEL, TRAFFIC, TRAINING, YEAR, ReplayTraffic
 from registry.settings import alert_webhook, demo_folder
 
 
-def replay(until: datetime, keep: bool, folder: Path, console: Console, faults: tuple[Fault, ...] = ()) -> dict[str, Any]:
-    """Run the year up to `until`, write report.json and report.html to `folder`, and leave nothing running; with `faults` in
-    what callers send and in the labels."""
+def replay(until: datetime, keep: bool, folder: Path, console: Console,
+           faults: tuple[Fault, ...] = ()) -> dict[str, Any]:
+    """Run the year up to `until`, write report.json and report.html to `folder`, and
+    leave nothing running; with `faults` in what callers send and in the labels."""
     from deployments import stack
 
     begun = time.monotonic()
@@ -36,7 +37,8 @@ def replay(until: datetime, keep: bool, folder: Path, console: Console, faults: 
         with console.status("starting the Prefect server, its worker and the load balancer …"):
             os.environ |= stack.environment(home, profile_seconds=0.5)
             up = stack.up(home)
-            from flows.monitoring.notifications import to_webhook  # only now does Prefect know where its server is
+            # Only now does Prefect know where its server is.
+            from flows.monitoring.notifications import to_webhook
 
             to_webhook(alert_webhook())
         _say_where(console, up)
@@ -58,7 +60,8 @@ def _say_where(console: Console, up: Any) -> None:
     console.print(f"Prefect UI {up.ui}   API {up.url}/{MODEL}/predict   Traefik {up.api}/dashboard/")
 
 
-def _run(until: datetime, up: Any, begun: float, console: Console, faults: tuple[Fault, ...]) -> dict[str, Any]:
+def _run(until: datetime, up: Any, begun: float, console: Console,
+         faults: tuple[Fault, ...]) -> dict[str, Any]:
     from flows.ingest import ingest
     from flows.train import train
     from registry.context import fetch_version, open_model
@@ -77,7 +80,8 @@ def _run(until: datetime, up: Any, begun: float, console: Console, faults: tuple
         weeks = asyncio.run(_year(traffic, context, console))
         with console.status("scoring the frozen and the calendar models …"):
             frozen, calendar = _result(peers)
-    return _report(traffic, context, weeks, frozen, calendar, until) | {"seconds": round(time.monotonic() - begun, 1)}
+    return _report(traffic, context, weeks, frozen, calendar,
+                   until) | {"seconds": round(time.monotonic() - begun, 1)}
 
 
 def _result(peers: Future[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
@@ -90,15 +94,18 @@ async def _year(traffic: ReplayTraffic, context: Any, console: Console) -> list[
     weeks: list[dict[str, Any]] = []
     days = {day: np.flatnonzero(traffic.day == day) for day in dict.fromkeys(traffic.day)}
     ingested = TRAFFIC
-    columns = (TextColumn("{task.description:<34}"), BarColumn(), TextColumn("{task.completed}/{task.total} days"), TimeElapsedColumn())
+    columns = (TextColumn("{task.description:<34}"), BarColumn(), TextColumn("{task.completed}/{task.total} "
+                                                                             "days"), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
         bar = progress.add_task("traffic", total=len(days))
         for day, indices in days.items():
             window_end = contract.window_of(datetime.fromisoformat(day) - contract.label.matures)[0]
             if window_end > ingested:
                 progress.update(bar, description=f"{day}: labels and profiles are judged")
-                closed = await asyncio.to_thread(_close_window, context, ingested, window_end, labels_of(ingested, traffic.faults))
-                ingested, weeks = window_end, [week for week in weeks if week["window"] not in closed] + [*closed.values()]
+                closed = await asyncio.to_thread(_close_window, context, ingested, window_end,
+                                                 labels_of(ingested, traffic.faults))
+                ingested, weeks = window_end, [week for week in weeks
+                                               if week["window"] not in closed] + [*closed.values()]
                 for week in closed.values():
                     if week["action"] == "retrain":
                         progress.update(bar, description=f"{day}: {week['kind']}: retraining")
@@ -127,8 +134,8 @@ def _close_window(context: Any, start: datetime, end: datetime, labels: str) -> 
 
 def _week(context: Any, window: str, verdict: dict[str, Any], action: str) -> dict[str, Any]:
     start = datetime.fromisoformat(window)
-    return {"window": window, "start": start.date().isoformat(), "end": start + context.contract.drift.window, "kind": verdict["kind"],
-            "action": action, "reasons": list(verdict["reasons"]),
+    return {"window": window, "start": start.date().isoformat(), "end": start + context.contract.drift.window,
+            "kind": verdict["kind"], "action": action, "reasons": list(verdict["reasons"]),
             "distances": context.ledger.state().windows[window].verdict.figures.drift_scores}
 
 
@@ -143,11 +150,14 @@ def _canary(context: Any) -> bool:
 
 
 def _summary(report: dict[str, Any]) -> Table:
-    shown = Table("month", "flights", "live", "frozen", "calendar", title="log loss on the same records (lower is better)")
+    shown = Table("month", "flights", "live", "frozen", "calendar",
+                  title="log loss on the same records (lower is better)")
     for row in [*report["months"], {"month": "all", **report["total"]}]:
-        shown.add_row(row["month"], f"{row['n']:,}", *(f"{row[f'logloss_{name}']:.4f}" for name in ("live", "frozen", "calendar")))
-    shown.caption = (f"{report['requests_sent']:,} requests, {report['requests_failed']} failed; {report['retrains_triggered']} retrainings, "
-                     f"{report['promotions']} promotions, {report['refusals']} refusals; {report['drift_events']} windows drifted")
+        shown.add_row(row["month"], f"{row['n']:,}",
+                      *(f"{row[f'logloss_{name}']:.4f}" for name in ("live", "frozen", "calendar")))
+    shown.caption = (f"{report['requests_sent']:,} requests, {report['requests_failed']} failed; "
+                     f"{report['retrains_triggered']} retrainings, {report['promotions']} promotions, "
+                     f"{report['refusals']} refusals; {report['drift_events']} windows drifted")
     for fault in report["faults"]:
         shown.caption += f"\n{fault['from']} {fault['name']}: {'named' if fault['named'] else 'NOT NAMED'}"
     return shown

@@ -28,13 +28,14 @@ def write(report: Report, folder: Path) -> None:
 
 def render(report: Report) -> str:
     """The page: one HTML document that asks nothing of the network and runs no script."""
-    plots = (log_loss_by_week, gain_by_month, versions_in_service, drift_by_week, calibration, requests_by_day,
-             latency_by_day)
-    drawn = [(plot.__name__.replace("_", " ").capitalize(), plot.__doc__, drawing(plot, report)) for plot in plots]
+    plots = (log_loss_by_week, gain_by_month, versions_in_service, drift_by_week, calibration,
+             requests_by_day, latency_by_day)
+    drawn = [(plot.__name__.replace("_", " ").capitalize(), plot.__doc__, drawing(plot, report))
+             for plot in plots]
     page = environment(Path(__file__).parent)
     page.filters["score"] = lambda value: "–" if value is None else f"{value:.4f}"
-    return page.get_template("replay.html.j2").render(report, headline=headline(report), plots=drawn, models=list(LOOKS),
-                                                      drifted=list(distances(report))[:3])
+    return page.get_template("replay.html.j2").render(report, headline=headline(report), plots=drawn,
+                                                      models=list(LOOKS), drifted=list(distances(report))[:3])
 
 
 def headline(report: Report) -> str:
@@ -47,5 +48,6 @@ def headline(report: Report) -> str:
         beaten += [rival] * (gain > 0)
         way = f"{abs(gain):.1%} {'lower' if gain > 0 else 'higher'} than" if gain else "level with"
         said.append(f"{way} the {rival}’s")
-    lead = ("The loop did not pay", f"The loop beat only the {''.join(beaten)}", "The loop beat both rivals")[len(beaten)]
+    lead = ("The loop did not pay", f"The loop beat only the {''.join(beaten)}",
+            "The loop beat both rivals")[len(beaten)]
     return f"{lead}: its log loss is {' and '.join(said)}."

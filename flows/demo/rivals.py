@@ -17,7 +17,8 @@ from service.model import Model, load_model
 
 
 def rival_probabilities(first: str, until: datetime) -> tuple[np.ndarray, np.ndarray]:
-    """Probabilities for all the traffic: the first model frozen, and one retrained at each month's start, no gate."""
+    """Probabilities for all the traffic: the first model
+    frozen, and one retrained at each month's start, no gate."""
     contract = load_contract(MODEL)
     rows = contract.source_rows(YEAR, until)
     columns, times = contract.columns_of(rows), rows[contract.event_time]
@@ -32,7 +33,8 @@ def rival_probabilities(first: str, until: datetime) -> tuple[np.ndarray, np.nda
 
 
 def _trained(contract: Contract, rows: pd.DataFrame) -> Model:
-    with TemporaryDirectory() as folder, closing(read_training_set(contract, [rows], len(rows), datetime.max, Path(folder))) as ready:
+    with TemporaryDirectory() as folder, closing(read_training_set(contract, [rows], len(rows), datetime.max,
+                                                                   Path(folder))) as ready:
         return ready.fit(ready.rounds(threads=1)["rounds"], threads=1)
 
 

@@ -20,8 +20,10 @@ from service.model import records_of_columns
 MODEL = "flights"
 YEAR, TRAFFIC = datetime(2013, 1, 1), datetime(2013, 3, 1)
 BATCH, AT_ONCE = 100, 4  # records a request; requests under way together
-PACE, FAST = 0.1, 0.01  # seconds between one-record requests while a retraining runs, and while its canary is judged
-RESERVE = 400  # of a day's records, for the canary: a training on a busy machine would else leave it without traffic
+# Seconds between one-record requests while a retraining runs, and while its canary is judged.
+PACE, FAST = 0.1, 0.01
+# Of a day's records, for the canary: a training on a busy machine would else leave it without traffic.
+RESERVE = 400
 TRAINING = 300  # seconds that a retraining may take before the replay gives up on it
 
 
@@ -39,7 +41,8 @@ class ReplayTraffic:
 
     def __post_init__(self) -> None:
         sent = corrupted(self.rows, self.contract.event_time, self.faults)
-        self.records = records_of_columns(self.contract, self.contract.columns_of(sent, self.contract.sent_columns))
+        self.records = records_of_columns(self.contract,
+                                          self.contract.columns_of(sent, self.contract.sent_columns))
         self.refused = refused(self.rows, self.contract.event_time, self.faults)
         self.answers = np.full((len(self.rows), len(self.contract.label.classes)), np.nan)
         self.day = self.rows[self.contract.event_time].dt.strftime("%Y-%m-%d").to_numpy()
@@ -51,7 +54,8 @@ class ReplayTraffic:
             reply = await client.post(self.url, json={"records": [self.records[i] for i in indices]})
             worked = reply.status_code == (400 if self.refused[indices].any() else 200)
             if reply.status_code == 200:
-                self.answers[indices] = [list(one["probabilities"].values()) for one in reply.json()["predictions"]]
+                self.answers[indices] = [list(one["probabilities"].values())
+                                         for one in reply.json()["predictions"]]
         except httpx.HTTPError:
             pass  # a failed request: counted below, and the replay's first figure
         self.requests.append((self.day[indices[0]], worked, time.perf_counter() - begun))
@@ -65,14 +69,17 @@ class ReplayTraffic:
                     await self.send(client, batch)
             await asyncio.gather(*(one(indices[at:at + BATCH]) for at in range(0, len(indices), BATCH)))
 
-    async def trickle(self, indices: np.ndarray, finished: Callable[[], bool], watched: Callable[[], bool]) -> np.ndarray:
-        """Single records, one after another, until `finished()`, faster while `watched()`; what is left of the day."""
+    async def trickle(self, indices: np.ndarray, finished: Callable[[], bool],
+                      watched: Callable[[], bool]) -> np.ndarray:
+        """Single records, one after another, until `finished()`,
+        faster while `watched()`; what is left of the day."""
         async with httpx.AsyncClient(timeout=30) as client:
             sent, deadline = 0, time.monotonic() + TRAINING
             while not await asyncio.to_thread(finished):
                 if time.monotonic() > deadline:
                     log = demo_folder() / "run" / "logs" / "prefect-worker.log"
-                    raise PerennialError(f"the retraining did not end in {TRAINING} s; its worker's log says why: {log}")
+                    raise PerennialError(f"the retraining did not end in {TRAINING} s; its worker's log says "
+                                         f"why: {log}")
                 seen = await asyncio.to_thread(watched)
                 pace, kept = (FAST, BATCH) if seen else (PACE, BATCH + RESERVE)
                 for _ in range(round(0.5 / pace)):

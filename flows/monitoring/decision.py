@@ -13,16 +13,16 @@ from registry.state import State
 
 
 def record_and_decide(context: ModelContext, start: datetime, verdict: WindowVerdict) -> Action:
-    """Record the verdict, ask for a retraining where it is a cause for one, and give what follows from the verdict that
-    the ledger keeps."""
+    """Record the verdict, ask for a retraining where it is a cause for
+    one, and give what follows from the verdict that the ledger keeps."""
     window, policy, ledger = start.isoformat(), context.contract.drift, context.ledger
     judged = WindowJudged(
         key=window, verdict=verdict, champion=ledger.state().champion, labels=known_labels(context))
     kept = ledger.window_judged(judged, is_replaceable=lambda known: is_provisional(known, policy))
     history = [judged.verdict for key, judged in sorted(ledger.state().windows.items()) if key <= window]
     if wants_retraining(kept, policy) and persists(history, policy):
-        ledger.claim_retraining(
-            window, now=start + policy.window, reason="; ".join(kept.reasons), drift=policy, new_rows=new_rows(context))
+        ledger.claim_retraining(window, now=start + policy.window, reason="; ".join(kept.reasons),
+                                drift=policy, new_rows=new_rows(context))
     return decided(ledger.state(), window, policy)
 
 

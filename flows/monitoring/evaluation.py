@@ -32,10 +32,12 @@ from service.profiles import NO_TRAFFIC, WindowCounts
 
 
 def evaluate_window(context: ModelContext, start: datetime) -> WindowVerdict:
-    """The window's verdict: its traffic against the training data of the version that answered most of it, and that
-    version's performance on matured labels. The figures name the version; without traffic it is the champion.
+    """The window's verdict: its traffic against the training data of the
+    version that answered most of it, and that version's performance on matured
+    labels. The figures name the version; without traffic it is the champion.
 
-    Where the window has too few rows it is widened by those before it, of the same version, WIDEST windows in all.
+    Where the window has too few rows it is widened by those
+    before it, of the same version, WIDEST windows in all.
     """
     contract, (version, counts, others) = context.contract, _served(context, start)
     model, events = load_model(contract, fetch_version(context, version)), ingested_events(context, start)
@@ -44,11 +46,10 @@ def evaluate_window(context: ModelContext, start: datetime) -> WindowVerdict:
     logged = logged_rows(context, model, outcomes)
     before = context.ledger.state().windows.get((start - contract.drift.window).isoformat())
     for compared in _ever_wider(context, start, version, counts, others):
-        verdict = drift(
-            contract, compared.reference, compared.counts, rows=compared.rows, bad=counts.bad, performance=performance,
-            skew=skew, logged=logged, refused_fields=counts.at_fault,
-            events=len(events) if _must_have_traffic(context, start) else None,
-            previous=before.verdict.figures.checks if before else {})
+        verdict = drift(contract, compared.reference, compared.counts, rows=compared.rows, bad=counts.bad,
+                        performance=performance, skew=skew, logged=logged, refused_fields=counts.at_fault,
+                        events=len(events) if _must_have_traffic(context, start) else None,
+                        previous=before.verdict.figures.checks if before else {})
         if verdict.outcome is not Outcome.INSUFFICIENT:
             break
     has_log = len(outcomes.logged) > 0
@@ -66,7 +67,8 @@ def _must_have_traffic(context: ModelContext, start: datetime) -> bool:
 
 
 def recount_window(context: ModelContext, start: datetime, verdict: WindowVerdict) -> BinnedComparison:
-    """The counts that a window's verdict was given on, counted anew; raises NotFound where its profiles are gone."""
+    """The counts that a window's verdict was given on, counted
+    anew; raises NotFound where its profiles are gone."""
     version, since = str(verdict.figures.version), datetime.fromisoformat(str(verdict.figures.since))
     others = {other: window_counts(context, other, start) for other in champions(context) if other != version}
     others = {other: counts for other, counts in others.items() if counts.rows}
@@ -74,64 +76,74 @@ def recount_window(context: ModelContext, start: datetime, verdict: WindowVerdic
         if compared.since <= since:
             break
     if verdict.figures.rows and not compared.rows:
-        raise NotFound(f"the traffic of {context.name} from {since.isoformat()} on was judged and is gone; restore "
-                        f"{layout.traffic(layout.PROFILES, context.name, version)} in {context.store.address} from a backup, "
-                        f"or name another window; what was judged is in: perennial history {context.name}")
+        raise NotFound(f"the traffic of {context.name} from {since.isoformat()} on was judged and is gone; "
+                       f"restore {layout.traffic(layout.PROFILES, context.name, version)} in "
+                       f"{context.store.address} from a backup, or name another window; what was judged is "
+                       f"in: perennial history {context.name}")
     return compared
 
 
-def _ever_wider(
-    context: ModelContext, start: datetime, version: str, counted: WindowCounts, others: Mapping[str, WindowCounts],
-) -> Iterator[BinnedComparison]:
-    """The version's training data with the window's counts, its own and those of `others`; then with windows before it."""
+def _ever_wider(context: ModelContext, start: datetime, version: str, counted: WindowCounts,
+                others: Mapping[str, WindowCounts]) -> Iterator[BinnedComparison]:
+    """The version's training data with the window's counts, its
+    own and those of `others`; then with windows before it."""
     reference = decode_references((fetch_version(context, version) / REFERENCE_FILE).read_bytes())
     for since in (start - back * context.contract.drift.window for back in range(WIDEST)):
         counted = counted if since == start else window_counts(context, version, since) + counted
         counts, compared = counted.counts, reference
-        for other, theirs in others.items():  # a week whose first days another champion answered is a week all the same
+        # A week whose first days another champion answered is a week all the same.
+        for other, theirs in others.items():
             bins = profiles.bins_in(fetch_version(context, other))
             compared, counts = merge_versions(compared, counts, bins, theirs.counts)
-        yield BinnedComparison(compared, counts, max((int(now.sum()) for now in counts.values()), default=0), since)
+        yield BinnedComparison(compared, counts, max((int(now.sum()) for now in counts.values()), default=0),
+                               since)
 
 
 def _cumulative(context: ModelContext, version: str, compared: BinnedComparison) -> dict[str, float]:
     first = champions(context)[:1]
     if not compared.counts or first == [version]:
         return {}
-    references = decode_references((fetch_version(context, first[0]) / REFERENCE_FILE).read_bytes()) if first else {}
+    references = (decode_references((fetch_version(context, first[0]) / REFERENCE_FILE).read_bytes()) if first
+                  else {})
     scores = cumulative_drift(context.contract, references, compared.reference, compared.counts)
     return {name: round(score, 3) for name, score in scores.items()}
 
 
 def _served(context: ModelContext, start: datetime) -> tuple[str, WindowCounts, dict[str, WindowCounts]]:
-    """Of all champions so far, the one that answered most of the window, its counts, and those of the others."""
+    """Of all champions so far, the one that answered most
+    of the window, its counts, and those of the others."""
     counts = {version: window_counts(context, version, start) for version in champions(context)}
     most = max(counts, key=lambda version: (counts[version].rows, counts[version].bad), default=None)
-    version = most if most and (counts[most].rows or counts[most].bad) else models.resolve(context.ledger, "champion")
+    version = (most if most and (counts[most].rows or counts[most].bad)
+               else models.resolve(context.ledger, "champion"))
     others = {other: counted for other, counted in counts.items() if other != version and counted.rows}
     return version, counts.get(version, NO_TRAFFIC), others
 
 
-def measured(context: ModelContext, model: Model, outcomes: Outcomes, events: pd.DataFrame) -> Performance | None:
-    """The performance of the answers on the window's matured labels; the model's where no answer can be joined with its
-    label, as without a log or a key. None while there are no labels."""
+def measured(context: ModelContext, model: Model, outcomes: Outcomes,
+             events: pd.DataFrame) -> Performance | None:
+    """The performance of the answers on the window's matured labels; the model's where no answer
+    can be joined with its label, as without a log or a key. None while there are no labels."""
     contract, labelled = context.contract, outcomes.labelled
     if len(labelled):
         return measure_performance(
             contract, contract.labels_of(labelled), probabilities_of(contract, labelled), outcomes.coverage)
     if events.empty or outcomes.can_join:
         return None
-    return measure_performance(contract, contract.labels_of(events), model.probabilities(contract.columns_of(events)))
+    return measure_performance(contract, contract.labels_of(events),
+                               model.probabilities(contract.columns_of(events)))
 
 
 def skew_of(context: ModelContext, model: Model, outcomes: Outcomes, events: pd.DataFrame) -> list[Skew]:
-    """Where requests differ from the ingested events, answers from the registered model's, and a caller's clock from ours."""
+    """Where requests differ from the ingested events, answers from
+    the registered model's, and a caller's clock from ours."""
     contract, joined = context.contract, outcomes.joined
     if joined.empty:
         return []
     sent, times = contract.columns_of(joined), joined[contract.event_time].to_numpy()
     both = [name for name in contract.request_columns if f"{name}{INGESTED}" in joined]
-    ingested = contract.columns_of(joined[[f"{name}{INGESTED}" for name in both]].set_axis(both, axis=1), tuple(both))
+    ingested = contract.columns_of(joined[[f"{name}{INGESTED}" for name in both]].set_axis(both, axis=1),
+                                   tuple(both))
     return [
         *find_skew(contract, sent, ingested),
         *find_answer_skew(contract, probabilities_of(contract, joined), model.probabilities(sent), times),

@@ -17,18 +17,20 @@ INCIDENT = """{% set alert = event.payload %}{
   "routing_key": "ROUTING_KEY",
   "event_action": "{{ 'resolve' if alert.state == 'over' else 'trigger' }}",
   "dedup_key": {{ (alert.model ~ " " ~ alert.kind ~ " " ~ alert.window) | tojson }},
-  "payload": {"summary": {{ (alert.model ~ ": " ~ alert.kind) | tojson }}, "source": {{ alert.model | tojson }}, "severity": "error",
+  "payload": {"summary": {{ (alert.model ~ ": " ~ alert.kind) | tojson }},
+              "source": {{ alert.model | tojson }}, "severity": "error",
               "custom_details": {{ alert | tojson }}}
 }"""
-TEXT = ("{{ event.payload.what }}\n\nSince {{ event.payload.since }}, version {{ event.payload.version[:12] }}.\n"
-        "{{ event.payload.doing }}")
+TEXT = ("{{ event.payload.what }}\n\nSince {{ event.payload.since }}, version {{ event.payload.version[:12] "
+        "}}.\n{{ event.payload.doing }}")
 
 
 def to_webhook(url: str | None) -> None:
     """Have every alert posted to `url` as JSON; without one, no longer."""
     if url:
         if not url.startswith(("http://", "https://")):
-            raise PerennialError(f"{ALERT_WEBHOOK} is {url!r}, no address of a webhook; it begins with https:// or http://")
+            raise PerennialError(f"{ALERT_WEBHOOK} is {url!r}, no address of a webhook; it begins with "
+                                 f"https:// or http://")
         return notify_through("webhook", json_webhook(url))
     with get_client(sync_client=True) as client:
         for automation in client.read_automations_by_name(_name("webhook")):
@@ -36,7 +38,8 @@ def to_webhook(url: str | None) -> None:
 
 
 def to_pagerduty(routing_key: str, url: str = "https://events.pagerduty.com/v2/enqueue") -> None:
-    """Have a cause open one incident, and its end resolve it; Prefect's own block for PagerDuty would open a second one."""
+    """Have a cause open one incident, and its end resolve it;
+    Prefect's own block for PagerDuty would open a second one."""
     notify_through("pagerduty", json_webhook(url), INCIDENT.replace("ROUTING_KEY", routing_key))
 
 
@@ -45,12 +48,14 @@ def json_webhook(url: str) -> Webhook:
 
 
 def notify_through(name: str, block: Block, payload: str = JSON) -> None:
-    """Hand every alert to a Prefect block from now on: `payload`, a template, to a webhook, a text to a block that notifies."""
+    """Hand every alert to a Prefect block from now on: `payload`,
+    a template, to a webhook, a text to a block that notifies."""
     kept: Any = block.save(f"perennial-alerts-{name}", overwrite=True)
     action = (CallWebhook(block_document_id=kept, payload=payload) if isinstance(block, Webhook) else
               SendNotification(block_document_id=kept, subject=TITLE, body=TEXT))
-    trigger = EventTrigger(expect={"perennial.alert.raised", "perennial.alert.over"}, for_each={"prefect.resource.id"},
-                           match={"prefect.resource.id": "perennial.model.*"}, posture=Posture.Reactive, threshold=1)
+    trigger = EventTrigger(
+        expect={"perennial.alert.raised", "perennial.alert.over"}, for_each={"prefect.resource.id"},
+        match={"prefect.resource.id": "perennial.model.*"}, posture=Posture.Reactive, threshold=1)
     automation = AutomationCore(name=_name(name), trigger=trigger, actions=[action],
                                 description="one alert a cause and one when it is over; the ledger decides")
     with get_client(sync_client=True) as client:

@@ -22,13 +22,14 @@ from registry.traffic import labels_by_id, logged_predictions, parquet, read_pre
 
 INGESTED = ".later"  # ends the name of a column as it was ingested, beside the one that the caller sent
 
-SHIFTS = {f"{abs(hours)} hours {'earlier' if hours < 0 else 'later'}": timedelta(hours=hours) for hours in (-24, -12, -1, 1, 12, 24)}
+SHIFTS = {f"{abs(hours)} hours {'earlier' if hours < 0 else 'later'}": timedelta(hours=hours)
+          for hours in (-24, -12, -1, 1, 12, 24)}
 
 
 @dataclass(frozen=True)
 class Outcomes:
-    """A version's logged predictions of a window; those that are joined with an ingested event by its key; and all whose
-    label is in: the event's, or one stored for the prediction's id.
+    """A version's logged predictions of a window; those that are joined with an ingested event
+    by its key; and all whose label is in: the event's, or one stored for the prediction's id.
 
     `can_join`: whether callers sent the key, or labels came for ids.
     """
@@ -49,7 +50,8 @@ class Outcomes:
 
 def unlabelled_windows(context: ModelContext) -> dict[str, Estimate]:
     """The estimated performance on windows whose labels are not all in, by their starts, oldest first."""
-    contract, labels, promoted = context.contract, data.newest(context.store, context.name).end, context.ledger.state().promoted
+    contract, labels, promoted = context.contract, data.newest(
+        context.store, context.name).end, context.ledger.state().promoted
     open_: dict[datetime, list[str]] = {}
     for key in context.store.list(layout.traffic(layout.PREDICTIONS, context.name)):
         version, start = layout.parse_traffic(key)
@@ -59,16 +61,20 @@ def unlabelled_windows(context: ModelContext) -> dict[str, Estimate]:
         return {}
     from contracts.core.performance import estimate_performance  # scipy is slow to import
 
-    return {start.isoformat(): estimate_performance(probabilities_of(contract, read_predictions(context, keys)))
+    return {start.isoformat(): estimate_performance(probabilities_of(contract,
+                                                                     read_predictions(context, keys)))
             for start, keys in sorted(open_.items())}
 
 
 def join_outcomes(context: ModelContext, version: str, start: datetime, events: pd.DataFrame) -> Outcomes:
-    """A window's predictions and events, joined on the contract's key; none is where it names no key or callers send none."""
+    """A window's predictions and events, joined on the contract's
+    key; none is where it names no key or callers send none."""
     logged, key = logged_predictions(context, version, start), list(context.contract.key)
     with_key = logged.dropna(subset=key) if key and {*key} <= {*logged} else logged.head(0)
-    joined = with_key if with_key.empty else with_key.merge(_last_of_key(key, events), on=key, suffixes=("", INGESTED))
-    by_id = logged[~logged["id"].isin(joined["id"])].merge(labels_by_id(context), on="id", suffixes=(".sent", ""))
+    joined = (with_key if with_key.empty
+              else with_key.merge(_last_of_key(key, events), on=key, suffixes=("", INGESTED)))
+    by_id = logged[~logged["id"].isin(joined["id"])].merge(labels_by_id(context), on="id",
+                                                           suffixes=(".sent", ""))
     labelled = pd.concat([_labelled(context.contract, rows) for rows in (joined, by_id)], ignore_index=True)
     return Outcomes(logged, joined, labelled, bool(len(with_key) or len(by_id)))
 
@@ -77,26 +83,32 @@ def _labelled(contract: Contract, rows: pd.DataFrame) -> pd.DataFrame:
     """Ids, probabilities and the columns that the label is made of, as they came with the label."""
     if rows.empty:
         return pd.DataFrame()
-    needs = {f"{name}{INGESTED}" if f"{name}{INGESTED}" in rows else name: name for name in contract.label.needs}
-    return rows[["id", *(PROBABILITY + name for name in contract.label.classes), *needs]].rename(columns=needs)
+    needs = {f"{name}{INGESTED}" if f"{name}{INGESTED}" in rows else name: name
+             for name in contract.label.needs}
+    return rows[["id", *(PROBABILITY + name for name in contract.label.classes),
+                 *needs]].rename(columns=needs)
 
 
 def store_labels(context: ModelContext, file: str) -> int:
-    """Keep the labels of predictions by their ids, from a .parquet or .csv file; how many. The same file again changes nothing; of
-    an id that comes again the label stays that came first."""
+    """Keep the labels of predictions by their ids, from a .parquet or .csv file; how many. The
+    same file again changes nothing; of an id that comes again the label stays that came first."""
     from contracts.core.cells import read_cells
 
     needs, rows = context.contract.label.needs, read_table(Path(file))
     if lacking := [name for name in ("id", *needs) if name not in rows]:
-        raise PerennialError(f"{file} has no column {', '.join(lacking)}; it holds a prediction's id and {', '.join(needs)} on each row")
+        raise PerennialError(f"{file} has no column {', '.join(lacking)}; it holds a prediction's id and "
+                             f"{', '.join(needs)} on each row")
     if rows.empty:
         raise PerennialError(f"{file} holds no row; name a file with a prediction's id and its label on each")
     typed = {name: read_cells(rows[name], context.contract.python_type(name)) for name in needs}
     for name, values in typed.items():
         if (bad := rows[name].notna() & values.isna()).any():
-            raise PerennialError(f"{file}: {name} is {rows.loc[bad, name].iloc[0]!r} in row {int(bad.to_numpy().argmax())}, no "
-                                 f"{context.contract.python_type(name).__name__}; {int(bad.sum())} rows are like it: mend them")
-    content = parquet(pa.table({"id": rows["id"].astype(str).to_numpy(object), **{name: values.to_numpy() for name, values in typed.items()}}))
+            raise PerennialError(f"{file}: {name} is {rows.loc[bad, name].iloc[0]!r} in row "
+                                 f"{int(bad.to_numpy().argmax())}, no "
+                                 f"{context.contract.python_type(name).__name__}; {int(bad.sum())} rows are "
+                                 f"like it: mend them")
+    content = parquet(pa.table({"id": rows["id"].astype(str).to_numpy(object),
+                                **{name: values.to_numpy() for name, values in typed.items()}}))
     digest = sha256(content).hexdigest()
     with suppress(Conflict):
         context.store.create(layout.labels(context.name, digest), content)
@@ -109,7 +121,8 @@ def _last_of_key(key: list[str], events: pd.DataFrame) -> pd.DataFrame:
 
 
 def joins_if_shifted(contract: Contract, outcomes: Outcomes, events: pd.DataFrame) -> dict[str, int]:
-    """How many of the predictions without an event have one, that no other prediction has, if their clock is shifted."""
+    """How many of the predictions without an event have one,
+    that no other prediction has, if their clock is shifted."""
     key, time, unjoined = list(contract.key), contract.event_time, outcomes.unjoined
     if unjoined.empty:
         return {}
@@ -122,7 +135,8 @@ def joins_if_shifted(contract: Contract, outcomes: Outcomes, events: pd.DataFram
 def ingested_events(context: ModelContext, start: datetime) -> pd.DataFrame:
     """The events of a window as they were ingested, typed as a request's columns are."""
     contract = context.contract
-    rows = data.read(context.store, data.newest(context.store, context.name), start, start + contract.drift.window)
+    rows = data.read(context.store, data.newest(context.store, context.name), start,
+                     start + contract.drift.window)
     names = tuple(dict.fromkeys((*contract.sent_columns, *contract.key, *contract.label.needs)))
     return pd.DataFrame(contract.columns_of(rows, names))
 

@@ -20,21 +20,25 @@ ENVIRONMENT = {"OTEL_SDK_DISABLED": "true", "OMP_NUM_THREADS": "1", "WHYLOGS_NO_
 
 
 def build_bento(context: ModelContext, version: str) -> Path:
-    """The bento of a version: the model's files and the code that answers with them, nothing else; built once."""
+    """The bento of a version: the model's files and the code
+    that answers with them, nothing else; built once."""
     home = context.run / "bentoml"
     bento = home / "bentos" / context.name / version[:16]
     if (bento / "bento.yaml").exists():
         return bento
     shutil.rmtree(bento, ignore_errors=True)  # of an older perennial that was killed while it built
     bento.parent.mkdir(parents=True, exist_ok=True)
-    # Staged outside of `.perennial`: BentoML reads no hidden path. Built on the run folder's file system, for the rename.
-    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory(dir=home, prefix="building-") as beside:
+    # Staged outside of `.perennial`: BentoML reads no hidden
+    # path. Built on the run folder's file system, for the rename.
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory(dir=home,
+                                                                              prefix="building-") as beside:
         stage = _stage(context, version, Path(folder))
         command = [sys.executable, "-m", "bentoml", "build", "--version", version[:16], str(stage)]
         built = subprocess.run(command, cwd=stage, capture_output=True, text=True, check=False,
                                env=os.environ | ENVIRONMENT | {"BENTOML_HOME": beside})
         if built.returncode:
-            raise ReleaseFailed(f"{context.name}: the bento of {version[:12]} was not built:\n{built.stdout}{built.stderr}")
+            raise ReleaseFailed(f"{context.name}: the bento of {version[:12]} was not "
+                                f"built:\n{built.stdout}{built.stderr}")
         try:
             Path(beside, "bentos", context.name, version[:16]).rename(bento)
         except OSError:  # another process was first, with the same bytes
@@ -44,9 +48,11 @@ def build_bento(context: ModelContext, version: str) -> Path:
 
 
 def _stage(context: ModelContext, version: str, folder: Path) -> Path:
-    """The build context: the code that the service and the contract import, each module at its own place, and the model."""
+    """The build context: the code that the service and the contract
+    import, each module at its own place, and the model."""
     for name, file in imported_modules("service.bento", context.contract.module).items():
-        to = folder / name.replace(".", "/") / file.name if file.name == "__init__.py" else folder / f"{name.replace('.', '/')}.py"
+        to = (folder / name.replace(".", "/") / file.name if file.name == "__init__.py"
+              else folder / f"{name.replace('.', '/')}.py")
         to.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(file, to)
     files = models.fetch(context.store, context.name, version, context.run / "models")

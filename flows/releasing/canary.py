@@ -19,14 +19,16 @@ FINAL = (CanaryKind.DIED, CanaryKind.ERRORS)  # findings that no further request
 log = logging.getLogger("perennial.rollout")
 
 
-def run_canary(context: ModelContext, champion: str | None, version: str, mine: list[Server], mode: SplitMode = SplitMode.CANARY,
-                    share: float | None = None) -> CanaryVerdict | None:
-    """Let a challenger see its share of the traffic, and judge it by what both sides did; None where no champion serves."""
+def run_canary(context: ModelContext, champion: str | None, version: str, mine: list[Server],
+               mode: SplitMode = SplitMode.CANARY, share: float | None = None) -> CanaryVerdict | None:
+    """Let a challenger see its share of the traffic, and judge
+    it by what both sides did; None where no champion serves."""
     old = [each.url for each in fleet.running(context.run, context.name) if each.version == champion]
     if not old or champion is None or champion == version:
         return None
     policy, urls = context.contract.rollout, tuple(each.url for each in mine)
-    routes.route(context.run, context.name, old, champion, TrafficSplit(urls, policy.share if share is None else share, mode))
+    routes.route(context.run, context.name, old, champion,
+                 TrafficSplit(urls, policy.share if share is None else share, mode))
     verdict = _watched(context, mine, _apart(context, version))
     judged = CanaryJudged if mode is SplitMode.CANARY else ShadowJudged
     context.ledger.record(judged(version=version, against=champion, verdict=verdict))
@@ -34,15 +36,18 @@ def run_canary(context: ModelContext, champion: str | None, version: str, mine: 
 
 
 def _apart(context: ModelContext, version: str) -> float:
-    """The distance of the version's class shares from the champion's that the gate saw; 0 where it compared with none."""
+    """The distance of the version's class shares from the
+    champion's that the gate saw; 0 where it compared with none."""
     judged = context.ledger.state().last_judged(version)
     return (judged.verdict.figures.apart if judged else None) or 0.0
 
 
 def _watched(context: ModelContext, mine: list[Server], apart: float) -> CanaryVerdict:
-    """The Verdict as soon as it can't change for the better, or enough requests were answered, or time is up."""
+    """The Verdict as soon as it can't change for the better,
+    or enough requests were answered, or time is up."""
     policy, deadline = context.contract.rollout, time.monotonic() + context.contract.rollout.minutes * 60
-    first, small = canary_metrics.read_counters(context.run, context.name), {each.url: each.memory_mb() for each in mine}
+    first, small = canary_metrics.read_counters(context.run,
+                                                context.name), {each.url: each.memory_mb() for each in mine}
     deaths = {each.url: each.deaths for each in mine}
     told = time.monotonic()
     log.info("%s: %s is tried on a part of the callers until it answered %d requests, for %g minutes at most",
@@ -50,27 +55,32 @@ def _watched(context: ModelContext, mine: list[Server], apart: float) -> CanaryV
     while True:
         time.sleep(LOOK)
         if rollback_waits(context):
-            raise ReleaseFailed(f"{context.name}: the rollout gave way to a rollback; release it again when it is wanted")
+            raise ReleaseFailed(f"{context.name}: the rollout gave way to a rollback; release it again when "
+                                f"it is wanted")
         died = sum(each.deaths - deaths[each.url] for each in mine)
         grown = max((each.memory_mb() - small[each.url] for each in mine if each.is_alive), default=0.0)
         now = canary_metrics.read_counters(context.run, context.name)
-        verdict = canary_verdict(*canary_metrics.canary_sides(first, now, deaths=died, grown_mb=grown), policy,
-                         latency_ms=context.contract.gate.latency_ms, apart=apart)
+        verdict = canary_verdict(*canary_metrics.canary_sides(first, now, deaths=died, grown_mb=grown),
+                                 policy, latency_ms=context.contract.gate.latency_ms, apart=apart)
         answered = verdict.figures.challenger.answered
         if time.monotonic() - told > TELL:
             told = time.monotonic()
-            log.info("%s: answered %d of %d requests, %.0f s left", context.name, answered, policy.requests, deadline - told)
+            log.info("%s: answered %d of %d requests, %.0f s left", context.name, answered, policy.requests,
+                     deadline - told)
         enough = answered >= policy.requests
         if verdict.kind in FINAL or enough or time.monotonic() > deadline:
             return verdict
 
 
 def shadow(context: ModelContext, version: str, what: Path | str, share: float) -> CanaryVerdict:
-    """Let one replica of a version see a share of the traffic, whose callers all get the champion's answers."""
-    TrafficSplit(("the challenger",), share, SplitMode.SHADOW)  # refuses a share that can't be before anything is started
+    """Let one replica of a version see a share of the
+    traffic, whose callers all get the champion's answers."""
+    # Refuses a share that can't be before anything is started.
+    TrafficSplit(("the challenger",), share, SplitMode.SHADOW)
     with exclusive_rollout(context, hurry=False):
         champion = context.ledger.state().champion
-        mine = fleet.start(what, version, 1, context.run, context.name, {"PERENNIAL_PROFILES": str(context.spool)})
+        mine = fleet.start(what, version, 1, context.run, context.name,
+                           {"PERENNIAL_PROFILES": str(context.spool)})
         try:
             fleet.wait_ready(mine)
             fleet.raise_cpu_shares(mine)
@@ -79,13 +89,14 @@ def shadow(context: ModelContext, version: str, what: Path | str, share: float) 
             end_canary(context, champion)
             fleet.stop(mine, context.run, context.name)
     if verdict is None:
-        raise ReleaseFailed(f"{context.name}: no other champion serves here whose traffic {version[:12]} could see; "
-                            f"run: perennial serve {context.name}")
+        raise ReleaseFailed(f"{context.name}: no other champion serves here whose traffic {version[:12]} "
+                            f"could see; run: perennial serve {context.name}")
     return verdict
 
 
 def is_allowed(context: ModelContext, verdict: CanaryVerdict) -> bool:
-    return verdict.passed or (verdict.outcome is Outcome.INSUFFICIENT and context.contract.rollout.alone == "go on")
+    return (verdict.passed
+            or (verdict.outcome is Outcome.INSUFFICIENT and context.contract.rollout.alone == "go on"))
 
 
 def end_canary(context: ModelContext, champion: str | None) -> None:

@@ -14,18 +14,21 @@ def ship_image(context: ModelContext, version: str, bento: Path) -> str:
     where.repository(context.name)  # refuses a name before anything is built
     [registered] = [event.data for event in context.ledger.events()
                     if isinstance(event.data, Registered) and event.data.version == version]
-    image = images.build(where, bento, {
-        "org.opencontainers.image.title": context.name, "org.opencontainers.image.version": version,
-        "org.opencontainers.image.revision": registered.git or "",
-        "perennial.model": context.name, "perennial.version": version, "perennial.bento": f"{context.name}:{bento.name}",
-        "perennial.data": facts["data"]["digest"], "perennial.contract": facts["contract"], "perennial.code": facts["code"]})
+    image = images.build(
+        where, bento,
+        {"org.opencontainers.image.title": context.name, "org.opencontainers.image.version": version,
+         "org.opencontainers.image.revision": registered.git or "", "perennial.model": context.name,
+         "perennial.version": version, "perennial.bento": f"{context.name}:{bento.name}",
+         "perennial.data": facts["data"]["digest"], "perennial.contract": facts["contract"],
+         "perennial.code": facts["code"]})
     reference = images.push(where, image, context.name, version[:12])
     context.ledger.record(Imaged(version=version, image=reference), once=("version", "image"))
     return reference
 
 
 def artifact_of(context: ModelContext, version: str) -> Path | str:
-    """What replicas of a version start from: the image that the ledger names, or where no images are made its bento."""
+    """What replicas of a version start from: the image that
+    the ledger names, or where no images are made its bento."""
     if not images.configured():
         return build_bento(context, version)
     state = context.ledger.state()

@@ -16,17 +16,18 @@ def _kustomization() -> Path | None:
     """The folder that releases write into, if the environment names one."""
     folder = settings.kustomization()
     if folder and not images.configured():
-        raise PerennialError(f"PERENNIAL_KUSTOMIZATION is {folder} and PERENNIAL_IMAGES is not set: a cluster runs images; set both")
+        raise PerennialError(f"PERENNIAL_KUSTOMIZATION is {folder} and PERENNIAL_IMAGES is not set: a "
+                             f"cluster runs images; set both")
     return folder
 
 
-def release_to_kubernetes(
-    context: ModelContext, version: str, image: str, folder: Path, decide: Callable[[str | None], Any] | None = None,
-) -> dict[str, Any]:
-    """Name a version champion and write its image into a kustomization: the cluster does the rest, by its own probes.
+def release_to_kubernetes(context: ModelContext, version: str, image: str, folder: Path,
+                          decide: Callable[[str | None], Any] | None = None) -> dict[str, Any]:
+    """Name a version champion and write its image into a
+    kustomization: the cluster does the rest, by its own probes.
 
-    What can be wrong with the file is found before the ledger learns anything; a run that was killed between the two is
-    made up for by running it again, or by the reconciler's release of the champion.
+    What can be wrong with the file is found before the ledger learns anything; a run that was killed
+    between the two is made up for by running it again, or by the reconciler's release of the champion.
     """
     before = context.ledger.state().champion
     kustomize.current_image(folder)
@@ -39,4 +40,5 @@ def release_to_kubernetes(
             context.ledger.roll_back(f"the image was not written: {error}", to=before)
         raise
     record_release(context, Released(version=version, image=image))
-    return {"outcome": "released", "version": version, "before": before, "replicas": [image], "canary": None, "checked": []}
+    return {"outcome": "released", "version": version, "before": before, "replicas": [image], "canary": None,
+            "checked": []}

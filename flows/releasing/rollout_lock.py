@@ -20,7 +20,8 @@ def record_release(context: ModelContext, released: Released) -> None:
 
 @contextmanager
 def exclusive_rollout(context: ModelContext, hurry: bool) -> Iterator[None]:
-    """One rollout of a model at a time on this machine; one in a hurry (a rollback) makes a canary under way give up."""
+    """One rollout of a model at a time on this machine; one in
+    a hurry (a rollback) makes a canary under way give up."""
     context.run.mkdir(parents=True, exist_ok=True)
     if hurry:
         _flag(context).write_text(str(os.getpid()))

@@ -15,13 +15,15 @@ from registry.context import ModelContext, open_model
 
 @contextmanager
 def serving(context: ModelContext) -> Iterator[None]:
-    """One `perennial serve` of a model at a time: else the end of one would take the replicas of the other."""
+    """One `perennial serve` of a model at a time: else the
+    end of one would take the replicas of the other."""
     context.run.mkdir(parents=True, exist_ok=True)
     with open(context.run / f"{context.name}.serve", "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise PerennialError(f"{context.name} is served from {context.run} already; see: perennial status {context.name}") from None
+            raise PerennialError(f"{context.name} is served from {context.run} already; see: perennial "
+                                 f"status {context.name}") from None
         yield
 
 

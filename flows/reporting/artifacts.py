@@ -51,20 +51,23 @@ def show_gate(model: str, version: str, verdict: GateVerdict) -> None:
     compared = paired and (f"Log loss, challenger minus champion, same rows: **{paired.difference:+.4f}** "
                            f"[{paired.low:+.4f}, {paired.high:+.4f}]")
     _show(model, "gate", _heading(f"Gate of {model} `{version[:12]}`", verdict),
-          table(("figure", "challenger", "champion"), rows), compared or "No champion yet: absolute limits only.",
+          table(("figure", "challenger", "champion"), rows),
+          compared or "No champion yet: absolute limits only.",
           table(("slice", "value", "rows", "behind the champion"), slices) if slices else "")
 
 
 def show_window(model: str, window: str, verdict: WindowVerdict, action: Action, report: str | None) -> None:
     """`report`: where its page is kept; None where it could not be drawn."""
     figures, scores = verdict.figures, verdict.figures.drift_scores
-    ranked = [(name, f"{scores[name]:.2f}", *(_effect(figures.checks[name].get(check)) for check in CheckKind))
+    ranked = [(name, f"{scores[name]:.2f}",
+               *(_effect(figures.checks[name].get(check)) for check in CheckKind))
               for name in sorted(scores, key=lambda name: -scores[name])]
     _show(model, "window", _heading(f"Window {window} of {model}: {verdict.kind}", verdict),
           f"{figures.rows:,} records answered, {figures.bad:,} refused. What is done: **{action}**.",
-          f"Report: {f'`{report}`' if report else 'none could be drawn, the log says why'}; with what has happened since: "
-          f"`perennial report {model} --window {window}`.",
-          table(("column", "times its floor", "distance of values", "missing, apart", "never seen, more"), ranked))
+          f"Report: {f'`{report}`' if report else 'none could be drawn, the log says why'}; with what has "
+          f"happened since: `perennial report {model} --window {window}`.",
+          table(("column", "times its floor", "distance of values", "missing, apart", "never seen, more"),
+                ranked))
 
 
 def show_release(model: str, version: str, released: Mapping[str, Any]) -> None:
@@ -73,14 +76,15 @@ def show_release(model: str, version: str, released: Mapping[str, Any]) -> None:
     _show(model, "release", f"# Release of {model} `{version[:12]}`: {released['outcome']}",
           f"Champion before: `{(released['before'] or 'none')[:12]}`.",
           table(("replica", "sample records answered as by the trainer", "one record in"), rows),
-          *((_heading("Canary", canary), _sides(canary.figures)) if canary else ("No canary: nothing served before.",)))
+          *((_heading("Canary", canary), _sides(canary.figures)) if canary else ("No canary: nothing served "
+                                                                                 "before.",)))
 
 
 def _sides(figures: CanaryFigures) -> str:
     names = [name for name in SideFigures.__struct_fields__ if name != "classes"]
-    return table(("figure", "champion", "challenger"), [
-        (name.replace("_", " "), _short(getattr(figures.stable, name)), _short(getattr(figures.challenger, name)))
-        for name in names])
+    return table(("figure", "champion", "challenger"),
+                 [(name.replace("_", " "), _short(getattr(figures.stable, name)),
+                   _short(getattr(figures.challenger, name))) for name in names])
 
 
 def _effect(check: ColumnCheck | None) -> str:
@@ -112,4 +116,5 @@ def _short(value: Any) -> str:
 
 
 def _show(model: str, name: str, *parts: str) -> None:
-    create_markdown_artifact("\n\n".join(part for part in parts if part), key=re.sub(r"[^a-z0-9]+", "-", f"{model}-{name}".lower()))
+    create_markdown_artifact("\n\n".join(part for part in parts if part),
+                             key=re.sub(r"[^a-z0-9]+", "-", f"{model}-{name}".lower()))

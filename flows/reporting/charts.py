@@ -17,7 +17,8 @@ WIDE, HIGH = 290, 84  # of a curve, in pixels
 
 
 class Bar(NamedTuple):
-    """A bin, or several, and its parts of the training data and of the window; `rest`: all those that are not shown."""
+    """A bin, or several, and its parts of the training data
+    and of the window; `rest`: all those that are not shown."""
 
     label: str
     before: float
@@ -33,7 +34,8 @@ def named(state: State, version: str) -> str:
 def bars(reference: Reference, counts: np.ndarray) -> list[Bar]:
     """At most BARS bars of a column, in its bins' own order.
 
-    Of more bins a number's neighbours are taken together, in about equal shares; of a category's, those that changed least.
+    Of more bins a number's neighbours are taken together, in
+    about equal shares; of a category's, those that changed least.
     """
     bins, before, now = reference.bins, shares(reference.counts), shares(counts)
     there = np.flatnonzero(before + now)
@@ -48,7 +50,8 @@ def bars(reference: Reference, counts: np.ndarray) -> list[Bar]:
         order = known[np.argsort(-np.abs(now - before)[known], kind="stable")]
         groups, rest = [*groups, *([index] for index in np.sort(order[:room - 1]))], order[room - 1:].tolist()
     found = [Bar(_label(bins, inside), before[inside].sum(), now[inside].sum()) for inside in groups]
-    return [*found, Bar(f"({len(rest)} others)", before[rest].sum(), now[rest].sum(), rest=True)] if len(rest) else found
+    return ([*found, Bar(f"({len(rest)} others)", before[rest].sum(), now[rest].sum(), rest=True)]
+            if len(rest) else found)
 
 
 def _neighbours(known: np.ndarray, weight: np.ndarray, most: int) -> list[list[int]]:
@@ -65,18 +68,19 @@ def _label(bins: Bins, inside: Sequence[int]) -> str:
     return f"{ends[inside[0] - 1]:g} … {ends[inside[-1]]:g}"
 
 
-def line(
-    windows: Mapping[str, WindowFigures], state: State, values: Mapping[str, float | None], *, limit: float | None = None,
-    spans: Mapping[str, tuple[float, float]] = MappingProxyType({}),
-) -> dict[str, Any]:
+def line(windows: Mapping[str, WindowFigures], state: State, values: Mapping[str, float | None], *,
+         limit: float | None = None,
+         spans: Mapping[str, tuple[float, float]] = MappingProxyType({})) -> dict[str, Any]:
     """A curve over windows in a picture of WIDE by HIGH, broken where a window has no value.
 
-    With a `limit` it starts at zero; without one it shows what there is. Marks say where another version answers.
+    With a `limit` it starts at zero; without one it shows
+    what there is. Marks say where another version answers.
     """
     days = np.array([*windows], "datetime64[s]").astype(float)
     across = dict(zip(windows, (days - days[0]) / np.ptp(days) * WIDE if len(days) > 1 else [WIDE]))
     real = {start: value for start, value in values.items() if value is not None and np.isfinite(value)}
-    ends = [*real.values(), *(end for span in spans.values() for end in span), *([] if limit is None else [0.0, limit * 1.25])] or [0.0]
+    ends = ([*real.values(), *(end for span in spans.values() for end in span),
+             *([] if limit is None else [0.0, limit * 1.25])] or [0.0])
     low, high = min(ends), max(ends)
 
     def down(value: float) -> float:
@@ -84,10 +88,12 @@ def line(
 
     def point(start: str) -> dict[str, Any]:
         return {"start": start, "value": real[start], "x": across[start], "y": down(real[start]),
-                "beyond": limit is not None and real[start] > limit, "span": [*map(down, spans.get(start, ()))]}
+                "beyond": limit is not None and real[start] > limit,
+                "span": [*map(down, spans.get(start, ()))]}
 
     runs = [[point(start) for start in run] for there, run in groupby(windows, real.__contains__) if there]
     versions = {start: figures.version for start, figures in windows.items() if figures.version}
-    marks = [{"x": across[start], "version": named(state, now)} for (_, before), (start, now) in pairwise([("", ""), *versions.items()])
-             if now != before]
-    return {"runs": runs, "marks": marks, "limit": None if limit is None else down(limit), "low": low, "high": high}
+    marks = [{"x": across[start], "version": named(state, now)}
+             for (_, before), (start, now) in pairwise([("", ""), *versions.items()]) if now != before]
+    return {"runs": runs, "marks": marks, "limit": None if limit is None else down(limit), "low": low,
+            "high": high}

@@ -22,16 +22,22 @@ CLOCK = "this machine's clock (UTC) minus event time: of events that are replaye
 GAUGES = {  # name: what it says, and its labels besides the model
     "perennial_up": ("1 where the model's ledger and store could be read for this scrape, else 0", ()),
     "perennial_champion_info": ("1 for the version that is champion, with its number", ("version", "number")),
-    "perennial_drift_over_floor": ("a column's furthest check in the last judged window, in units of its floor; above 1: drift", ("feature",)),
+    "perennial_drift_over_floor": (
+        "a column's furthest check in the last judged window, in units of its floor; above 1: drift",
+        ("feature",)),
     "perennial_log_loss": ("log loss of the last judged window on its matured labels", ()),
     "perennial_log_loss_low": ("lower end of the log loss's 95 % interval", ()),
     "perennial_log_loss_high": ("upper end of the log loss's 95 % interval", ()),
-    "perennial_label_gap": ("how far the last judged window's class shares are from the expected ones, in nats", ()),
-    "perennial_label_coverage": ("share of the last judged window's logged predictions whose label is in", ()),
-    "perennial_newest_profile_age_seconds": (f"age of the newest window with traffic, from its start: {CLOCK}", ()),
+    "perennial_label_gap": (
+        "how far the last judged window's class shares are from the expected ones, in nats", ()),
+    "perennial_label_coverage": (
+        "share of the last judged window's logged predictions whose label is in", ()),
+    "perennial_newest_profile_age_seconds": (
+        f"age of the newest window with traffic, from its start: {CLOCK}", ()),
     "perennial_newest_label_age_seconds": (f"age of the newest ingested label: {CLOCK}", ()),
     "perennial_labels_behind_traffic_seconds": (
-        "event time from the newest ingested label to the start of the newest window with traffic, 0 where labels are ahead; "
+        "event time from the newest ingested label to the start of the newest window with traffic, "
+        "0 where labels are ahead; "
         "of replayed events too", ()),
     "perennial_open_alerts": ("alerts that are open, 0 for kinds that once were", ("kind",)),
     "perennial_windows": ("judged windows by what followed from them", ("action",)),
@@ -49,7 +55,8 @@ class MetricsCollector(Collector):
         self._known: dict[str, ModelContext] = {}
 
     def collect(self) -> Iterator[Metric]:
-        families = {name: GaugeMetricFamily(name, help_, labels=("model", *labels)) for name, (help_, labels) in GAUGES.items()}
+        families = {name: GaugeMetricFamily(name, help_, labels=("model", *labels))
+                    for name, (help_, labels) in GAUGES.items()}
         with self._lock:  # two scrapes at once would read one ledger
             for model in self._models:
                 for name, labels, value in self._of(model):
@@ -60,7 +67,8 @@ class MetricsCollector(Collector):
         try:
             context = self._known.get(model) or self._known.setdefault(model, open_model(model))
             return [*samples(context, datetime.now(UTC).replace(tzinfo=None)), ("perennial_up", (), 1)]
-        except Exception as error:  # of the store, the ledger, Delta Lake or the contract: the exporter outlives them all
+        except Exception as error:
+            # Of the store, the ledger, Delta Lake or the contract: the exporter outlives them all.
             log.error("%s can't be read, its gauges are missing: %s: %s", model, type(error).__name__, error)
             return [("perennial_up", (), 0)]
 
@@ -114,7 +122,8 @@ def serve(models: Sequence[str], host: str, port: int, say: Callable[[str], None
     try:
         server, thread = start_http_server(port, host, registry)
     except OSError as error:
-        raise PerennialError(f"can't listen on {host}:{port}: {error.strerror}; choose another port: perennial metrics --port …") from None
+        raise PerennialError(f"can't listen on {host}:{port}: {error.strerror}; choose another port: "
+                             f"perennial metrics --port …") from None
     say(f"gauges of {', '.join(models)} at http://{host}:{port}/metrics; Ctrl-C ends it")
     told.wait()
     server.shutdown()

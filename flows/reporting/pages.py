@@ -16,7 +16,8 @@ def report(context: ModelContext, window: str) -> bytes:
     """A judged window as one HTML page, from what the ledger and the store hold now."""
     verdict, start = window_report.judged(context, window), datetime.fromisoformat(window)
     action = decided(context.ledger.state(), window, context.contract.drift)
-    return render_window(window_report.window_report(context, window, action, recount_window(context, start, verdict)))
+    return render_window(window_report.window_report(context, window, action,
+                                                     recount_window(context, start, verdict)))
 
 
 FILTERS = {

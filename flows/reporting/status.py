@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -30,18 +31,18 @@ def facts(model: str) -> dict[str, Any]:
     state = context.ledger.state()
     versions = data.versions(context.store, context.name)
     windows = [{"window": key, **encode_data(judged)} for key, judged in state.windows.items()]
-    return {
-        "model": context.name, "store": context.store.address, "versions": len(state.versions),
-        "champion": state.champion, "previous": state.previous, "aliases": state.aliases,
-        "data": versions[-1].as_json() if versions else None,
-        "last_window": windows[-1] if windows else None,
-        "unlabelled": [{"window": window} | as_json(estimate) for window, estimate in unlabelled_windows(context).items()]
-        if versions else [],
-        "open_alerts": [as_json(alert) for alert in state.open_alerts],
-        "open_claims": [key for key, claim in state.claims.items() if claim.is_granted],
-        "replicas": [{"url": one.url, "version": one.version, "pid": one.pid} for one in fleet.running(context.run, context.name)],
-        "routed": routes.champion_urls(context.run, context.name), "callers": routes.model_url(context.run, context.name),
-    }
+    return {"model": context.name, "store": context.store.address, "versions": len(state.versions),
+            "champion": state.champion, "previous": state.previous, "aliases": state.aliases,
+            "data": versions[-1].as_json() if versions else None,
+            "last_window": windows[-1] if windows else None,
+            "unlabelled": [{"window": window} | as_json(estimate)
+                           for window, estimate in unlabelled_windows(context).items()] if versions else [],
+            "open_alerts": [as_json(alert) for alert in state.open_alerts],
+            "open_claims": [key for key, claim in state.claims.items() if claim.is_granted],
+            "replicas": [{"url": one.url, "version": one.version, "pid": one.pid}
+                         for one in fleet.running(context.run, context.name)],
+            "routed": routes.champion_urls(context.run, context.name),
+            "callers": routes.model_url(context.run, context.name)}
 
 
 def table(found: dict[str, Any]) -> Table:
@@ -54,27 +55,35 @@ def table(found: dict[str, Any]) -> Table:
         "previous": found["previous"] or "", "versions": str(found["versions"]),
         "data": f"{found['data']['rows']:,} rows up to {found['data']['end']}" if found["data"] else "none",
         "last window": f"{window['window']}: {window['verdict']['kind']}" if window else "none judged",
-        "waits for labels": "\n".join(f"{one['window']}: {one['rows']:,} predictions, log loss {one['log_loss']:.3f} (estimate)"
-                                      for one in found["unlabelled"]) or "nothing",
+        "waits for labels": _lines(
+            found["unlabelled"],
+            "{window}: {rows:,} predictions, log loss {log_loss:.3f} (estimate)") or "nothing",
         "retraining": ", ".join(found["open_claims"]) or "none in flight",
-        "alerts": "\n".join(f"{one['kind']} since {one['since']}: {one['doing']}" for one in found["open_alerts"]) or "none open",
-        "callers ask": f"POST {found['callers']}/predict" if found["callers"] else "nothing here: perennial serve " + found["model"],
-        "replicas": "\n".join(f"{one['url']} {one['version'][:12]} (pid {one['pid']})" for one in found["replicas"]) or "none here",
+        "alerts": _lines(found["open_alerts"], "{kind} since {since}: {doing}") or "none open",
+        "callers ask": (f"POST {found['callers']}/predict" if found["callers"]
+                         else "nothing here: perennial serve " + found["model"]),
+        "replicas": _lines(found["replicas"], "{url} {version:.12} (pid {pid})") or "none here",
     }
     for name, value in rows.items():
         shown.add_row(name, value)
     return shown
 
 
+def _lines(items: Iterable[Mapping[str, Any]], template: str) -> str:
+    return "\n".join(template.format_map(item) for item in items)
+
+
 def events(context: ModelContext) -> list[dict[str, Any]]:
     """Every event with a line on what it is about."""
-    return [{"seq": event.seq, "at": event.at, "by": event.by, "kind": event.kind, "about": _about(event.data),
-             "data": encode_data(event.data)} for event in context.ledger.events()]
+    return [{"seq": event.seq, "at": event.at, "by": event.by, "kind": event.kind,
+             "about": _about(event.data), "data": encode_data(event.data)}
+            for event in context.ledger.events()]
 
 
 def _about(event: Recorded) -> str:
     parts = [digest[:12] for name in ("version", "to", "data") if (digest := getattr(event, name, None))]
-    parts += [str(text) for name in ("key", "outcome", "reason", "why") if (text := getattr(event, name, None))]
+    parts += [str(text) for name in ("key", "outcome", "reason", "why")
+              if (text := getattr(event, name, None))]
     verdict: Verdict | None = getattr(event, "verdict", None)
     if verdict:
         why = "" if verdict.passed else ": " + "; ".join(verdict.reasons)
@@ -83,12 +92,14 @@ def _about(event: Recorded) -> str:
 
 
 def described(name: str) -> dict[str, Any]:
-    """A contract's description: of a contract here, of a .py file, or as kept with a version (flights@champion)."""
+    """A contract's description: of a contract here, of a .py
+    file, or as kept with a version (flights@champion)."""
     if "@" in name:
         model, _, ref = name.partition("@")
         context = open_model(model)
         version = models.resolve(context.ledger, ref)
-        facts: dict[str, Any] = json.loads(context.store.get(layout.version_file(context.name, version, "contract.json")))
+        facts: dict[str, Any] = json.loads(context.store.get(layout.version_file(context.name, version,
+                                                                                 "contract.json")))
         return facts
     if not name.endswith(".py"):
         return load_contract(name).describe()

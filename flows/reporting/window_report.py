@@ -33,9 +33,9 @@ FOUND = {
     WindowKind.WORSE_ON_LABELS: "The model expects other outcomes than those that came true",
     WindowKind.INPUT_DRIFT: "What callers ask has moved away from the training data",
     WindowKind.PREDICTION_DRIFT: "What the model answers has moved away from the training data"}
-RESULTS = {
-    "released": "which was released", "passed": "which passed the gate and was not released", "failed": "which the gate refused",
-    "insufficient": "of which the gate can't tell", "refused": "which the canary refused"}
+RESULTS = {"released": "which was released", "passed": "which passed the gate and was not released",
+           "failed": "which the gate refused", "insufficient": "of which the gate can't tell",
+           "refused": "which the canary refused"}
 
 
 def key(context: ModelContext, window: str) -> str:
@@ -47,7 +47,8 @@ def newest(context: ModelContext) -> str:
     """The newest judged window; raises NotFound."""
     windows = context.ledger.state().windows
     if not windows:
-        raise NotFound(f"no window of {context.name} was judged in {context.store.address}; run: perennial monitor {context.name}")
+        raise NotFound(f"no window of {context.name} was judged in {context.store.address}; run: perennial "
+                       f"monitor {context.name}")
     return max(windows)
 
 
@@ -55,32 +56,36 @@ def judged(context: ModelContext, window: str) -> WindowVerdict:
     """The verdict that the ledger keeps of a window; raises NotFound."""
     windows = context.ledger.state().windows
     if window not in windows:
-        start, known = context.contract.window_of(datetime.fromisoformat(window))[0].isoformat(), sorted(windows)
+        start, known = context.contract.window_of(
+            datetime.fromisoformat(window))[0].isoformat(), sorted(windows)
         there = f"{len(known)} are, the last {known[-1]}" if known else "none is"
-        raise NotFound(f"no window of {context.name} that starts at {window} was judged, {there}; name a start that `perennial history "
-                        f"{context.name}` lists, or run: perennial monitor {context.name} --window {start}")
+        raise NotFound(f"no window of {context.name} that starts at {window} was judged, {there}; name a "
+                       f"start that `perennial history {context.name}` lists, or run: perennial monitor "
+                       f"{context.name} --window {start}")
     return windows[window].verdict
 
 
 def window_report(context: ModelContext, window: str, action: Action, compared: BinnedComparison) -> Report:
-    """All that the page says; `action` is what was decided, `compared` the counts that the verdict was given on."""
+    """All that the page says; `action` is what was decided,
+    `compared` the counts that the verdict was given on."""
     verdict, state = judged(context, window), context.ledger.state()
     figures, policy = verdict.figures, context.contract.drift
     history, columns = _history(state, window), ranked(figures, compared)
-    return {
-        "model": context.name, "window": window, "end": (datetime.fromisoformat(window) + policy.window).isoformat(),
-        "since": figures.since, "version": named(state, str(figures.version)), "kind": str(verdict.kind), "action": str(action),
-        "headline": headline(state, window, action, policy), "reasons": list(verdict.reasons),
-        "rows": figures.rows, "bad": figures.bad, "needed": figures.needed, "counted": compared.rows,
-        "ignored": list(policy.ignore), "cumulative": _cumulative(figures), "columns": columns, "first": next(iter(history)),
-        "trends": [{"name": column["name"], "score": column["score"]} | _trend(history, state, column["name"])
-                   for column in columns[:TRENDS]],
-        "scores": scores(context.contract, history, state, window), "followed": followed(context, window),
-    }
+    return {"model": context.name, "window": window,
+            "end": (datetime.fromisoformat(window) + policy.window).isoformat(), "since": figures.since,
+            "version": named(state, str(figures.version)), "kind": str(verdict.kind), "action": str(action),
+            "headline": headline(state, window, action, policy), "reasons": list(verdict.reasons),
+            "rows": figures.rows, "bad": figures.bad, "needed": figures.needed, "counted": compared.rows,
+            "ignored": list(policy.ignore), "cumulative": _cumulative(figures), "columns": columns,
+            "first": next(iter(history)),
+            "trends": [{"name": column["name"], "score": column["score"]}
+                       | _trend(history, state, column["name"]) for column in columns[:TRENDS]],
+            "scores": scores(context.contract, history, state, window), "followed": followed(context, window)}
 
 
 def _trend(history: Mapping[str, WindowFigures], state: State, column: str) -> dict[str, Any]:
-    return line(history, state, {start: figures.drift_scores.get(column) for start, figures in history.items()}, limit=1.0)
+    return line(history, state,
+                {start: figures.drift_scores.get(column) for start, figures in history.items()}, limit=1.0)
 
 
 def _cumulative(figures: WindowFigures) -> dict[str, float]:
@@ -101,9 +106,11 @@ def _how_much(verdict: WindowVerdict, policy: Drift) -> str:
     if verdict.kind is WindowKind.WORSE_ON_LABELS and verdict.figures.performance:
         return f", by {verdict.figures.performance.gap:.3f} nats where {policy.label_gap:g} may be"
     of_outputs = {WindowKind.INPUT_DRIFT: False, WindowKind.PREDICTION_DRIFT: True}.get(verdict.kind)
-    scores = {name: score for name, score in verdict.figures.drift_scores.items() if is_output(name) is of_outputs}
+    scores = {name: score for name, score in verdict.figures.drift_scores.items()
+              if is_output(name) is of_outputs}
     if scores:
-        return f", {max(scores, key=lambda name: scores[name])} furthest, {max(scores.values()):.1f} times its floor"
+        return (f", {max(scores, key=lambda name: scores[name])} furthest, {max(scores.values()):.1f} times "
+                f"its floor")
     return "" if verdict.kind in (WindowKind.FINE, WindowKind.INSUFFICIENT) else f" ({verdict.reasons[0]})"
 
 
@@ -148,10 +155,11 @@ def ranked(figures: WindowFigures, compared: BinnedComparison) -> list[dict[str,
         counts = compared.counts.get(name, all_missing(reference, compared.rows))
         return {"name": name, "output": is_output(name), "drifted": drifted,
                 "score": f"{scores[name]:.2f} × floor" if drifted or scores[name] < 1 else "≤ 1 × floor",
-                "checks": [{"what": what, "figures": checks[kind]} for kind, what in CHECKS.items() if kind in checks],
-                "bars": bars(reference, counts)}
+                "checks": [{"what": what, "figures": checks[kind]} for kind, what in CHECKS.items()
+                           if kind in checks], "bars": bars(reference, counts)}
 
-    return [column(name) for name in sorted(scores, key=lambda name: -scores[name]) if name in compared.reference]
+    return [column(name) for name in sorted(scores, key=lambda name: -scores[name])
+            if name in compared.reference]
 
 
 def _history(state: State, window: str) -> dict[str, WindowFigures]:
@@ -160,19 +168,22 @@ def _history(state: State, window: str) -> dict[str, WindowFigures]:
     return {start: state.windows[start].verdict.figures for start in starts[-BEFORE - 1:]}
 
 
-def scores(contract: Contract, history: Mapping[str, WindowFigures], state: State, window: str) -> dict[str, Any]:
-    """The performance on the window's labels, and on those of the windows before; what is not known is None."""
+def scores(contract: Contract, history: Mapping[str, WindowFigures], state: State,
+           window: str) -> dict[str, Any]:
+    """The performance on the window's labels, and on those
+    of the windows before; what is not known is None."""
     known = {start: figures.performance for start, figures in history.items() if figures.performance}
     mine, policy, estimate = known.get(window), contract.drift, history[window].estimate
-    spans = {start: (one.low, one.high) for start, one in known.items() if one.low is not None and one.high is not None}
+    spans = {start: (one.low, one.high) for start, one in known.items() if one.low is not None
+             and one.high is not None}
     return {
         "mine": mine, "span": spans.get(window), "limit": policy.label_gap, "least": policy.min_labels,
-        "estimate": {name: value for name, value in as_json(estimate).items() if value is not None} if estimate else {},
-        "classes": [Bar(name, mine.expected[name], mine.observed[name]) for name in _in_order(contract, mine.observed)]
-        if mine else [],
+        "estimate": {name: value for name, value in as_json(estimate).items() if value is not None}
+        if estimate else {},
+        "classes": [Bar(name, mine.expected[name], mine.observed[name])
+                    for name in _in_order(contract, mine.observed)] if mine else [],
         "log_loss": line(history, state, {start: one.log_loss for start, one in known.items()}, spans=spans),
-        "gap": line(history, state, {start: one.gap for start, one in known.items()}, limit=policy.label_gap),
-    }
+        "gap": line(history, state, {start: one.gap for start, one in known.items()}, limit=policy.label_gap)}
 
 
 def _in_order(contract: Contract, names: Iterable[str]) -> list[str]:
@@ -181,12 +192,14 @@ def _in_order(contract: Contract, names: Iterable[str]) -> list[str]:
 
 
 def followed(context: ModelContext, window: str) -> list[dict[str, str]]:
-    """The ledger's events about the window, its alerts' among them, and about the version that its retraining made."""
+    """The ledger's events about the window, its alerts' among
+    them, and about the version that its retraining made."""
     state, events = context.ledger.state(), context.ledger.events()
     claim = state.claims.get(window)
     about = [event for event in events if _names(event, window)
              or (claim and claim.version and getattr(event.data, "version", None) == claim.version)]
-    return [{"at": event.at[:19], "kind": event.kind.replace("_", " "), "about": _about(state, event)} for event in about]
+    return [{"at": event.at[:19], "kind": event.kind.replace("_", " "), "about": _about(state, event)}
+            for event in about]
 
 
 def _names(event: Event, window: str) -> bool:

@@ -15,8 +15,8 @@ from flows.training.vocabulary import CategoryVocabulary
 
 @dataclass(frozen=True)
 class Block:
-    """Rows in the order of their event time: features, float32 (n, features), categories numbered as `CategoryVocabulary` does; class
-    indices, float32 (n,); event times."""
+    """Rows in the order of their event time: features, float32 (n, features), categories
+    numbered as `CategoryVocabulary` does; class indices, float32 (n,); event times."""
 
     matrix: np.ndarray
     labels: np.ndarray
@@ -37,7 +37,8 @@ class Block:
 class BlockFile:
     """One block's rows on disk, in files without a name: they are gone with the process, however it ends."""
 
-    KINDS: tuple[Any, ...] = (np.float32, np.float32, "datetime64[s]")  # of a block's matrix, labels and times
+    # Of a block's matrix, labels and times.
+    KINDS: tuple[Any, ...] = (np.float32, np.float32, "datetime64[s]")
 
     def __init__(self, folder: Path, features: int):
         self._features = features
@@ -63,16 +64,18 @@ class BlockFile:
 
 
 def _joined(parts: list[Block]) -> Block:
-    whole = Block(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("matrix", "labels", "times")))
+    whole = Block(*(np.concatenate([getattr(part, name) for part in parts])
+                    for name in ("matrix", "labels", "times")))
     return whole.rows(np.argsort(whole.times, kind="stable"))
 
 
-def encode_categories(
-    contract: Contract, block: Block, category_counts: Mapping[str, CategoryVocabulary], vocabularies: Mapping[str, tuple[str, ...]],
-) -> Block:
-    """The block, in which categories now have the codes of a model with these vocabularies in place of their texts' numbers."""
+def encode_categories(contract: Contract, block: Block, category_counts: Mapping[str, CategoryVocabulary],
+                      vocabularies: Mapping[str, tuple[str, ...]]) -> Block:
+    """The block, in which categories now have the codes of a model
+    with these vocabularies in place of their texts' numbers."""
     for position, feature in enumerate(contract.features):
         if feature.kind == "category":
-            codes, numbers = category_counts[feature.name].codes(vocabularies[feature.name]), block.matrix[:, position]
+            codes, numbers = category_counts[feature.name].codes(
+                vocabularies[feature.name]), block.matrix[:, position]
             block.matrix[:, position] = codes[np.where(np.isnan(numbers), -1, numbers).astype(int)]
     return block

@@ -11,7 +11,8 @@ from flows.training.blocks import Block
 
 def train_booster(contract: Contract, blocks: Iterator[Block], turns: int, rounds: int, threads: int,
              held_out: Block | None = None) -> xgboost.Booster:
-    """A booster of `rounds` rounds, each of the first `turns` blocks growing its share of them; fewer where `held_out` says stop."""
+    """A booster of `rounds` rounds, each of the first `turns` blocks
+    growing its share of them; fewer where `held_out` says stop."""
     evals = [(dmatrix(contract, held_out), "newest")] if held_out else []
     stop = [xgboost.callback.EarlyStopping(rounds=contract.patience)] if held_out else []
     booster: xgboost.Booster | None = None
@@ -20,8 +21,8 @@ def train_booster(contract: Contract, blocks: Iterator[Block], turns: int, round
         upto = rounds * turn // turns
         params = booster_params(contract, threads)
         params["seed"] += turn - 1  # else each block would draw the same columns
-        booster = xgboost.train(params, dmatrix(contract, block), upto - done, evals=evals, callbacks=stop, xgb_model=booster,
-                                verbose_eval=False)
+        booster = xgboost.train(params, dmatrix(contract, block), upto - done, evals=evals, callbacks=stop,
+                                xgb_model=booster, verbose_eval=False)
         done = booster.num_boosted_rounds()
         if done < upto:
             break
@@ -42,4 +43,5 @@ def feature_types(contract: Contract) -> list[str]:
 
 
 def dmatrix(contract: Contract, block: Block) -> xgboost.DMatrix:
-    return xgboost.DMatrix(block.matrix, block.labels, feature_types=feature_types(contract), enable_categorical=True)
+    return xgboost.DMatrix(block.matrix, block.labels, feature_types=feature_types(contract),
+                           enable_categorical=True)

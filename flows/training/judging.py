@@ -1,4 +1,5 @@
-"""Put a challenger before the gate: the figures it is judged by, and the champion's answers to the same rows."""
+"""Put a challenger before the gate: the figures it is
+judged by, and the champion's answers to the same rows."""
 
 import json
 import subprocess
@@ -18,14 +19,23 @@ from contracts.core.verdict import GateVerdict
 from flows.releasing.replica_check import answered_by
 from registry import data, models
 from registry.context import ROOT, ModelContext, fetch_version
-from service.model import SERVED, TWIN, Model, columns_of_records, is_compatible, load_model, records_of_columns
+from service.model import (
+    SERVED,
+    TWIN,
+    Model,
+    columns_of_records,
+    is_compatible,
+    load_model,
+    records_of_columns,
+)
 
 LATENCY_RECORDS = 300
 PATIENCE = 300  # seconds in which a new process must answer the samples
 
 
 def judge(context: ModelContext, version: str) -> GateVerdict:
-    """The gate's Verdict on a version, against the champion on the newest labelled window; kept in the ledger."""
+    """The gate's Verdict on a version, against the champion
+    on the newest labelled window; kept in the ledger."""
     contract, state = context.contract, context.ledger.state()
     if version == state.champion:  # a run that was killed after the promotion, or nothing new to train on
         return state.verdicts[version][-1].verdict
@@ -47,14 +57,17 @@ def judge(context: ModelContext, version: str) -> GateVerdict:
     return verdict
 
 
-def champion_probabilities(context: ModelContext, champion: str | None, rows: pd.DataFrame) -> np.ndarray | None:
-    """What the champion says of the judged rows; refuses rows that it was trained on, on which nobody could win."""
+def champion_probabilities(context: ModelContext, champion: str | None,
+                           rows: pd.DataFrame) -> np.ndarray | None:
+    """What the champion says of the judged rows; refuses rows
+    that it was trained on, on which nobody could win."""
     if champion is None:
         return None
     seen = models.manifest(context.store, context.name, champion)["data"]["end"]
     if seen > rows[context.contract.event_time].min().isoformat():
-        raise PerennialError(f"{context.name}: the champion was trained on events up to {seen}, so nothing fresh is left "
-                             f"to judge on; ingest newer events first: perennial ingest {context.name}")
+        raise PerennialError(f"{context.name}: the champion was trained on events up to {seen}, so nothing "
+                             f"fresh is left to judge on; ingest newer events first: perennial ingest "
+                             f"{context.name}")
     contract, files = context.contract, fetch_version(context, champion)
     if is_compatible(contract, files):
         return load_model(contract, files).probabilities(contract.columns_of(rows))
@@ -77,9 +90,11 @@ def latency(model: Model, files: Path) -> float:
 
 @contextmanager
 def saved_answers(context: ModelContext, files: Path) -> Iterator[subprocess.Popen[str]]:
-    """A new process that answers the version's sample records from its saved files; it ends where nobody wants its answers any more."""
+    """A new process that answers the version's sample records from its
+    saved files; it ends where nobody wants its answers any more."""
     command = [sys.executable, "-m", "service.model", context.contract.schema.__module__, str(files)]
-    with subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as answering:
+    with subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE) as answering:
         try:
             yield answering
         finally:

@@ -13,7 +13,8 @@ RARE = 20  # rows below which a category counts as unknown, so that "unknown" is
 
 
 class CategoryVocabulary:
-    """The texts of one category, numbered as they come, and how many rows have each: of the older ones, and of all."""
+    """The texts of one category, numbered as they come, and
+    how many rows have each: of the older ones, and of all."""
 
     def __init__(self, feature: str):
         self._feature = feature
@@ -21,14 +22,17 @@ class CategoryVocabulary:
         self._older = self._all = np.zeros(0, np.int64)
 
     def numbered(self, values: np.ndarray, older: np.ndarray) -> np.ndarray:
-        """The number of each of n values' texts, NaN where it is missing, float64 (n,); `older` is a mask of those that count as such."""
+        """The number of each of n values' texts, NaN where it is missing,
+        float64 (n,); `older` is a mask of those that count as such."""
         ids, texts = pd.factorize(values)
         for text in texts:
             if not isinstance(text, str):
-                raise PerennialError(f"feature {self._feature!r} is a category and has the value {text}, no text; let its `compute` give texts")
+                raise PerennialError(f"feature {self._feature!r} is a category and has the value {text}, no "
+                                     f"text; let its `compute` give texts")
             self._numbers.setdefault(text, len(self._numbers))
         if len(self._numbers) > MOST_TEXTS:
-            raise PerennialError(f"feature {self._feature!r} is a category with more than {MOST_TEXTS:,} texts; let its `compute` group them")
+            raise PerennialError(f"feature {self._feature!r} is a category with more than {MOST_TEXTS:,} "
+                                 f"texts; let its `compute` group them")
         numbers = np.array([*(self._numbers[text] for text in texts), -1])[ids]  # -1 finds the last
         self._older, self._all = self._counted(self._older, numbers[older]), self._counted(self._all, numbers)
         return np.where(numbers < 0, np.nan, numbers)
@@ -44,8 +48,9 @@ class CategoryVocabulary:
             for text in part._numbers:
                 whole._numbers.setdefault(text, len(whole._numbers))
             places = np.array([whole._numbers[text] for text in part._numbers], int)
-            whole._older, whole._all = (_added(before, places, counts, len(whole._numbers)) for before, counts in
-                                        ((whole._older, part._older), (whole._all, part._all)))
+            whole._older, whole._all = (_added(before, places, counts, len(whole._numbers))
+                                        for before, counts in ((whole._older, part._older),
+                                                               (whole._all, part._all)))
         return whole
 
     def vocabulary(self, older: bool) -> tuple[str, ...]:

@@ -19,16 +19,20 @@ ROOT = Path(__file__).parent.parent.parent
 PEERS = Path(__file__).parent / "peers"
 
 
-def figure(what: str, asked: float, sense: Literal["at least", "at most"], unit: str, values: Sequence[float]) -> dict[str, Any]:
-    """One line of the page: what was asked for, and what the rounds measured: their median, least and most; of no round None."""
-    return {"what": what, "asked": asked, "sense": sense, "unit": unit, "measured": statistics.median(values) if values else None,
-            "low": min(values, default=None), "high": max(values, default=None)}
+def figure(what: str, asked: float, sense: Literal["at least", "at most"], unit: str,
+           values: Sequence[float]) -> dict[str, Any]:
+    """One line of the page: what was asked for, and what the rounds
+    measured: their median, least and most; of no round None."""
+    return {"what": what, "asked": asked, "sense": sense, "unit": unit,
+            "measured": statistics.median(values) if values else None, "low": min(values, default=None),
+            "high": max(values, default=None)}
 
 
 def write(name: str, figures: dict[str, Any]) -> None:
     """Keep a benchmark's figures with where and when they were measured, and print them."""
-    about = {"at": datetime.now(UTC).isoformat(timespec="seconds"), "cores": os.cpu_count(), "python": platform.python_version(),
-             "processor": processor(), "memory_gb": round(psutil.virtual_memory().total / 1e9, 1), "git": git_revision()}
+    about = {"at": datetime.now(UTC).isoformat(timespec="seconds"), "cores": os.cpu_count(),
+             "python": platform.python_version(), "processor": processor(),
+             "memory_gb": round(psutil.virtual_memory().total / 1e9, 1), "git": git_revision()}
     place = ROOT / "build" / "bench" / f"{name}.json"
     place.parent.mkdir(parents=True, exist_ok=True)
     place.write_text(json.dumps(figures | about, indent=1))
@@ -39,12 +43,14 @@ def processor() -> str:
     """The processor's name, as Linux tells it, or the architecture's."""
     told = Path("/proc/cpuinfo")
     lines = told.read_text().splitlines() if told.exists() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")),
+                platform.machine())
 
 
 def git_revision() -> str:
     """The commit that was measured, with a mark where files were changed since."""
-    asked = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=10"], cwd=ROOT, capture_output=True, text=True, check=False)
+    asked = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=10"], cwd=ROOT,
+                           capture_output=True, text=True, check=False)
     return asked.stdout.strip() or "no revision"
 
 
@@ -55,8 +61,8 @@ def peers(name: str) -> Path:
     if not made.exists() or made.read_text() != lock.read_text():
         print(f"installing the peers of {name} (once, about two minutes) ...", flush=True)
         subprocess.run([sys.executable, "-m", "venv", "--clear", place], check=True)
-        subprocess.run([place / "bin" / "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--require-hashes",
-                        "-r", lock], check=True)
+        subprocess.run([place / "bin" / "pip", "install", "--quiet", "--disable-pip-version-check",
+                        "--no-deps", "--require-hashes", "-r", lock], check=True)
         made.write_text(lock.read_text())
     return place / "bin" / "python"
 

@@ -1,4 +1,5 @@
-"""All benchmarks, one after the other, and the page of what they measured: `python -m tests.bench`, or some of them by name."""
+"""All benchmarks, one after the other, and the page of what they
+measured: `python -m tests.bench`, or some of them by name."""
 
 import json
 import os
@@ -41,7 +42,8 @@ def main() -> None:
     except KeyboardInterrupt:
         print("\nended by Ctrl-C; what was measured before is kept")
     finally:
-        write_text(BENCH / "run.json", json.dumps({"benchmarks": done, "seconds": time.monotonic() - begun}, indent=1))
+        write_text(BENCH / "run.json",
+                   json.dumps({"benchmarks": done, "seconds": time.monotonic() - begun}, indent=1))
         draw()
     told = [f"{name}: {how['outcome']}" for name, how in done.items() if how["outcome"] != "done"]
     print(f"{time.monotonic() - begun:.0f} s", *told, sep="\n")
@@ -49,7 +51,8 @@ def main() -> None:
 
 
 def prepare(environments: Iterable[str]) -> None:
-    """Install the peers before the clock runs; where they can't be, the benchmarks that want them say so themselves."""
+    """Install the peers before the clock runs; where they can't
+    be, the benchmarks that want them say so themselves."""
     for name in environments:
         try:
             peers(name)
@@ -58,11 +61,12 @@ def prepare(environments: Iterable[str]) -> None:
 
 
 def run(command: list[str], tell: float = TELL) -> dict[str, Any]:
-    """Run a benchmark with a folder of its own for temporary files; how long it took and how it ended. It says that it
-    still runs every `tell` seconds."""
+    """Run a benchmark with a folder of its own for temporary files; how long it
+    took and how it ended. It says that it still runs every `tell` seconds."""
     begun = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="bench-") as folder, open(Path(folder) / "said", "w+") as said:
-        program = subprocess.Popen(command, cwd=ROOT, stderr=said, start_new_session=True, env=os.environ | {"TMPDIR": folder})
+        program = subprocess.Popen(command, cwd=ROOT, stderr=said, start_new_session=True,
+                                   env=os.environ | {"TMPDIR": folder})
         try:
             outcome = ended(program, begun, tell)
         finally:
@@ -83,7 +87,8 @@ def ended(program: subprocess.Popen, begun: float, tell: float) -> str:
 
 
 def end(program: subprocess.Popen, folder: str) -> None:
-    """End a benchmark that still runs as Ctrl-C would, so that it ends its servers; by force what is left of these and of it."""
+    """End a benchmark that still runs as Ctrl-C would, so that it
+    ends its servers; by force what is left of these and of it."""
     if program.poll() is None:
         program.send_signal(signal.SIGINT)
         with suppress(subprocess.TimeoutExpired):

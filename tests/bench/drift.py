@@ -1,7 +1,8 @@
 """Drift verdicts: false alarms and power by the size of a window, and what judging costs.
 
-Windows are made up (20 columns of all kinds that never change) and real (a year of flights, its days shuffled). Every window
-is judged by the same code as in production. "judged": also below the rows that the contract's power calculation asks for.
+Windows are made up (20 columns of all kinds that never change) and real (a year of
+flights, its days shuffled). Every window is judged by the same code as in production.
+"judged": also below the rows that the contract's power calculation asks for.
 """
 
 import argparse
@@ -57,7 +58,7 @@ NUMBERS: dict[str, Callable[[Rng, int], np.ndarray]] = {
     "rarely_there": lambda rng, n: _without(rng, rng.normal(0, 1, n), 0.98),
 }
 CATEGORIES: dict[str, tuple[int, float, float]] = {  # values, Zipf's exponent, share missing
-    "two": (2, 0.5, 0), "five": (5, 1, 0), "tenth": (10, 0, 0), "twenty": (20, 1, 0.05), "hundred": (100, 1, 0),
+    "two": (2, 0.5, 0), "five": (5, 1, 0), "tenth": (10, 0, 0), "twenty": (20, 1, 0.05), "hundred": (100, 1, 0),  # noqa: E501
     "hundred_even": (100, 0, 0), "thousand": (1_000, 1, 0), "rare": (30, 3, 0),
 }
 
@@ -70,7 +71,8 @@ def _without(rng: Rng, values: np.ndarray, share: float) -> np.ndarray:
 def _vocabulary(name: str) -> tuple[np.ndarray, np.ndarray]:
     size, exponent, _ = CATEGORIES[name]
     shares = np.arange(1, size + 1) ** -float(exponent)
-    return np.array([f"{name}-{index:04d}" for index in range(size)], object), np.cumsum(shares / shares.sum())
+    return np.array([f"{name}-{index:04d}" for index in range(size)],
+                    object), np.cumsum(shares / shares.sum())
 
 
 def made_up(rng: Rng, n: int) -> dict[str, MonitoredColumn]:
@@ -79,7 +81,8 @@ def made_up(rng: Rng, n: int) -> dict[str, MonitoredColumn]:
     for name, (_, _, missing) in CATEGORIES.items():
         names, upto = _vocabulary(name)
         values = names[np.minimum(np.searchsorted(upto, rng.random(n)), len(names) - 1)]
-        seen[name] = MonitoredColumn("category", np.where(rng.random(n) < missing, None, values) if missing else values)
+        seen[name] = MonitoredColumn("category",
+                                     np.where(rng.random(n) < missing, None, values) if missing else values)
     return seen
 
 
@@ -87,20 +90,22 @@ def made_up(rng: Rng, n: int) -> dict[str, MonitoredColumn]:
 def contract() -> Contract:
     """Of the made-up columns, all defaults."""
     types = dict.fromkeys(NUMBERS, float) | dict.fromkeys(CATEGORIES, str) | {"at": pd.Timestamp, "hit": bool}
-    fields = {name: column(description="made up", nullable=name in (*NUMBERS, *CATEGORIES), known="after" if name == "hit" else "before")
-              for name in types}
-    return Contract(
-        name="made-up", schema=type("MadeUp", (pa.DataFrameModel,), {"__annotations__": types, "__module__": __name__, **fields}),
-        event_time="at", label=Label(("no", "yes"), ("hit",), lambda hit: hit, timedelta(days=1)),
-        features=(*map(number, NUMBERS), *map(category, CATEGORIES)), xgboost={},
-        gate=Gate(window=timedelta(days=1), log_loss=1, auc=0.5, calibration_error=1, recall={}))
+    fields = {name: column(description="made up", nullable=name in (*NUMBERS, *CATEGORIES),
+                           known="after" if name == "hit" else "before") for name in types}
+    return Contract(name="made-up",
+                    schema=type("MadeUp", (pa.DataFrameModel,),
+                                {"__annotations__": types, "__module__": __name__, **fields}),
+                    event_time="at", label=Label(("no", "yes"), ("hit",), lambda hit: hit, timedelta(days=1)),
+                    features=(*map(number, NUMBERS), *map(category, CATEGORIES)), xgboost={},
+                    gate=Gate(window=timedelta(days=1), log_loss=1, auc=0.5, calibration_error=1, recall={}))
 
 
 @cache
 def trained() -> dict[str, Reference]:
     seconds = np.linspace(0, DAYS * 86_400 - 1, TRAINED).astype("timedelta64[s]")
-    return learn_reference(made_up(np.random.default_rng(0), TRAINED), np.datetime64("2024-01-01", "s") + seconds,
-                 contract().drift.window, contract().drift.false_alarms)
+    return learn_reference(made_up(np.random.default_rng(0), TRAINED),
+                           np.datetime64("2024-01-01", "s") + seconds, contract().drift.window,
+                           contract().drift.false_alarms)
 
 
 def judged(seen: dict[str, MonitoredColumn], policy: Drift | None = None) -> WindowVerdict:
@@ -159,7 +164,7 @@ def one_row_of_a_new_category(seen: dict[str, MonitoredColumn], rng: Rng) -> Non
     _moved(seen, "thousand", lambda values: np.append(values[1:], "another"))
 
 
-FAULTS: dict[str, tuple[Callable, tuple[str, ...], int, float]] = {  # what it does, to which columns, asked for at n, and how often
+FAULTS: dict[str, tuple[Callable, tuple[str, ...], int, float]] = {  # what it does, to which columns, asked for at n, and how often  # noqa: E501
     "a quarter of σ in 3 of 20 columns": (quarter, ("normal", "normal_small", "normal_missing"), 1_000, 0.95),
     "a category's share from 10 % to 15 %": (half_more, ("tenth",), 2_000, 0.90),
     "a missing column": (missing_column, ("five",), 1_000, 0.99),
@@ -186,8 +191,9 @@ def false_alarms(pool: ProcessPoolExecutor, sizes: dict[int, int]) -> dict[int, 
     for n, windows in sizes.items():
         begun = time.monotonic()
         results = list(pool.map(quiet, [n] * windows, range(windows), chunksize=5))
-        found[n] = {"windows": windows, "alarms": sum(one["alarm"] for one in results), "counts": results[0]["counts"],
-                    "share": sum(one["alarm"] for one in results) / windows, "why": [why for one in results for why in one["why"]][:5]}
+        found[n] = {"windows": windows, "alarms": sum(one["alarm"] for one in results),
+                    "counts": results[0]["counts"], "share": sum(one["alarm"] for one in results) / windows,
+                    "why": [why for one in results for why in one["why"]][:5]}
         print(n, json.dumps(found[n]), f"{time.monotonic() - begun:.0f} s", flush=True)
     return found
 
@@ -198,28 +204,32 @@ def power(pool: ProcessPoolExecutor, times: int) -> dict[str, Any]:
         by_size = {}
         for n in sorted({200, 500, 1_000, 2_000, 10_000, asked_at}):
             results = list(pool.map(faulty, [name] * times, [n] * times, range(times), chunksize=5))
-            by_size[n] = {"alarm": float(np.mean([alarm for alarm, _ in results])), "named": float(np.mean([named for _, named in results]))}
+            by_size[n] = {"alarm": float(np.mean([alarm for alarm, _ in results])),
+                          "named": float(np.mean([named for _, named in results]))}
         found[name] = {"asked": share, "asked_at": asked_at, "windows": times, "by_size": by_size}
         print(name, json.dumps({n: one["named"] for n, one in by_size.items()}), flush=True)
     return found
 
 
 def shuffled(seed: int) -> list[bool]:
-    """Flights whose days are put into another order: whether each week after the first 59 days gives an alarm."""
+    """Flights whose days are put into another order: whether
+    each week after the first 59 days gives an alarm."""
     flights = load_contract("flights")
     rows = flights.source(datetime(2013, 1, 1), datetime(2014, 1, 1))
     day = rows["departs"].dt.day_of_year.to_numpy() - 1
     moved_to = np.random.default_rng([3, seed]).permutation(365)[day]
     columns = flights.columns_of(rows)
-    seen = {feature.name: MonitoredColumn(feature.kind, feature.values(columns)) for feature in flights.features}
+    seen = {feature.name: MonitoredColumn(feature.kind, feature.values(columns))
+            for feature in flights.features}
 
     def only(first: int, last: int) -> tuple[dict[str, MonitoredColumn], np.ndarray]:
         here = (first <= moved_to) & (moved_to < last)
-        return {name: MonitoredColumn(kind, values[here]) for name, (kind, values) in seen.items()}, moved_to[here]
+        return {name: MonitoredColumn(kind, values[here])
+                for name, (kind, values) in seen.items()}, moved_to[here]
 
     past, days = only(0, LEARNT)
-    reference = learn_reference(past, np.datetime64("2013-01-01", "s") + days.astype("timedelta64[D]"), flights.drift.window,
-                      flights.drift.false_alarms)
+    reference = learn_reference(past, np.datetime64("2013-01-01", "s") + days.astype("timedelta64[D]"),
+                                flights.drift.window, flights.drift.false_alarms)
     alarms = []
     for week in range(LEARNT, 365 - 6, 7):
         now, _ = only(week, week + 7)
@@ -233,20 +243,24 @@ def weeks(until: int = 365) -> Iterator[tuple[str, WindowVerdict]]:
     flights = load_contract("flights")
     past = flights.source(datetime(2013, 1, 1), datetime(2013, 3, 1))
     columns = flights.columns_of(past)
-    reference = learn_reference({feature.name: MonitoredColumn(feature.kind, feature.values(columns)) for feature in flights.features},
-                      columns["departs"], flights.drift.window, flights.drift.false_alarms)
+    reference = learn_reference({feature.name: MonitoredColumn(feature.kind, feature.values(columns))
+                                 for feature in flights.features}, columns["departs"], flights.drift.window,
+                                flights.drift.false_alarms)
     for start in pd.date_range("2013-03-04", "2013-12-30", freq="7D"):
         columns = flights.columns_of(flights.source(start, start + pd.Timedelta(days=7)))
-        counts = {feature.name: reference[feature.name].bins.count(feature.values(columns)) for feature in flights.features}
+        counts = {feature.name: reference[feature.name].bins.count(feature.values(columns))
+                  for feature in flights.features}
         yield str(start.date()), drift(flights, reference, counts, rows=len(columns["departs"]))
 
 
 def cost(features: int = 50, replicas: int = 8, rows: int = 5_000) -> dict[str, Any]:
-    """Milliseconds to judge a window of many features from the profiles of many replicas, and the bytes of a profile."""
+    """Milliseconds to judge a window of many features from the
+    profiles of many replicas, and the bytes of a profile."""
     rng = np.random.default_rng(4)
 
     def wide(n: int) -> dict[str, MonitoredColumn]:
-        return dict(islice(((f"{name}_{copy}", one) for copy in count() for name, one in made_up(rng, n).items()), features))
+        return dict(islice(((f"{name}_{copy}", one) for copy in count()
+                            for name, one in made_up(rng, n).items()), features))
 
     times = np.datetime64("2024-01-01", "s") + np.linspace(0, DAYS * 86_400, 20_000).astype("timedelta64[s]")
     reference = learn_reference(wide(20_000), times, contract().drift.window, contract().drift.false_alarms)
@@ -258,17 +272,21 @@ def cost(features: int = 50, replicas: int = 8, rows: int = 5_000) -> dict[str, 
         seen = sum(map(profiles.read_counts, contents), profiles.NO_TRAFFIC)
         drift(contract(), reference, seen.counts, rows=seen.rows)
         took.append((time.perf_counter() - begun) * 1000)
-    small = profiles.profile_columns(made_up(rng, 1_000_000), {name: one.bins for name, one in trained().items()})
-    return {"features": features, "replicas": replicas, "judged_ms": {"median": float(np.median(took)), "max": max(took)},
+    small = profiles.profile_columns(made_up(rng, 1_000_000),
+                                     {name: one.bins for name, one in trained().items()})
+    return {"features": features, "replicas": replicas,
+            "judged_ms": {"median": float(np.median(took)), "max": max(took)},
             "bytes_of_20_features": len(profiles.to_bytes(small))}
 
 
 def side_by_side(windows: int) -> dict[str, Any]:
-    """Alarms on the same windows by Perennial and by the detectors of tests/bench/peers, in an environment of their own."""
+    """Alarms on the same windows by Perennial and by the detectors
+    of tests/bench/peers, in an environment of their own."""
     sets: dict[str, tuple[int, str | None]] = {
         **{f"nothing changed, n = {n:,}": (n, None) for n in (200, 1_000, 10_000)},
         "a quarter of σ in 3 columns, n = 1,000": (1_000, "a quarter of σ in 3 of 20 columns"),
-        "10 % to 15 %, n = 2,000": (2_000, "a category's share from 10 % to 15 %"), "nulls at 5 %, n = 1,000": (1_000, "nulls at 5 %"),
+        "10 % to 15 %, n = 2,000": (2_000, "a category's share from 10 % to 15 %"),
+        "nulls at 5 %, n = 1,000": (1_000, "nulls at 5 %"),
         "1 σ behind one outlier, n = 1,000": (1_000, "1 σ behind one outlier")}
     python, found = peers("drift"), {}
     with tempfile.TemporaryDirectory(prefix="perennial-bench-") as folder:
@@ -286,8 +304,10 @@ def side_by_side(windows: int) -> dict[str, Any]:
             pd.concat(seen).to_parquet(f"{folder}/{name}.parquet")
             found[name] = {"Perennial": {"alarms": sum(alarm for alarm, _ in mine), "windows": windows,
                                          "seconds_a_window": float(np.mean([took for _, took in mine]))}}
-        asked = subprocess.run([python, PEERS / "drift.py", folder], stdout=subprocess.PIPE, text=True, check=True,
-                               env=os.environ | {"WHYLOGS_NO_ANALYTICS": "True", "DO_NOT_TRACK": "True", "PYTHONWARNINGS": "ignore"})
+        asked = subprocess.run(
+            [python, PEERS / "drift.py", folder], stdout=subprocess.PIPE, text=True, check=True,
+            env=os.environ
+            | {"WHYLOGS_NO_ANALYTICS": "True", "DO_NOT_TRACK": "True", "PYTHONWARNINGS": "ignore"})
     return {name: one | json.loads(asked.stdout)[name] for name, one in found.items()}
 
 
@@ -296,14 +316,18 @@ def _frame(seen: dict[str, MonitoredColumn]) -> pd.DataFrame:
 
 
 def draw(found: dict[str, Any]) -> Path:
-    """Who raised an alarm in which share of the same windows; the first sets should have none, the others all."""
+    """Who raised an alarm in which share of the same windows;
+    the first sets should have none, the others all."""
     sets, names = list(found), ["Perennial", "whylogs", "Evidently", "NannyML"]
     figure, axes = plt.subplots(figsize=(10, 0.9 * len(sets) + 1), layout="constrained")
     for place, name in enumerate(names):
         shares = [found[one][name].get("alarms", 0) / found[one][name].get("windows", 1) for one in sets]
         at = np.arange(len(sets)) + (place - 1.5) * 0.2
-        bars = axes.barh(at, shares, 0.19, label=name, color=("#0072b2", "#b9c6d2", "#98a7b5", "#77868f")[place])
-        axes.bar_label(bars, [f"{share:.0%}" if "alarms" in found[one][name] else "failed" for one, share in zip(sets, shares)], fontsize=7)
+        bars = axes.barh(at, shares, 0.19, label=name,
+                         color=("#0072b2", "#b9c6d2", "#98a7b5", "#77868f")[place])
+        axes.bar_label(bars,
+                       [f"{share:.0%}" if "alarms" in found[one][name] else "failed"
+                        for one, share in zip(sets, shares)], fontsize=7)
     axes.set(xlim=(0, 1.08), xlabel="share of windows with an alarm on any of 20 columns")
     axes.set_yticks(range(len(sets)), sets)
     axes.invert_yaxis()
@@ -315,15 +339,21 @@ def draw(found: dict[str, Any]) -> Path:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a twentieth of the windows, none of more than 10,000 rows")
-    parser.add_argument("--peers", type=int, default=40, help="windows that other detectors judge as well; 0: none")
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true",
+                        help="a twentieth of the windows, none of more than 10,000 rows")
+    parser.add_argument("--peers", type=int, default=40,
+                        help="windows that other detectors judge as well; 0: none")
     asked = parser.parse_args()
-    sizes = {n: max(windows // 20, 10) for n, windows in SIZES.items() if n <= 10_000} if asked.quick else SIZES
+    sizes = ({n: max(windows // 20, 10) for n, windows in SIZES.items() if n <= 10_000} if asked.quick
+             else SIZES)
     with ProcessPoolExecutor(2) as pool:
-        found = {"needed": judged_from(), "false_alarms": false_alarms(pool, sizes), "power": power(pool, 20 if asked.quick else TIMES)}
+        found = {"needed": judged_from(), "false_alarms": false_alarms(pool, sizes),
+                 "power": power(pool, 20 if asked.quick else TIMES)}
         alarms = [alarm for order in pool.map(shuffled, range(2 if asked.quick else 10)) for alarm in order]
-    found["flights_shuffled"] = {"windows": len(alarms), "alarms": int(sum(alarms)), "share": float(np.mean(alarms))}
+    found["flights_shuffled"] = {"windows": len(alarms), "alarms": int(sum(alarms)),
+                                 "share": float(np.mean(alarms))}
     found["cost"] = cost()
     if asked.peers:
         found["side_by_side"] = side_by_side(asked.peers)

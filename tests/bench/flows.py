@@ -1,4 +1,5 @@
-"""What the flows add: ingest and train on the year of flights, as `perennial` runs them on a real Prefect server and as plain functions."""
+"""What the flows add: ingest and train on the year of flights, as
+`perennial` runs them on a real Prefect server and as plain functions."""
 
 import os
 import tempfile
@@ -19,16 +20,21 @@ def main() -> None:
         os.environ |= stack.environment(home) | {"PREFECT_LOGGING_LEVEL": "CRITICAL"}
         stack.up(home)
         both(*MONTH)  # imports, caches
-        took = {name: [both(*span, turn) for turn in range(ROUNDS[name])] for name, span in (("month", MONTH), ("year", YEAR))}
-    write("flows", {
-        "figures": [figure("ingest and train flow on 336,776 flights, of the plain functions' time", 1.10, "at most", "×",
-                           [flow / plain for flow, plain in took["year"]])],
-        **{name: {"flows_s": [flow for flow, _ in rounds], "functions_s": [plain for _, plain in rounds]} for name, rounds in took.items()}})
+        took = {name: [both(*span, turn) for turn in range(ROUNDS[name])]
+                for name, span in (("month", MONTH), ("year", YEAR))}
+    write("flows", {"figures": [figure("ingest and train flow on 336,776 flights, of the plain functions' "
+                                       "time", 1.10, "at most", "×",
+                                       [flow / plain for flow, plain in took["year"]])],
+                    **{name: {"flows_s": [flow for flow, _ in rounds],
+                              "functions_s": [plain for _, plain in rounds]}
+                       for name, rounds in took.items()}})
 
 
 def both(start: datetime, end: datetime, turn: int = 0) -> tuple[float, float]:
-    """Seconds of the flows and of the functions, which must come to the same; in every other turn the functions go first."""
-    took = {way: way(start, end) for way in ((as_flows, as_functions) if turn % 2 == 0 else (as_functions, as_flows))}
+    """Seconds of the flows and of the functions, which must come
+    to the same; in every other turn the functions go first."""
+    took = {way: way(start, end)
+            for way in ((as_flows, as_functions) if turn % 2 == 0 else (as_functions, as_flows))}
     (flow, of_flow), (plain, of_plain) = took[as_flows], took[as_functions]
     if of_flow != of_plain:
         raise RuntimeError(f"the flows say {of_flow}, the functions {of_plain}")

@@ -22,7 +22,9 @@ local threads = {}
 function setup(thread) table.insert(threads, thread) end
 function init() answered, later, wrong = 0, 0, 0 end
 function response(status)
-  if status == 200 then answered = answered + 1 elseif status == 503 then later = later + 1 else wrong = wrong + 1 end
+  if status == 200 then answered = answered + 1
+  elseif status == 503 then later = later + 1
+  else wrong = wrong + 1 end
 end
 function done(summary, latency)
   local function all(name)
@@ -31,8 +33,9 @@ function done(summary, latency)
     return sum
   end
   local errors = summary.errors
-  io.write(string.format("FIGURES %%d %%d %%d %%d %%d %%d %%d %%d\\n", summary.duration, latency:percentile(50), latency:percentile(99),
-    latency.max, all("answered"), all("later"), all("wrong"), errors.connect + errors.read + errors.write + errors.timeout))
+  io.write(string.format("FIGURES %%d %%d %%d %%d %%d %%d %%d %%d\\n", summary.duration,
+    latency:percentile(50), latency:percentile(99), latency.max, all("answered"), all("later"), all("wrong"),
+    errors.connect + errors.read + errors.write + errors.timeout))
 end
 """
 
@@ -92,7 +95,8 @@ def load(server: Server, connections: int, seconds: float) -> Load:
     with tempfile.TemporaryDirectory(prefix="perennial-bench-") as folder, on_core(CORES[-1]):
         script = Path(folder) / "ask.lua"
         script.write_text(SCRIPT % server.body)
-        command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds:g}s", "--timeout", "30s", "-s", script, server.url]
+        command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds:g}s", "--timeout", "30s", "-s", script,
+                   server.url]
         said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     took, p50, p99, most, *counts = map(int, re.search(r"FIGURES ([\d ]+)", said)[1].split())
     return Load(seconds=took / 1e6, p50=p50 / 1000, p99=p99 / 1000, most=most / 1000,

@@ -1,7 +1,9 @@
-"""Profiles of 1,000,000 flights, all features and answers: Perennial's own against `whylogs.log` with its defaults on the same columns.
+"""Profiles of 1,000,000 flights, all features and answers: Perennial's
+own against `whylogs.log` with its defaults on the same columns.
 
-whylogs' defaults need numpy 1, so they run in the peers' environment (tests/bench/peers/whylogs_log.py), on the same rows as Parquet;
-both sides in turn. `whylogs.log` gets a data frame that is in memory already, as Perennial gets its columns.
+whylogs' defaults need numpy 1, so they run in the peers' environment
+(tests/bench/peers/whylogs_log.py), on the same rows as Parquet; both sides in turn.
+`whylogs.log` gets a data frame that is in memory already, as Perennial gets its columns.
 """
 
 import subprocess
@@ -49,17 +51,21 @@ def main() -> None:
             took = [(ours(), theirs()) for _ in range(ROUNDS)]
             batches = [(ours(REPLICA), theirs(REPLICA)) for _ in range(ROUNDS)]
             peer.stdin.close()
-    write("profile", {
-        "figures": [figure("profile of 1,000,000 flights, all features: rows/s, times whylogs.log's with its defaults", 4, "at least", "×",
-                           [their / our for our, their in took])],
-        "rows": ROWS, "columns": len(seen), "perennial_s": [our for our, _ in took], "whylogs_s": [their for _, their in took],
-        "of_a_replicas_batch": {"rows": REPLICA, "perennial_s": [our for our, _ in batches], "whylogs_s": [their for _, their in batches]}})
+    write("profile", {"figures": [figure("profile of 1,000,000 flights, all features: rows/s, times "
+                                         "whylogs.log's with its defaults", 4, "at least", "×",
+                                         [their / our for our, their in took])], "rows": ROWS,
+                      "columns": len(seen), "perennial_s": [our for our, _ in took],
+                      "whylogs_s": [their for _, their in took],
+                      "of_a_replicas_batch": {"rows": REPLICA, "perennial_s": [our for our, _ in batches],
+                                              "whylogs_s": [their for _, their in batches]}})
 
 
 def flights(rows: int) -> tuple[Columns, np.ndarray]:
-    """Columns of so many flights, those of 2013 over and over, and probabilities as a model answers them: made up, all different."""
+    """Columns of so many flights, those of 2013 over and over, and
+    probabilities as a model answers them: made up, all different."""
     contract = load_contract("flights")
-    year = contract.columns_of(contract.source(datetime(2013, 1, 1), datetime(2014, 1, 1)), contract.request_columns)
+    year = contract.columns_of(contract.source(datetime(2013, 1, 1), datetime(2014, 1, 1)),
+                               contract.request_columns)
     repeated = np.arange(rows) % len(year[contract.event_time])
     probabilities = np.random.default_rng(0).dirichlet((4, 1, 1), rows).astype(np.float32)
     return {name: values[repeated] for name, values in year.items()}, probabilities

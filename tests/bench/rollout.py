@@ -1,7 +1,7 @@
 """Releases under load: what callers notice, how soon a killed replica is back, which challengers get through.
 
-Containers behind Traefik, 200 one-record requests a second all the time. The gate is left out on purpose: every
-challenger here carries its "passed", so that only what the rollout itself sees can refuse it.
+Containers behind Traefik, 200 one-record requests a second all the time. The gate is left out on purpose:
+every challenger here carries its "passed", so that only what the rollout itself sees can refuse it.
 """
 
 import argparse
@@ -56,11 +56,11 @@ BAD = {
     "no JSON": "AS('(200, b\"<html>\")')",
     "swapped classes": "PROBABILITIES('found[:, ::-1]')",
     "swapped names of the predicted class": "import numpy as np\nCLASSES('2 - found')",
-    "constant answer to callers": "import numpy as np\nCLASSES('found * 0 + 1 if len(found) < 50 else found')",
+    "constant answer to callers": "import numpy as np\nCLASSES('found * 0 + 1 if len(found) < 50 else found')",  # noqa: E501
     "NaN probabilities": "PROBABILITIES('found * np.nan')",
-    "NaN for some callers": "PROBABILITIES('np.where(np.asarray(columns[\"carrier\"] == \"UA\")[:, None] & (len(found) < 50), np.nan, found)')",
+    "NaN for some callers": "PROBABILITIES('np.where(np.asarray(columns[\"carrier\"] == \"UA\")[:, None] & (len(found) < 50), np.nan, found)')",  # noqa: E501
     "skewed features": "COLUMNS('{**columns, \"temp\": (columns[\"temp\"] - 32) / 1.8}')",
-    "other features for callers": "COLUMNS('{**columns, \"visib\": columns[\"visib\"] * 0} if len(columns[\"temp\"]) < 50 else columns')",
+    "other features for callers": "COLUMNS('{**columns, \"visib\": columns[\"visib\"] * 0} if len(columns[\"temp\"]) < 50 else columns')",  # noqa: E501
     "leaks memory": "HELD = []\nON('HELD.append(bytearray(os.urandom(1)) * 4_000_000)')",
     "says another version": "app.Api.version = property(lambda self: '0' * 64, lambda self, _: None)",
 }
@@ -91,7 +91,8 @@ def CLASSES(code):
     model.Model.classes = lambda self, probabilities: (lambda found: eval(code))(was(self, probabilities))
 def PROBABILITIES(code):
     was = model.Model.probabilities
-    model.Model.probabilities = lambda self, columns: eval(code, {**globals(), "found": was(self, columns), "columns": columns})
+    model.Model.probabilities = lambda self, columns: eval(
+        code, {**globals(), "found": was(self, columns), "columns": columns})
 def COLUMNS(code):
     was = model.Model.probabilities
     model.Model.probabilities = lambda self, columns: was(self, eval(code))
@@ -134,15 +135,18 @@ class Callers:
         seen = [(seconds, said) for begun, seconds, said in self.asked if start <= begun < end]
         times = np.array([seconds for seconds, _ in seen]) * 1000
         failed = [said for _, said in seen if said != 200]
-        return {"requests": len(seen), "requests_failed": len(failed), "failures": sorted({str(said) for said in failed}),
+        return {"requests": len(seen), "requests_failed": len(failed),
+                "failures": sorted({str(said) for said in failed}),
                 "per_second": round(len(seen) / (end - start), 1), "p50_ms": float(np.percentile(times, 50)),
                 "p99_ms": float(np.percentile(times, 99)), "max_ms": float(times.max())}
 
 
 def call(url: str, bodies: list[bytes], over: Any, told: Any) -> None:
-    """RATE requests a second from THREADS threads that keep their connections, told of twice a second, in order of time."""
+    """RATE requests a second from THREADS threads that keep their
+    connections, told of twice a second, in order of time."""
     asked: deque = deque()
-    threads = [threading.Thread(target=_ask, args=(url, bodies, index, over, asked)) for index in range(THREADS)]
+    threads = [threading.Thread(target=_ask, args=(url, bodies, index, over, asked))
+               for index in range(THREADS)]
     for each in threads:
         each.start()
     while any(each.is_alive() for each in threads):
@@ -155,7 +159,8 @@ def call(url: str, bodies: list[bytes], over: Any, told: Any) -> None:
 def _ask(url: str, bodies: list[bytes], offset: int, over: Any, asked: deque) -> None:
     host = url.removeprefix("http://").split("/")[0]
     path, pace = "/" + url.split("/", 3)[3], THREADS / RATE
-    connection, due, turn = http.client.HTTPConnection(host, timeout=30), time.monotonic() + offset / RATE, offset
+    connection, due, turn = http.client.HTTPConnection(host,
+                                                       timeout=30), time.monotonic() + offset / RATE, offset
     while not over.is_set():
         time.sleep(max(0.0, due - time.monotonic()))
         begun, due, turn = time.monotonic(), max(due + pace, time.monotonic() - 1), turn + THREADS
@@ -172,7 +177,8 @@ def _ask(url: str, bodies: list[bytes], offset: int, over: Any, asked: deque) ->
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--releases", type=int, default=100, help="releases and rollbacks in a row")
     parser.add_argument("--good", type=int, default=20, help="good challengers, retrained on resampled data")
     parser.add_argument("--bad", type=int, default=len(BAD), help="how many of the bad challengers")
@@ -194,7 +200,8 @@ def measure(context: ModelContext, asked: argparse.Namespace) -> dict[str, Any]:
     judged(context, first, None)
     image = ship(context, first)
     rollout.roll_out_version(context, first, image["reference"])
-    found: dict[str, Any] = {"image": image, "second_image": ship(context, second), "start": start_up(context, first, image["reference"])}
+    found: dict[str, Any] = {"image": image, "second_image": ship(context, second),
+                             "start": start_up(context, first, image["reference"])}
     rows = context.contract.source(datetime(2013, 2, 1), datetime(2013, 2, 8))
     records = records_of_columns(context.contract, context.contract.columns_of(rows))
     bodies = [json.dumps({"records": [record]}, separators=(",", ":")).encode() for record in records]
@@ -238,7 +245,8 @@ def version_of(context: ModelContext, seed: int) -> str:
 
 
 def judged(context: ModelContext, version: str, against: str | None) -> None:
-    context.ledger.judged(version, gate_verdict("passed", "by hand: the benchmark judges rollouts, not models"), against)
+    context.ledger.judged(
+        version, gate_verdict("passed", "by hand: the benchmark judges rollouts, not models"), against)
 
 
 def ship(context: ModelContext, version: str) -> dict[str, Any]:
@@ -253,7 +261,8 @@ def ship(context: ModelContext, version: str) -> dict[str, Any]:
 
 
 def start_up(context: ModelContext, version: str, image: str, times: int = 5) -> dict[str, Any]:
-    """Seconds from `docker run` to the first 200 on /readyz, one container at a time, nothing else going on."""
+    """Seconds from `docker run` to the first 200 on /readyz,
+    one container at a time, nothing else going on."""
     took = []
     for _ in range(times):
         begun = time.monotonic()
@@ -278,9 +287,11 @@ def releases(context: ModelContext, callers: Callers, second: str, times: int) -
         elif context.ledger.state().champion == second:
             roll_back("flights", "previous", "the benchmark")
         took[kind].append(time.monotonic() - start)
-        print(f"{turn + 1}/{times} {kind} {took[kind][-1]:.1f} s", json.dumps(callers.between(start, time.monotonic())), flush=True)
+        print(f"{turn + 1}/{times} {kind} {took[kind][-1]:.1f} s",
+              json.dumps(callers.between(start, time.monotonic())), flush=True)
     return {"times": times, "refused": refused, "load": callers.between(begun, time.monotonic()),
-            **{f"{kind}_s": {"median": statistics.median(all_), "max": max(all_)} for kind, all_ in took.items() if all_}}
+            **{f"{kind}_s": {"median": statistics.median(all_), "max": max(all_)}
+               for kind, all_ in took.items() if all_}}
 
 
 def kill(context: ModelContext, callers: Callers) -> dict[str, Any]:
@@ -309,16 +320,19 @@ def bad(context: ModelContext, callers: Callers, name: str) -> dict[str, Any]:
 
 def wrong_digest(context: ModelContext, callers: Callers) -> dict[str, Any]:
     version = version_of(context, 99)
-    return tried(context, callers, "wrong digest", version, f"{images.configured().repository('flights')}@sha256:{'0' * 64}")
+    return tried(context, callers, "wrong digest", version,
+                 f"{images.configured().repository('flights')}@sha256:{'0' * 64}")
 
 
 def good(context: ModelContext, callers: Callers, seed: int) -> dict[str, Any]:
     version = version_of(context, seed)
-    return tried(context, callers, f"resampled {seed}", version, ship_image(context, version, build_bento(context, version)))
+    return tried(context, callers, f"resampled {seed}", version,
+                 ship_image(context, version, build_bento(context, version)))
 
 
 def tried(context: ModelContext, callers: Callers, name: str, version: str, image: str) -> dict[str, Any]:
-    """Put a challenger in front as a release would; a good one is then rolled back, so that all meet the same champion."""
+    """Put a challenger in front as a release would; a good one
+    is then rolled back, so that all meet the same champion."""
     champion = context.ledger.state().champion
     judged(context, version, champion)
     begun = time.monotonic()
@@ -333,7 +347,8 @@ def tried(context: ModelContext, callers: Callers, name: str, version: str, imag
     if champion_now != champion:
         roll_back("flights", champion, "the benchmark")
     result = {"name": name, "outcome": outcome, "why": why[:300], "became_champion": champion_now == version,
-              "served_all": version in alone, "seconds": seconds, "load": callers.between(begun, time.monotonic())}
+              "served_all": version in alone, "seconds": seconds,
+              "load": callers.between(begun, time.monotonic())}
     print(json.dumps(result), flush=True)
     return result
 

@@ -1,4 +1,5 @@
-"""How long commands take to start: the whole process from the shell's point of view, warm, each in turn with bare Python."""
+"""How long commands take to start: the whole process from the
+shell's point of view, warm, each in turn with bare Python."""
 
 import os
 import subprocess
@@ -40,8 +41,9 @@ def main() -> None:
         for _ in range(ROUNDS):
             for name, command in COMMANDS.items():
                 took[name].append(seconds(command))
-    write("startup", {"figures": [figure("perennial --help, from a warm disk", 0.3, "at most", "s", took["perennial --help"])],
-                      "commands": took})
+    write("startup",
+          {"figures": [figure("perennial --help, from a warm disk", 0.3, "at most", "s",
+                              took["perennial --help"])], "commands": took})
 
 
 def seconds(command: list[str]) -> float:

@@ -1,7 +1,9 @@
-"""Training: the plain functions beside bare XGBoost on the year's flights, and memory and time while the rows grow tenfold.
+"""Training: the plain functions beside bare XGBoost on the
+year's flights, and memory and time while the rows grow tenfold.
 
-Bare is the least that the recipe needs: read the data version, make one float32 matrix with pandas and numpy, and call
-`xgboost.train` three times, to learn when to stop, for the twin and for the model that serves. Nothing is checked or saved.
+Bare is the least that the recipe needs: read the data version, make one float32
+matrix with pandas and numpy, and call `xgboost.train` three times, to learn when
+to stop, for the twin and for the model that serves. Nothing is checked or saved.
 """
 
 import argparse
@@ -30,14 +32,18 @@ from tests.bench import ROOT, figure, fresh_addresses, write
 from tests.bench.flights_like import flights_like
 
 START, END = datetime(2013, 1, 1), datetime(2014, 1, 1)
-SHORT, LONG = (1_000_000, 10, 2), (3_000_000, 30, 5)  # rows, and ten times as many; rounds, one a block; turns beside bare XGBoost
+# Rows, and ten times as many; rounds, one a block; turns beside bare XGBoost.
+SHORT, LONG = (1_000_000, 10, 2), (3_000_000, 30, 5)
 
 
 def main() -> None:
     asked = argparse.ArgumentParser(description=__doc__)
-    asked.add_argument("--rows", type=int, help="ingest or train on as many rows in this process and print seconds and peak memory")
+    asked.add_argument(
+        "--rows", type=int,
+        help="ingest or train on as many rows in this process and print seconds and peak memory")
     asked.add_argument("--rounds", type=int, default=LONG[1], help="of that training")
-    asked.add_argument("--long", action="store_true", help="3 and 30 million rows, some 12 minutes; else 1 and 10 million")
+    asked.add_argument("--long", action="store_true",
+                       help="3 and 30 million rows, some 12 minutes; else 1 and 10 million")
     given = asked.parse_args()
     if given.rows:
         print(json.dumps(grown(given.rows, given.rounds)))
@@ -45,17 +51,18 @@ def main() -> None:
     rows, rounds, turns = LONG if given.long else SHORT
     ratios = beside_bare(turns)
     few, many = alone(rows, rounds), alone(10 * rows, rounds)
-    write("train", {
-        "figures": [
-            figure("plain functions' time by bare xgboost.train + reading, 336,776 flights", 1.10, "at most", "times", ratios["ratios"]),
-            *(figure(f"{what} {many['rows']:,} rows, of that on {few['rows']:,}", asked, "at most", "times", [many[name] / few[name]])
-              for what, asked, name in (("peak memory of training on", 1.3, "train_peak_mb"), ("time of training on", 12, "train_s"),
-                                        ("peak memory of ingesting", 1.3, "ingest_peak_mb"))),
-        ],
-        "beside_bare": ratios,
-        "by_rows": [{"rows": one["rows"], "seconds": one["train_s"], "peak_mb": one["train_peak_mb"]} for one in (few, many)],
-        "grown": [few, many],
-    })
+    write("train", {"figures": [figure("plain functions' time by bare xgboost.train + reading, 336,776 "
+                                       "flights", 1.10, "at most", "times", ratios["ratios"]),
+                                *(figure(f"{what} {many['rows']:,} rows, of that on {few['rows']:,}", asked,
+                                         "at most", "times", [many[name] / few[name]])
+                                  for what, asked, name in (("peak memory of training on", 1.3,
+                                                             "train_peak_mb"),
+                                                            ("time of training on", 12, "train_s"),
+                                                            ("peak memory of ingesting", 1.3,
+                                                             "ingest_peak_mb")))], "beside_bare": ratios,
+                    "by_rows": [{"rows": one["rows"], "seconds": one["train_s"],
+                                 "peak_mb": one["train_peak_mb"]} for one in (few, many)],
+                    "grown": [few, many]})
 
 
 def beside_bare(turns: int) -> dict[str, list[float]]:
@@ -65,7 +72,8 @@ def beside_bare(turns: int) -> dict[str, list[float]]:
         rounds = trained_rounds(context, version.fit_version(context))  # and imports, caches
         bare(context, rounds)
         pairs = [(ours(context), bare(context, rounds)) for _ in range(turns)]
-    return {"ratios": [one / other for one, other in pairs], "functions_s": [one for one, _ in pairs], "bare_s": [other for _, other in pairs]}
+    return {"ratios": [one / other for one, other in pairs], "functions_s": [one for one, _ in pairs],
+            "bare_s": [other for _, other in pairs]}
 
 
 def ours(context: ModelContext) -> float:
@@ -88,18 +96,19 @@ def bare(context: ModelContext, rounds: int) -> float:
     minute = at.hour * 60 + at.minute
     codes = {name: rows[name].astype("category").cat.codes for name in ("carrier", "origin", "dest")}
     weather = ("temp", "dewp", "humid", "wind_dir", "wind_speed", "wind_gust", "precip", "pressure", "visib")
-    features = [minute, at.day_of_week, rows["arrives"], (rows["arrives"] - minute) % 1440, *codes.values(), rows["distance"],
-                *(rows[name] for name in weather), at.year - rows["built"], rows["seats"]]
+    features = [minute, at.day_of_week, rows["arrives"], (rows["arrives"] - minute) % 1440, *codes.values(),
+                rows["distance"], *(rows[name] for name in weather), at.year - rows["built"], rows["seats"]]
     matrix = np.column_stack([np.asarray(values, np.float32) for values in features])
     labels = np.where(~(rows["arr_delay"] <= 60), 2, np.where(rows["arr_delay"] > 15, 1, 0))
     older = int((rows["departs"] < judged_from(context, version)).sum())
     cut = older - int(older * flights.stop_share)
 
     def of(part: slice) -> xgboost.DMatrix:
-        return xgboost.DMatrix(matrix[part], labels[part], feature_types=feature_types(flights), enable_categorical=True)
+        return xgboost.DMatrix(matrix[part], labels[part], feature_types=feature_types(flights),
+                               enable_categorical=True)
     params = booster_params(flights, 0)
-    xgboost.train(params, of(slice(cut)), min(rounds + flights.patience, flights.rounds), evals=[(of(slice(cut, older)), "newest")],
-                  verbose_eval=False)
+    xgboost.train(params, of(slice(cut)), min(rounds + flights.patience, flights.rounds),
+                  evals=[(of(slice(cut, older)), "newest")], verbose_eval=False)
     for part in (slice(older), slice(None)):
         xgboost.train(params, of(part), rounds)
     return time.perf_counter() - begun
@@ -108,11 +117,14 @@ def bare(context: ModelContext, rounds: int) -> float:
 def alone(rows: int, rounds: int) -> dict[str, float]:
     """What `grown` measures, each stage in a process of its own."""
     with tempfile.TemporaryDirectory(prefix="perennial-bench-") as home:
-        environ = os.environ | {"PERENNIAL_STORE": f"{home}/store", "PERENNIAL_RUN": f"{home}/run", "TMPDIR": home}
+        environ = os.environ | {"PERENNIAL_STORE": f"{home}/store", "PERENNIAL_RUN": f"{home}/run",
+                                "TMPDIR": home}
         found: dict[str, float] = {}
         for _ in ("ingest", "train"):
-            command = [sys.executable, "-m", "tests.bench.train", "--rows", str(rows), "--rounds", str(rounds)]
-            said = subprocess.run(command, cwd=ROOT, env=environ, stdout=subprocess.PIPE, text=True, check=True).stdout
+            command = [sys.executable, "-m", "tests.bench.train", "--rows", str(rows), "--rounds",
+                       str(rounds)]
+            said = subprocess.run(command, cwd=ROOT, env=environ, stdout=subprocess.PIPE, text=True,
+                                  check=True).stdout
             found |= json.loads(said.splitlines()[-1])
     print(json.dumps(found), flush=True)
     return found
@@ -128,7 +140,8 @@ def grown(rows: int, rounds: int) -> dict[str, float]:
     else:
         _ingest(context, rows)
     stage = "train" if known else "ingest"
-    [peak] = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())  # getrusage tells of the parent's memory too
+    # Getrusage tells of the parent's memory too.
+    [peak] = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
     return {"rows": rows, f"{stage}_s": time.perf_counter() - begun, f"{stage}_peak_mb": int(peak) / 1024}
 
 

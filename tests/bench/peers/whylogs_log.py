@@ -1,4 +1,5 @@
-"""whylogs.log with its defaults on the first rows of a Parquet file: `python whylogs_log.py FILE`, a number of rows a line on its input.
+"""whylogs.log with its defaults on the first rows of a Parquet file:
+`python whylogs_log.py FILE`, a number of rows a line on its input.
 
 Answers each line with the seconds that it took.
 """
