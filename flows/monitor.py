@@ -1,7 +1,7 @@
 """The flow that judges one window of traffic and decides what follows."""
 
 import logging
-from typing import Any
+from typing import Any, TypedDict
 from uuid import NAMESPACE_URL, uuid5
 
 from prefect import flow, task
@@ -23,8 +23,15 @@ from registry.traffic import ship
 log = logging.getLogger("perennial.monitor")
 
 
+class MonitorResult(TypedDict):
+    """The verdict on the window, as JSON, and what follows from it."""
+
+    verdict: dict[str, Any]
+    action: str
+
+
 @flow(name="monitor", flow_run_name="{model} {window}")
-def monitor(model: str, window: str) -> dict[str, Any]:
+def monitor(model: str, window: str) -> MonitorResult:
     """Judge the window of traffic that starts at `window` (ISO time); one event says what should follow."""
     tag_run(model)
     verdict, action = judge_window(model, window)

@@ -1,27 +1,26 @@
 """The flow that releases a version that passed the gate."""
 
 from pathlib import Path
-from typing import Any
 
 from prefect import flow, task
 
 from flows.releasing.bento import build_bento
 from flows.releasing.image import ship_image
-from flows.releasing.kubernetes import _kustomization, release_to_kubernetes
-from flows.releasing.rollout import roll_out_version
+from flows.releasing.kubernetes import kustomization_folder, release_to_kubernetes
+from flows.releasing.rollout import RolloutResult, roll_out_version
 from flows.reporting.artifacts import show_release, tag_run
 from registry import images, models
 from registry.context import open_model
 
 
 @flow(name="release", flow_run_name="{model} {version:.12}")
-def release(model: str, version: str = "champion") -> dict[str, Any]:
+def release(model: str, version: str = "champion") -> RolloutResult:
     """Put a version that passed the gate (or the champion again) in front of the callers."""
     tag_run(model)
     return release_version(model, models.resolve(open_model(model).ledger, version))
 
 
-def release_version(model: str, version: str) -> dict[str, Any]:
+def release_version(model: str, version: str) -> RolloutResult:
     """Its `outcome` is "released", or "refused" by the canary; raises NotAllowed before anything is built."""
     open_model(model).ledger.must_allow(version)
     bento = bento_of(model, version)
@@ -42,8 +41,8 @@ def image_of(model: str, version: str, bento: str) -> str:
 
 
 @task(task_run_name="roll out {model} {version:.12}")
-def roll_out(model: str, version: str, bento: str, image: str | None) -> dict[str, Any]:
-    context, folder = open_model(model), _kustomization()
+def roll_out(model: str, version: str, bento: str, image: str | None) -> RolloutResult:
+    context, folder = open_model(model), kustomization_folder()
     if folder and image:
         return release_to_kubernetes(context, version, image, folder)
     return roll_out_version(context, version, image or Path(bento))

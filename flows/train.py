@@ -1,6 +1,6 @@
 """The flow that trains a challenger, judges it, and releases it if it passed."""
 
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from prefect import State, flow, task
 from prefect.client.schemas import FlowRun
@@ -15,9 +15,19 @@ from registry.context import open_model
 BY_HAND = "by hand"  # the window of a training that a person asked for
 
 
+class TrainingResult(TypedDict):
+    """`outcome`: of the gate or the release, "nothing to do"
+    where the ledger holds no claim; `why`: the reasons."""
+
+    outcome: str
+    window: str
+    version: NotRequired[str]
+    why: NotRequired[list[str]]
+
+
 @flow(name="train", flow_run_name="{model} {window}")
 def train(model: str, window: str = BY_HAND, reason: str = "asked by a person",
-          release: bool = True) -> dict[str, Any]:
+          release: bool = True) -> TrainingResult:
     """Train a challenger on the newest data version, judge it, and release it if it passed.
 
     `window` names the retraining that the ledger granted; a finished or unknown one is not run again.
@@ -32,7 +42,8 @@ def train(model: str, window: str = BY_HAND, reason: str = "asked by a person",
     if verdict.passed and release:
         released = release_version(model, version)
         outcome, why = released["outcome"], (released["canary"] or {"reasons": ()})["reasons"]
-    return finish(model, window, version, outcome) | {"why": list(why)}
+    finish(model, window, version, outcome)
+    return {"outcome": outcome, "version": version, "window": window, "why": list(why)}
 
 
 @train.on_failure
@@ -62,7 +73,6 @@ def judge_version(model: str, version: str) -> GateVerdict:
     return judge(open_model(model), version)
 
 
-def finish(model: str, window: str, version: str, outcome: str) -> dict[str, Any]:
+def finish(model: str, window: str, version: str, outcome: str) -> None:
     if window != BY_HAND:
         open_model(model).ledger.retrain_finished(window, outcome, version)
-    return {"outcome": outcome, "version": version, "window": window}

@@ -5,7 +5,7 @@ import os
 import tempfile
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from contracts.core.digests import canonical_json, digest_of
 from contracts.core.errors import Conflict, Corrupt, NoChampion, NotFound
@@ -19,7 +19,29 @@ FORMAT = 1
 SHORTEST = 6  # characters of a digest that name a version
 
 
-def save(store: Store, model: str, files: dict[str, bytes], manifest: dict[str, Any]) -> str:
+class Manifest(TypedDict):
+    """What a version was made of. `twin_rows`: rows of the model that the gate
+    judged; `judged_from`: the first event time that it had not seen; `code`: the
+    digest of the code that fits and answers; `files`: each file's sha256."""
+
+    model: str
+    contract: str
+    classes: list[str]
+    features: list[str]
+    data: dict[str, Any]
+    rows: int
+    twin_rows: int
+    judged_from: str
+    metrics: dict[str, Any]
+    seed: int
+    code: str
+    packages: dict[str, str]
+    workers: NotRequired[int]
+    format: NotRequired[int]
+    files: NotRequired[dict[str, str]]
+
+
+def save(store: Store, model: str, files: dict[str, bytes], manifest: Manifest) -> str:
     """Keep a version's files and, last, its manifest; gives the version, which is the manifest's digest.
 
     The same files and manifest are the same version, however often they are saved.
@@ -41,7 +63,7 @@ def _keep(store: Store, key: str, content: bytes) -> None:
                           f"save again") from None
 
 
-def manifest(store: Store, model: str, version: str) -> dict[str, Any]:
+def manifest(store: Store, model: str, version: str) -> Manifest:
     """What a version was made of; its digest checked."""
     try:
         content = store.get(layout.version_file(model, version, "manifest.json"))
@@ -51,7 +73,7 @@ def manifest(store: Store, model: str, version: str) -> dict[str, Any]:
     if sha256(content).hexdigest() != version:
         raise Corrupt(f"{model}: the manifest of {version[:12]} was changed in {store.address}; restore it "
                       f"from a backup")
-    facts: dict[str, Any] = json.loads(content)
+    facts: Manifest = json.loads(content)
     return facts
 
 

@@ -13,7 +13,7 @@ import xgboost
 
 from contracts.core.contract import Contract
 from contracts.core.errors import PerennialError
-from contracts.core.features import Columns
+from contracts.core.features import Columns, Record
 from contracts.core.loading import load_contract
 
 # To answer as a replica would, which has no scikit-learn either: XGBoost takes a second to import it.
@@ -128,7 +128,7 @@ def columns_of_records(contract: Contract, records: list[Mapping[str, Any]]) -> 
             for name in contract.request_columns}
 
 
-def records_of_columns(contract: Contract, columns: Columns) -> list[dict[str, Any]]:
+def records_of_columns(contract: Contract, columns: Columns) -> list[Record]:
     """The inverse of `columns_of_records`; what a caller would send who knows these columns."""
     def plain(name: str, value: Any) -> Any:
         if contract.python_type(name) in (int, bool):

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timedelta
 from itertools import repeat
 from operator import eq, ge, gt, le, lt, ne
-from typing import Annotated, Any
+from typing import Annotated, Any, TypedDict
 
 import msgspec
 import numpy as np
@@ -59,6 +59,16 @@ def constraints(contract: Contract, name: str) -> dict[str, Any]:
 def _anchored(pattern: Any) -> bool:
     """Whether msgspec, which searches, finds it only where Pandera, which matches from the start, does."""
     return isinstance(pattern, str) and pattern.startswith("^") and "|" not in pattern
+
+
+class Fault(TypedDict):
+    """What is wrong with a request: the record's place in
+    it, the field, the rule, and the value that breaks it."""
+
+    record: int | None
+    field: str | None
+    rule: str
+    value: Any
 
 
 class RequestSchema:
@@ -131,7 +141,7 @@ class RequestSchema:
             return None
         return time.replace(tzinfo=None)
 
-    def faults(self, body: bytes, refusal: Exception) -> list[dict[str, Any]]:
+    def faults(self, body: bytes, refusal: Exception) -> list[Fault]:
         """Every fault of a body that `parse` refused with
         `refusal`: record's index, field, rule and value."""
         try:
@@ -147,9 +157,9 @@ class RequestSchema:
         faults = [fault for index, record in enumerate(records)
                   for fault in self._record_faults(index, record)]
         # A key that is there twice: plain JSON keeps the last value, `parse` minds both.
-        return faults or [_said(refusal)]
+        return faults or [_fault_of(refusal)]
 
-    def _record_faults(self, index: int, record: Any) -> Iterable[dict[str, Any]]:
+    def _record_faults(self, index: int, record: Any) -> Iterable[Fault]:
         if not isinstance(record, dict):
             yield _fault(index, None, f"expected an object, got {type(record).__name__}")
             return
@@ -207,10 +217,10 @@ def _within(largest: np.iinfo, rules: dict[str, Any]) -> dict[str, Any]:
     return rules | least | most
 
 
-def _said(refusal: Exception) -> dict[str, Any]:
+def _fault_of(refusal: Exception) -> Fault:
     index = re.search(r"\$\.records\[(\d+)\]", str(refusal))
     return _fault(int(index[1]) if index else None, None, str(refusal))
 
 
-def _fault(record: int | None, field: str | None, rule: str, value: Any = None) -> dict[str, Any]:
+def _fault(record: int | None, field: str | None, rule: str, value: Any = None) -> Fault:
     return {"record": record, "field": field, "rule": rule, "value": value}

@@ -2,12 +2,15 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 Columns = Mapping[str, np.ndarray]
 """Columns of one length: float64 for numbers (missing: NaN), datetime64, object for text (missing: None)."""
+
+Record = dict[str, Any]
+"""One event as a caller sends it: its values by column."""
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
 
 import httpx
 import numpy as np
@@ -13,6 +12,7 @@ import pandas as pd
 
 from contracts.core.contract import Contract
 from contracts.core.errors import PerennialError
+from contracts.core.features import Record
 from flows.demo.faults import Fault, corrupted, refused
 from registry.settings import demo_folder
 from service.model import records_of_columns
@@ -35,7 +35,7 @@ class ReplayTraffic:
     rows: pd.DataFrame
     url: str
     faults: tuple[Fault, ...] = ()
-    records: list[dict[str, Any]] = field(init=False)
+    records: list[Record] = field(init=False)
     answers: np.ndarray = field(init=False)
     requests: list[tuple[str, bool, float]] = field(default_factory=list)
 

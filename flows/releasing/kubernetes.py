@@ -6,13 +6,14 @@ from typing import Any
 
 from contracts.core.errors import PerennialError
 from deployments import kustomize
+from flows.releasing.rollout import RolloutResult
 from flows.releasing.rollout_lock import record_release
 from registry import images, settings
 from registry.context import ModelContext
 from registry.events import Released, RolloutFailed
 
 
-def _kustomization() -> Path | None:
+def kustomization_folder() -> Path | None:
     """The folder that releases write into, if the environment names one."""
     folder = settings.kustomization()
     if folder and not images.configured():
@@ -22,7 +23,7 @@ def _kustomization() -> Path | None:
 
 
 def release_to_kubernetes(context: ModelContext, version: str, image: str, folder: Path,
-                          decide: Callable[[str | None], Any] | None = None) -> dict[str, Any]:
+                          decide: Callable[[str | None], Any] | None = None) -> RolloutResult:
     """Name a version champion and write its image into a
     kustomization: the cluster does the rest, by its own probes.
 

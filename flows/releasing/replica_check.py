@@ -1,12 +1,13 @@
 """Check a new replica: the trainer's answers to sample records, and its latency."""
 
 import json
-from typing import Any
+from typing import Any, TypedDict
 
 import httpx
 import numpy as np
 
 from contracts.core.errors import ReleaseFailed
+from contracts.core.features import Record
 from deployments import fleet
 from deployments.fleet import Server
 from registry import models
@@ -17,7 +18,17 @@ from service.schema import SAMPLE_HEADERS
 ONE_BY_ONE = 11  # records that are asked alone as well: another way through the code, and what a caller waits
 
 
-def answers_like_trainer(context: ModelContext, server: Server) -> dict[str, Any]:
+class CheckedReplica(TypedDict):
+    """A replica that answers as the trainer did: `records` in
+    so many `seconds`, and a single one in `latency_ms`."""
+
+    url: str
+    records: int
+    seconds: float
+    latency_ms: float
+
+
+def answers_like_trainer(context: ModelContext, server: Server) -> CheckedReplica:
     """Ask a replica the version's sample records over HTTP, together and
     alone; refuse it unless it answers as the trainer did, in time."""
     files = models.fetch(context.store, context.name, server.version, context.run / "models")
@@ -33,7 +44,7 @@ def answers_like_trainer(context: ModelContext, server: Server) -> dict[str, Any
     return {"url": server.url, "records": len(records), "seconds": seconds, "latency_ms": alone}
 
 
-def answered_by(context: ModelContext, version: str, records: list[dict[str, Any]]) -> np.ndarray:
+def answered_by(context: ModelContext, version: str, records: list[Record]) -> np.ndarray:
     """A version's probabilities by its live replica: for one
     whose features the contract here can't compute any more."""
     alive = [each for each in fleet.running(context.run, context.name) if each.version == version]
@@ -49,7 +60,7 @@ def answered_by(context: ModelContext, version: str, records: list[dict[str, Any
     return np.asarray([list(one["probabilities"].values()) for one in answers], dtype=np.float32)
 
 
-def _compared(context: ModelContext, server: Server, records: list[dict[str, Any]],
+def _compared(context: ModelContext, server: Server, records: list[Record],
               wanted: np.ndarray) -> float:
     """Seconds that a replica took for records; ReleaseFailed
     unless version, probabilities and classes are the trainer's."""
@@ -75,7 +86,7 @@ def _compared(context: ModelContext, server: Server, records: list[dict[str, Any
     return reply.elapsed.total_seconds()
 
 
-def _asked(server: Server, records: list[dict[str, Any]]) -> httpx.Response:
+def _asked(server: Server, records: list[Record]) -> httpx.Response:
     try:
         return httpx.post(f"{server.url}/predict", json={"records": records}, headers=SAMPLE_HEADERS,
                           timeout=10, trust_env=False)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from prefect.exceptions import TerminationSignal
 
@@ -11,7 +11,7 @@ from contracts.core.verdict import as_json
 from deployments import fleet, load_balancer, processes, routes
 from deployments.fleet import Server
 from flows.releasing.canary import end_canary, is_allowed, run_canary
-from flows.releasing.replica_check import answers_like_trainer
+from flows.releasing.replica_check import CheckedReplica, answers_like_trainer
 from flows.releasing.rollout_lock import exclusive_rollout, is_under_way, record_release, rollback_waits
 from registry.context import ModelContext
 from registry.events import Released, RolloutFailed
@@ -21,8 +21,20 @@ REPLICAS = 2
 READY = 60  # seconds in which new replicas must answer
 
 
+class RolloutResult(TypedDict):
+    """`outcome` is "released", or "refused" by the canary;
+    `replicas` are the urls, or the image, that serve now."""
+
+    outcome: str
+    version: str
+    before: str | None
+    replicas: NotRequired[list[str]]
+    canary: dict[str, Any] | None
+    checked: list[CheckedReplica]
+
+
 def roll_out_version(context: ModelContext, version: str, what: Path | str,
-                     decide: Callable[[str | None], Any] | None = None) -> dict[str, Any]:
+                     decide: Callable[[str | None], Any] | None = None) -> RolloutResult:
     """Start replicas beside the old, check them, give them a
     share, let the ledger decide, shift the rest, stop the old.
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from contracts.core.errors import PerennialError
 from deployments import load_balancer, routes
 from flows.releasing.image import artifact_of
-from flows.releasing.kubernetes import _kustomization, release_to_kubernetes
+from flows.releasing.kubernetes import kustomization_folder, release_to_kubernetes
 from flows.releasing.rollout import roll_out_version
 from registry import models
 from registry.context import ModelContext, open_model
@@ -43,7 +43,7 @@ def roll_back(model: str, to: str, reason: str) -> dict[str, str]:
     def decide(_: str | None = None) -> None:
         context.ledger.roll_back(reason, to=target)
 
-    if folder := _kustomization():
+    if folder := kustomization_folder():
         release_to_kubernetes(context, target, str(artifact_of(context, target)), folder, decide)
     elif routes.champion_urls(context.run, context.name):
         roll_out_version(context, target, artifact_of(context, target), decide)

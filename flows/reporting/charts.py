@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from itertools import groupby, pairwise
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 
@@ -68,9 +68,38 @@ def _label(bins: Bins, inside: Sequence[int]) -> str:
     return f"{ends[inside[0] - 1]:g} … {ends[inside[-1]]:g}"
 
 
+class Point(TypedDict):
+    """A window's value in a picture; `span`: its interval's ends, none where it has none."""
+
+    start: str
+    value: float
+    x: float
+    y: float
+    beyond: bool
+    span: list[float]
+
+
+class Mark(TypedDict):
+    """From where on another version answers."""
+
+    x: float
+    version: str
+
+
+class Line(TypedDict):
+    """A curve: `runs` of windows that follow one another, `limit`
+    as a height in the picture, `low` and `high` as values."""
+
+    runs: list[list[Point]]
+    marks: list[Mark]
+    limit: float | None
+    low: float
+    high: float
+
+
 def line(windows: Mapping[str, WindowFigures], state: State, values: Mapping[str, float | None], *,
          limit: float | None = None,
-         spans: Mapping[str, tuple[float, float]] = MappingProxyType({})) -> dict[str, Any]:
+         spans: Mapping[str, tuple[float, float]] = MappingProxyType({})) -> Line:
     """A curve over windows in a picture of WIDE by HIGH, broken where a window has no value.
 
     With a `limit` it starts at zero; without one it shows
@@ -86,14 +115,14 @@ def line(windows: Mapping[str, WindowFigures], state: State, values: Mapping[str
     def down(value: float) -> float:
         return HIGH * (high - value) / ((high - low) or 1.0)
 
-    def point(start: str) -> dict[str, Any]:
+    def point(start: str) -> Point:
         return {"start": start, "value": real[start], "x": across[start], "y": down(real[start]),
                 "beyond": limit is not None and real[start] > limit,
                 "span": [*map(down, spans.get(start, ()))]}
 
     runs = [[point(start) for start in run] for there, run in groupby(windows, real.__contains__) if there]
     versions = {start: figures.version for start, figures in windows.items() if figures.version}
-    marks = [{"x": across[start], "version": named(state, now)}
+    marks: list[Mark] = [{"x": across[start], "version": named(state, now)}
              for (_, before), (start, now) in pairwise([("", ""), *versions.items()]) if now != before]
     return {"runs": runs, "marks": marks, "limit": None if limit is None else down(limit), "low": low,
             "high": high}

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypedDict
 
 from rich.table import Table
 
@@ -73,7 +73,18 @@ def _lines(items: Iterable[Mapping[str, Any]], template: str) -> str:
     return "\n".join(template.format_map(item) for item in items)
 
 
-def events(context: ModelContext) -> list[dict[str, Any]]:
+class EventRow(TypedDict):
+    """An event of the ledger for people to read: `about` is one line."""
+
+    seq: int
+    at: str
+    by: str
+    kind: str
+    about: str
+    data: dict[str, Any]
+
+
+def events(context: ModelContext) -> list[EventRow]:
     """Every event with a line on what it is about."""
     return [{"seq": event.seq, "at": event.at, "by": event.by, "kind": event.kind,
              "about": _about(event.data), "data": encode_data(event.data)}

@@ -13,7 +13,7 @@ from contracts.core.policies import Drift
 from contracts.core.reference import BinnedComparison
 from contracts.core.retraining import Claim, ClaimState
 from contracts.core.verdict import Action, CheckKind, WindowFigures, WindowKind, WindowVerdict, as_json
-from flows.reporting.charts import Bar, bars, line, named
+from flows.reporting.charts import Bar, Line, bars, line, named
 from registry import layout
 from registry.context import ModelContext
 from registry.events import Event, WindowJudged
@@ -83,7 +83,7 @@ def window_report(context: ModelContext, window: str, action: Action, compared: 
             "scores": scores(context.contract, history, state, window), "followed": followed(context, window)}
 
 
-def _trend(history: Mapping[str, WindowFigures], state: State, column: str) -> dict[str, Any]:
+def _trend(history: Mapping[str, WindowFigures], state: State, column: str) -> Line:
     return line(history, state,
                 {start: figures.drift_scores.get(column) for start, figures in history.items()}, limit=1.0)
 

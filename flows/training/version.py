@@ -119,7 +119,7 @@ def _samples(model: Model, columns: Columns) -> dict[str, Any]:
 
 
 def _manifest(context: ModelContext, source: data.DataVersion, metrics: dict[str, Any],
-              twin_rows: int) -> dict[str, Any]:
+              twin_rows: int) -> models.Manifest:
     contract = context.contract
     return {"model": context.name, "contract": contract.digest, "classes": list(contract.label.classes),
             "features": [feature.name for feature in contract.features], "data": source.as_json(),
