@@ -257,13 +257,15 @@ def callers(replica, count, hang_up=False):
 @contextmanager
 def stopped(replica):
     server = psutil.Process(replica.pid)
-    processes = [server, *server.children(recursive=True)]
-    for process in processes:
+    held = [server, *server.children(recursive=True)]
+    for process in held:
         process.suspend()
     try:
+        # The signal is only sent so far; on a busy machine they go on for a while.
+        assert processes.wait_until(lambda: {each.status() for each in held} == {psutil.STATUS_STOPPED}, 10)
         yield
     finally:
-        for process in processes:
+        for process in held:
             process.resume()
 
 
