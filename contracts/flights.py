@@ -25,8 +25,8 @@ class Flights(pa.DataFrameModel):
         description="scheduled departure, local time in New York", source=FLIGHTS,
         ge=pd.Timestamp("2000-01-01"), lt=pd.Timestamp("2100-01-01"))
     arrives: float = column(
-        description="scheduled arrival, local time at the destination, after midnight", unit="min", source=FLIGHTS,
-        ge=0, lt=1440)
+        description="scheduled arrival, local time at the destination, after midnight", unit="min",
+        source=FLIGHTS, ge=0, lt=1440)
     carrier: str = column(
         description="two-character IATA airline code", source=FLIGHTS, str_matches=r"^[A-Z0-9]{2}$")
     flight: int = column(description="flight number", source=FLIGHTS, ge=1, le=9999)
@@ -35,30 +35,40 @@ class Flights(pa.DataFrameModel):
         description="arrival airport, IATA code", source=FLIGHTS, str_matches=r"^[A-Z]{3}$")
     distance: float = column(
         description="distance between the airports", unit="mile", source=FLIGHTS, ge=10, le=6000)
-    temp: float = column(description="air temperature", unit="°F", source=WEATHER, ge=-40, le=130, nullable=True)
+    temp: float = column(
+        description="air temperature", unit="°F", source=WEATHER, ge=-40, le=130, nullable=True)
     dewp: float = column(description="dew point", unit="°F", source=WEATHER, ge=-60, le=100, nullable=True)
-    humid: float = column(description="relative humidity", unit="%", source=WEATHER, ge=0, le=100, nullable=True)
-    wind_dir: float = column(description="wind direction", unit="degree", source=WEATHER, ge=0, le=360, nullable=True)
-    wind_speed: float = column(description="wind speed", unit="mph", source=WEATHER, ge=0, le=200, nullable=True)
-    wind_gust: float = column(description="wind gust", unit="mph", source=WEATHER, ge=0, le=250, nullable=True)
-    precip: float = column(description="precipitation in the hour", unit="inch", source=WEATHER, ge=0, le=10, nullable=True)
+    humid: float = column(
+        description="relative humidity", unit="%", source=WEATHER, ge=0, le=100, nullable=True)
+    wind_dir: float = column(
+        description="wind direction", unit="degree", source=WEATHER, ge=0, le=360, nullable=True)
+    wind_speed: float = column(
+        description="wind speed", unit="mph", source=WEATHER, ge=0, le=200, nullable=True)
+    wind_gust: float = column(
+        description="wind gust", unit="mph", source=WEATHER, ge=0, le=250, nullable=True)
+    precip: float = column(
+        description="precipitation in the hour", unit="inch", source=WEATHER, ge=0, le=10, nullable=True)
     pressure: float = column(
         description="sea-level pressure", unit="millibar", source=WEATHER, ge=900, le=1100, nullable=True)
     visib: float = column(description="visibility", unit="mile", source=WEATHER, ge=0, le=10, nullable=True)
     built: float = column(
         description="year the plane was built", unit="year", source=PLANES, ge=1930, le=2100, nullable=True)
-    seats: float = column(description="seats of the plane", unit="seat", source=PLANES, ge=1, le=900, nullable=True)
+    seats: float = column(
+        description="seats of the plane", unit="seat", source=PLANES, ge=1, le=900, nullable=True)
     dep_time: float = column(
-        description="actual departure, hhmm local", known="after", source=FLIGHTS, ge=1, le=2400, nullable=True)
+        description="actual departure, hhmm local", known="after", source=FLIGHTS, ge=1, le=2400,
+        nullable=True)
     dep_delay: float = column(
-        description="departure delay", known="after", unit="min", source=FLIGHTS, ge=-120, le=2880, nullable=True)
+        description="departure delay", known="after", unit="min", source=FLIGHTS, ge=-120, le=2880,
+        nullable=True)
     arr_time: float = column(
         description="actual arrival, hhmm local", known="after", source=FLIGHTS, ge=1, le=2400, nullable=True)
     arr_delay: float = column(
-        description="arrival delay; missing: diverted or cancelled", known="after", unit="min", source=FLIGHTS,
-        ge=-180, le=2880, nullable=True)
+        description="arrival delay; missing: diverted or cancelled", known="after", unit="min",
+        source=FLIGHTS, ge=-180, le=2880, nullable=True)
     air_time: float = column(
-        description="time in the air", known="after", unit="min", source=FLIGHTS, ge=10, le=1200, nullable=True)
+        description="time in the air", known="after", unit="min", source=FLIGHTS, ge=10, le=1200,
+        nullable=True)
 
     class Config:
         strict = "filter"
@@ -104,7 +114,8 @@ def source(start: datetime, end: datetime) -> pd.DataFrame:
     """The flights that depart in [start, end), each with the weather of its hour and its plane."""
     flights = _year()
     chosen = flights[(flights["departs"] >= start) & (flights["departs"] < end)].reset_index(drop=True)
-    chosen.attrs["units"] = {"temp": "°F", "dewp": "°F", "distance": "mile", "wind_speed": "mph", "precip": "inch"}
+    chosen.attrs["units"] = {
+        "temp": "°F", "dewp": "°F", "distance": "mile", "wind_speed": "mph", "precip": "inch"}
     return chosen
 
 
@@ -117,14 +128,17 @@ def _year() -> pd.DataFrame:
     folder = Path(package.submodule_search_locations[0]) / "data"
     flights = pd.read_csv(folder / "flights.csv.zip")
     weather = pd.read_csv(folder / "weather.csv").drop(columns=["year", "month", "day", "hour"])
-    planes = pd.read_csv(folder / "planes.csv")[["tailnum", "year", "seats"]].rename(columns={"year": "built"})
-    flights = flights.merge(weather, on=["origin", "time_hour"], how="left").merge(planes, on="tailnum", how="left")
+    planes = pd.read_csv(folder / "planes.csv")[["tailnum", "year", "seats"]]
+    planes = planes.rename(columns={"year": "built"})
+    flights = flights.merge(weather, on=["origin", "time_hour"], how="left")
+    flights = flights.merge(planes, on="tailnum", how="left")
     flights["departs"] = pd.to_datetime(flights[["year", "month", "day", "hour", "minute"]])
     hhmm = flights["sched_arr_time"].astype(float)
     flights["arrives"] = (hhmm // 100 * 60 + hhmm % 100) % 1440
     floats = ["distance", "dep_time", "dep_delay", "arr_time", "arr_delay", "air_time"]
     flights[floats] = flights[floats].astype(float)
-    return flights.sort_values("departs", kind="stable")[list(Flights.to_schema().columns)].reset_index(drop=True)
+    columns = list(Flights.to_schema().columns)
+    return flights.sort_values("departs", kind="stable")[columns].reset_index(drop=True)
 
 
 contract = Contract(
@@ -134,8 +148,8 @@ contract = Contract(
     event_time="departs",
     key=("departs", "carrier", "flight", "origin"),
     label=Label(
-        classes=("on_time", "late", "disrupted"), needs=("arr_delay",), of=outcome, matures=timedelta(days=1),
-        weights=(1.0, 2.5, 2.5)),
+        classes=("on_time", "late", "disrupted"), needs=("arr_delay",), of=outcome,
+        matures=timedelta(days=1), weights=(1.0, 2.5, 2.5)),
     features=(
         number("minute", "departs", compute=minute_of_day),
         number("weekday", "departs", compute=weekday),
@@ -145,25 +159,29 @@ contract = Contract(
         category("origin"),
         category("dest"),
         number("distance"),
-        *map(number, ("temp", "dewp", "humid", "wind_dir", "wind_speed", "wind_gust", "precip", "pressure", "visib")),
+        *map(number, ("temp", "dewp", "humid", "wind_dir", "wind_speed", "wind_gust", "precip", "pressure",
+                      "visib")),
         number("age", "departs", "built", compute=age),
         number("seats"),
     ),
     xgboost={
-        "learning_rate": 0.15, "max_depth": 6, "subsample": 0.8, "colsample_bytree": 0.5, "min_child_weight": 20,
-        "reg_lambda": 5, "max_bin": 64,
+        "learning_rate": 0.15, "max_depth": 6, "subsample": 0.8, "colsample_bytree": 0.5,
+        "min_child_weight": 20, "reg_lambda": 5, "max_bin": 64,
     },
     gate=Gate(
-        # Floors for a sane model in any season: a calm week has few disrupted flights, and few of them are foreseen.
+        # Limits that a sound model keeps in any season: a calm week has few disrupted flights, and few of
+        # them can be predicted.
         window=timedelta(days=7), log_loss=1.05, auc=0.60, calibration_error=0.2,
-        recall={"on_time": 0.3, "late": 0.01, "disrupted": 0.03}, slices=("carrier", "origin"), slice_margin=0.08, confidence=0.9,
+        recall={"on_time": 0.3, "late": 0.01, "disrupted": 0.03}, slices=("carrier", "origin"),
+        slice_margin=0.08, confidence=0.9,
         refit_shift=0.1),  # a stormy week can move the served model by more: then the champion stays
-    # Timetables and weather move with the seasons: that is shown, and a retraining starts once labels say that it hurts.
-    # A weather station that is silent for a day, or a storm whose cancelled flights have no plane, is nothing that a person
-    # on call could mend.
+    # Timetables and weather move with the seasons. That is shown; a retraining starts once labels say that
+    # the model does worse. A weather station that is silent for a day, or a storm whose cancelled flights
+    # have no plane, is nothing that a person on call could correct: it pages nobody.
     drift=Drift(
-        window=timedelta(days=7), cooldown=timedelta(days=14), label_gap=0.02, retrain_on=("worse on labels",), persist=(1, 1),
-        floors={f"{name}.missing": 0.15 for name in (
+        window=timedelta(days=7), cooldown=timedelta(days=14), label_gap=0.02,
+        retrain_on=("worse on labels",), persist=(1, 1),
+        thresholds={f"{name}.missing": 0.15 for name in (
             "temp", "dewp", "humid", "wind_dir", "wind_speed", "precip", "visib", "age", "seats")}),
-    rollout=Rollout(requests=30),  # of the 300 that the replay sends meanwhile; a busy service would ask for more
+    rollout=Rollout(requests=30),  # of the 300 that the replay sends meanwhile; a busy service asks for more
 )

@@ -18,7 +18,8 @@ WEAR_SHIFTS = datetime(2024, 3, 4)  # from here on the pumps run hotter, and hea
 class Pumps(pa.DataFrameModel):
     measured_at: pd.Timestamp = column(description="time of the reading, UTC", source="made up")
     vibration: float = column(description="vibration velocity", unit="mm/s", source="made up", ge=0, le=100)
-    heat: float = column(description="bearing temperature", unit="°C", source="made up", ge=-50, le=300, nullable=True)
+    heat: float = column(
+        description="bearing temperature", unit="°C", source="made up", ge=-50, le=300, nullable=True)
     starts: int = column(description="starts since service", unit="1", source="made up", ge=0)
     stopped: bool = column(description="stopped within 12 hours", known="after", source="made up")
 
@@ -43,7 +44,8 @@ def _day(day: datetime, n: int = 400) -> pd.DataFrame:
     heat[rng.random(n) < 0.02] = np.nan
     seconds = np.sort(rng.integers(0, 86_400, n))
     times = np.datetime64(day, "s") + seconds.astype("timedelta64[s]")
-    return pd.DataFrame({"measured_at": times, "vibration": vibration, "heat": heat, "starts": starts, "stopped": stopped})
+    return pd.DataFrame({"measured_at": times, "vibration": vibration, "heat": heat, "starts": starts,
+                         "stopped": stopped})
 
 
 def has_stopped(stopped: np.ndarray) -> np.ndarray:
@@ -59,7 +61,9 @@ contract = Contract(
     features=(number("vibration"), number("heat"), number("starts")),
     xgboost={"learning_rate": 0.2, "max_depth": 3},
     rounds=60,
-    gate=Gate(window=timedelta(days=7), log_loss=0.69, auc=0.6, calibration_error=0.2, recall={"stops": 0.2}, min_rows=200),
-    drift=Drift(window=timedelta(days=7), min_rows=200, min_labels=200, persist=(1, 1), cooldown=timedelta(days=14)),
+    gate=Gate(window=timedelta(days=7), log_loss=0.69, auc=0.6, calibration_error=0.2,
+              recall={"stops": 0.2}, min_rows=200),
+    drift=Drift(window=timedelta(days=7), min_rows=200, min_labels=200, persist=(1, 1),
+                cooldown=timedelta(days=14)),
     rollout=Rollout(requests=20, minutes=0.05),
 )

@@ -54,7 +54,7 @@ class Model:
 
     def files(self, stem: str = SERVED) -> dict[str, bytes]:
         """The model as named bytes: JSON for what preprocessing learnt, UBJSON for the booster."""
-        state = {"format": FORMAT, "serving": self.contract.serving,
+        state = {"format": FORMAT, "serving": self.contract.serving_digest,
                  "vocabularies": {name: list(values) for name, values in self.vocabularies.items()}}
         return {
             f"{stem}.json": json.dumps(state, sort_keys=True, indent=1).encode(),
@@ -70,7 +70,7 @@ def is_compatible(contract: Contract, folder: Path, stem: str = SERVED) -> bool:
 def is_of(contract: Contract, state: Mapping[str, Any]) -> bool:
     """The same of a saved model's JSON."""
     return bool(state["serving"]
-                == (contract.serving if state["format"] > 1 else contract.serving_without_helpers))
+                == (contract.serving_digest if state["format"] > 1 else contract.serving_digest_format_1))
 
 
 def load_model(contract: Contract, folder: Path, stem: str = SERVED, threads: int = 1) -> Model:

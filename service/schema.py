@@ -77,8 +77,9 @@ class RequestSchema:
     def __init__(self, contract: Contract):
         self.contract = contract
         self.types = {name: self._type(name) for name in contract.sent_columns}
-        fields: list[Any] = [(name, kind) for name, kind in self.types.items() if not contract.may_lack(name)]
-        fields += [(name, kind, None) for name, kind in self.types.items() if contract.may_lack(name)]
+        fields: list[Any] = [(name, kind) for name, kind in self.types.items()
+                             if not contract.is_optional(name)]
+        fields += [(name, kind, None) for name, kind in self.types.items() if contract.is_optional(name)]
         self.record = msgspec.defstruct("Record", fields, gc=False)
         many = Annotated[list[self.record], msgspec.Meta(min_length=1, max_length=MOST_RECORDS)]  # type: ignore[name-defined]
         self.decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(msgspec.defstruct("Request",
@@ -96,7 +97,7 @@ class RequestSchema:
         elif kind is int:
             rules = _within(np.iinfo(self.contract.columns[name].dtype.type), rules)
         bound = Annotated[kind, msgspec.Meta(**rules)] if rules else kind
-        return bound | None if self.contract.may_lack(name) else bound
+        return bound | None if self.contract.is_optional(name) else bound
 
     def _parsed(self, name: str) -> dict[str, Any]:
         known = PARSED.get(self.contract.python_type(name), ())
@@ -165,7 +166,7 @@ class RequestSchema:
             return
         for name, kind in self.types.items():
             if name not in record:
-                if not self.contract.may_lack(name):
+                if not self.contract.is_optional(name):
                     yield _fault(index, name, "required field is missing")
                 continue
             try:
@@ -191,7 +192,7 @@ class RequestSchema:
         extra["rules"] = [f"{rule} {bound}" for rule, bound in self._others(name).items()]
         extra = {fact: value for fact, value in extra.items() if value}
         field = {"description": description, "json_schema_extra": extra, **self._parsed(name)}
-        if self.contract.may_lack(name):
+        if self.contract.is_optional(name):
             return kind | None, pydantic.Field(default=None, **field)
         return kind, pydantic.Field(**field)
 

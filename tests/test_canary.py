@@ -180,4 +180,4 @@ def test_the_contract_tells_its_rollout():
 def test_what_the_gate_saw_of_a_world_that_moved_is_no_fault():
     usual, moved = side(900), side(100, shares={"on_time": 0.2, "late": 0.4, "disrupted": 0.4})
     assert canary_verdict(usual, moved, Rollout(), latency_ms=50).kind == "different answers"
-    assert canary_verdict(usual, moved, Rollout(), latency_ms=50, apart=0.35).passed
+    assert canary_verdict(usual, moved, Rollout(), latency_ms=50, class_distance=0.35).passed

@@ -99,7 +99,7 @@ def test_a_cooldown_may_not_be_shorter_than_the_gates_window():
 
 def test_callers_send_the_event_time_and_what_features_read():
     assert pumps.request_columns == ("measured_at", "vibration", "heat", "starts")
-    assert "flight" not in flights.request_columns and flights.telling_columns == ("flight",)
+    assert "flight" not in flights.request_columns and flights.identifying_columns == ("flight",)
 
 
 def test_windows_are_half_open_and_weeks_start_on_monday():
@@ -121,8 +121,9 @@ def test_equal_contracts_have_equal_digests_and_code_is_part_of_it():
 
 
 def test_a_model_serves_on_while_policies_change_but_not_under_other_features():
-    assert replace(flights, bad_rows=0.5, rollout=Rollout(requests=7), seed=1).serving == flights.serving
-    assert replace(flights, features=flights.features[1:]).serving != flights.serving
+    same = replace(flights, bad_rows=0.5, rollout=Rollout(requests=7), seed=1)
+    assert same.serving_digest == flights.serving_digest
+    assert replace(flights, features=flights.features[1:]).serving_digest != flights.serving_digest
     assert "arr_delay <= 60" in flights.describe()["label"]["of"]
 
 

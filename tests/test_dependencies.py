@@ -80,7 +80,7 @@ def edited(file: Path, old: str, new: str) -> Contract:
     forget()
     try:
         contract = load_contract("acme.boilers")
-        assert contract.digest and contract.serving and code_digest(contract)
+        assert contract.digest and contract.serving_digest and code_digest(contract)
         contract.__dict__["code"] = code_digest(contract)
         return contract
     finally:
@@ -93,9 +93,9 @@ def edited(file: Path, old: str, new: str) -> Contract:
 def test_an_edit_of_what_a_feature_calls_is_another_model(acme, module, old, new):
     before = edited(acme / "boilers.py", "2.5", "2.50")
     after = edited(acme / f"{module}.py", old, new)
-    assert (before.serving != after.serving and before.digest != after.digest
+    assert (before.serving_digest != after.serving_digest and before.digest != after.digest
             and before.__dict__["code"] != after.__dict__["code"])
-    assert before.serving_without_helpers == after.serving_without_helpers
+    assert before.serving_digest_format_1 == after.serving_digest_format_1
     assert set(after.describe()["features"]["load"]["helpers"]) == {
         "acme.boilers.PRESSURE", "acme.boilers.half", "acme.units.ZERO", "acme.units.kelvin"}
 
@@ -103,7 +103,7 @@ def test_an_edit_of_what_a_feature_calls_is_another_model(acme, module, old, new
 def test_an_edit_of_what_no_feature_calls_serves_on(acme):
     before = edited(acme / "units.py", "ZERO = ", "ZERO  = ")
     after = edited(acme / "units.py", "ZERO = ", "POUNDS = 0.4536\nZERO = ")
-    assert before.serving == after.serving
+    assert before.serving_digest == after.serving_digest
 
 
 def test_code_of_the_core_and_of_libraries_is_in_no_helper():
@@ -138,7 +138,7 @@ def test_a_model_of_format_1_is_held_to_the_digest_of_its_time(acme, addresses):
     (folder / "model.json").unlink()
     (
         folder / "model.json").write_text(json.dumps(
-            state | {"format": 1, "serving": context.contract.serving_without_helpers}))
+            state | {"format": 1, "serving": context.contract.serving_digest_format_1}))
     np.testing.assert_array_equal(load_model(context.contract, folder).probabilities(columns), expected)
     (folder / "model.json").write_text(json.dumps(state | {"format": 3}))
     with pytest.raises(PerennialError, match="format 3, this code reads up to 2"):

@@ -105,16 +105,16 @@ def test_moved_answers_are_prediction_drift(name):
 @pytest.mark.parametrize(("check", "change"), [
     ("temp.values", {"temp": lambda values: values + 10}), ("seats.missing", {"seats": without(0.5)}),
     ("dest.new", {"dest": becomes("XXX", 0.3)})])
-def test_a_floor_that_the_contract_sets_from_both_sides(check, change, side):
+def test_a_threshold_that_the_contract_sets_from_both_sides(check, change, side):
     name, what = check.split(".")
     effect = judged(usual(**change)).figures.checks[name][what].effect
     verdict = judged(usual(**change),
-                     replace(POLICY, floors={check: effect * side}, severity={name: "drift"}))
+                     replace(POLICY, thresholds={check: effect * side}, severity={name: "drift"}))
     assert any(reason.startswith(f"{name}: ") for reason in verdict.reasons) == (side < 1)
 
 
 def test_an_effect_that_chance_may_have_done_is_none_however_large():
-    few = replace(POLICY, min_rows=1, floors={"temp": 0.01})
+    few = replace(POLICY, min_rows=1, thresholds={"temp": 0.01})
     shift = {"temp": lambda values: values + 2.5}
     assert judged(usual(60, **shift), few).kind == "fine"
     assert judged(usual(2_000, **shift), few).kind == "input drift"
@@ -124,7 +124,8 @@ def test_an_effect_that_chance_may_have_done_is_none_however_large():
 def test_an_effect_that_does_not_matter_is_none_however_sure():
     seen = usual(400_000, temp=lambda values: values + 0.2)
     trivial = judged(seen, reference=REFERENCE | {"temp": replace(
-        REFERENCE["temp"], counts=REFERENCE["temp"].counts * 100, ordinary={"missing": 0.0, "values": 0.0})})
+        REFERENCE["temp"], counts=REFERENCE["temp"].counts * 100,
+        baseline_effect={"missing": 0.0, "values": 0.0})})
     check = trivial.figures.checks["temp"]["values"]
     assert trivial.kind == "fine" and check.p_value < 1e-9 and check.effect < check.threshold
 
@@ -150,7 +151,7 @@ def test_a_single_row_of_a_new_category_alarms_nobody(name):
 
 
 def test_a_new_value_breaks_the_contract_where_that_states_the_vocabulary():
-    assert FLIGHTS.closed == {"origin"}
+    assert FLIGHTS.closed_features == {"origin"}
     closed, open_ = (judged(usual(**{name: becomes("XXX", 0.02)})) for name in ("origin", "dest"))
     assert closed.kind == "broken contract" and needs_person(closed) and not wants_retraining(closed, POLICY)
     assert open_.kind == "input drift"
@@ -211,7 +212,7 @@ def test_the_rows_that_are_needed_follow_from_what_must_be_found():
 
 
 def test_so_many_rows_find_it_about_as_often_as_they_should():
-    by_power = replace(POLICY, min_rows=None, floors={"temp": 0.0})
+    by_power = replace(POLICY, min_rows=None, thresholds={"temp": 0.0})
     needed = rows_needed(by_power, REFERENCE, 15)
     found = [any(reason.startswith("temp")
                  for reason in judged(usual(needed, seed, temp=lambda v: v + 2.8), by_power).reasons)

@@ -61,7 +61,7 @@ def test_the_gauges_say_what_ledger_and_store_hold(context):
     found = {(name.removeprefix("perennial_"), *labels): value
              for name, labels, value in samples(context, now)}
     assert (found
-            == {("champion_info", "v1", "1"): 1, ("drift_over_floor", "heat"): pytest.approx(3),
+            == {("champion_info", "v1", "1"): 1, ("drift_score", "heat"): pytest.approx(3),
                 ("log_loss",): 0.4, ("log_loss_low",): 0.35, ("log_loss_high",): 0.45, ("label_gap",): 0.03,
                 ("label_coverage",): 0.9, ("newest_profile_age_seconds",): WEEK.total_seconds(),
                 ("newest_label_age_seconds",): WEEK.total_seconds(), ("labels_behind_traffic_seconds",): 0.0,
@@ -150,7 +150,7 @@ def test_dashboard_and_rules_name_only_what_the_exporter_and_the_service_give(ex
     asked = [named(one) for one in expressions()]
     assert all(asked) and len(asked) > 15
     assert set().union(*asked) <= given | counted
-    assert ({"perennial_drift_over_floor", "perennial_label_coverage", "perennial_predictions_total"}
+    assert ({"perennial_drift_score", "perennial_label_coverage", "perennial_predictions_total"}
             <= set().union(*asked))
 
 

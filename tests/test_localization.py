@@ -1,5 +1,5 @@
 """Since when and in which slice a finding lies, and which
-columns callers send otherwise than they are ingested."""
+columns callers send with other values than are ingested."""
 
 from dataclasses import replace
 from datetime import timedelta

@@ -233,7 +233,7 @@ def test_a_column_in_another_unit_is_named_with_the_unit_and_since_when_and_wher
     answer(context, version, rows, temp=celsius)
     ingest_batch(context, WINDOW, WINDOW + WEEK)
     verdict, action = judged(context)
-    [said] = [reason for reason in verdict.reasons if reason.startswith("temp: sent otherwise")]
+    [said] = [reason for reason in verdict.reasons if reason.startswith("temp: sent with another value")]
     assert (verdict.kind, action) == ("broken contract", "page") and context.ledger.state().claims == {}
     assert "ingested = 1.8 x sent +32" in said and "with origin JFK" in said and "since 2013-02-08T0" in said
 
@@ -243,7 +243,7 @@ def test_other_values_than_were_ingested_are_skew_and_teach_nothing(context, ver
     answer(context, version, rows, dest=rows["dest"].where(rows["carrier"] != "AA", "XXX"))
     ingest_batch(context, WINDOW, WINDOW + WEEK)
     verdict, action = judged(context)
-    [said] = [reason for reason in verdict.reasons if reason.startswith("dest: sent otherwise")]
+    [said] = [reason for reason in verdict.reasons if reason.startswith("dest: sent with another value")]
     assert action == "page" and "with carrier AA" in said
     assert verdict.kind in ("training/serving skew", "broken contract")
 
@@ -261,7 +261,7 @@ def test_a_service_that_answers_otherwise_than_its_model_is_skew(context, versio
     answer(context, version, week(), by=astray)
     ingest_batch(context, WINDOW, WINDOW + WEEK)
     verdict, action = judged(context)
-    told = [reason for reason in verdict.reasons if "otherwise than the registered model" in reason]
+    told = [reason for reason in verdict.reasons if "other probabilities than the registered model" in reason]
     assert bool(told) == (share > contract.drift.skew) and (action == "page") == bool(told)
 
 

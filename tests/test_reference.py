@@ -50,7 +50,7 @@ def test_a_sunday_is_not_drift_unless_it_comes_where_no_sundays_are_known():
 def test_what_chance_does_to_few_rows_is_not_taken_for_a_difference_of_weeks():
     rng = np.random.default_rng(0)
     for a_day in (20, 200, 2_000):
-        found = [learnt(56, WEEK, x=rng.normal(size=56 * a_day))["x"].ordinary for _ in range(12)]
+        found = [learnt(56, WEEK, x=rng.normal(size=56 * a_day))["x"].baseline_effect for _ in range(12)]
         noise = np.sqrt(9 / (8 * np.log(2) * 7 * a_day))
         assert np.median([one["values"] for one in found]) < noise
         assert {one["missing"] for one in found} == {0.0}
@@ -60,7 +60,8 @@ def test_the_fewer_weeks_were_seen_the_less_is_known_of_the_next():
     rng, limits = np.random.default_rng(0), []
     for weeks in (5, 10, 40):
         level = np.repeat(np.tile([-0.3, 0, 0.3, 0, 0], weeks // 5), 7 * 100)
-        limits.append(learnt(weeks * 7, WEEK, x=rng.normal(size=weeks * 700) + level)["x"].ordinary["values"])
+        column = learnt(weeks * 7, WEEK, x=rng.normal(size=weeks * 700) + level)["x"]
+        limits.append(column.baseline_effect["values"])
     assert limits[0] > limits[1] > limits[2] > 0.1
 
 
@@ -73,27 +74,27 @@ def test_how_often_a_row_brings_a_new_value_is_learnt():
                                               for n in np.random.default_rng(seed).zipf(1.7, 3_000) % 1_500],
                                              object))[1] for seed in range(1, 20)]) / 3_000
     assert expected == pytest.approx(found, rel=0.2) and expected > 0.005
-    assert one.ordinary["new"] < 0.05
+    assert one.baseline_effect["new"] < 0.05
 
 
 def test_a_value_that_one_week_alone_had_is_new_in_a_week():
     values = np.full(70 * 100, "plain", object)
     values[3_000:3_200] = "fair"  # two days' only
     one = learnt(70, WEEK, event=values)["event"]
-    assert one.counts[1] == 0 and one.ordinary["new"] > 0.2
+    assert one.counts[1] == 0 and one.baseline_effect["new"] > 0.2
 
 
 def test_a_column_that_never_changes_allows_nothing():
     for one in learnt(40, WEEK, same=np.full(400, 3.0), none=np.full(400, np.nan),
                       nobody=np.full(400, None, object)).values():
-        assert one.counts.sum() == 400 and set(one.ordinary.values()) == {0.0}
+        assert one.counts.sum() == 400 and set(one.baseline_effect.values()) == {0.0}
 
 
 @pytest.mark.parametrize("days", [1, 3, 10])
 def test_training_data_shorter_than_a_few_windows_still_teaches(days):
     one = learnt(days, WEEK,
                  x=np.random.default_rng(0).normal(size=days * 400) + np.linspace(0, 2, days * 400))["x"]
-    assert 0.1 < one.ordinary["values"] <= 1
+    assert 0.1 < one.baseline_effect["values"] <= 1
 
 
 def test_two_rows_are_enough_to_learn_from():

@@ -175,6 +175,6 @@ def test_what_pandera_must_judge_itself_is_enforced_too(schema):
 
 @pytest.mark.parametrize("contract", [flights, pumps], ids=lambda contract: contract.name)
 def test_a_contracts_ordinary_rules_never_wait_for_pandera(contract, monkeypatch):
-    monkeypatch.setattr(rules, "_told_by_pandera", None)
+    monkeypatch.setattr(rules, "_validate_with_pandera", None)
     rows = contract.source(pd.Timestamp("2013-01-01"), pd.Timestamp("2013-01-03"))
     assert find_violations(contract.schema.to_schema(), rows) == []

@@ -155,7 +155,7 @@ def test_rare_categories_teach_the_model_what_unknown_means(january, tmp_path):
 
 def test_a_category_of_numbers_is_refused(january, tmp_path):
     month = category("month", "departs", compute=lambda departs: departs.astype("datetime64[M]").astype(int))
-    odd = replace(flights, features=(number("temp"), month), drift=replace(flights.drift, floors={}))
+    odd = replace(flights, features=(number("temp"), month), drift=replace(flights.drift, thresholds={}))
     with pytest.raises(
             PerennialError,
             match="'month' is a category and has the value 516, no text; let its `compute` give texts"):

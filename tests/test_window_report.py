@@ -85,7 +85,7 @@ def shown(context: ModelContext, start: datetime = LAST) -> Page:
 def test_a_drifted_window_says_what_moved_how_far_and_what_is_done(context, first):
     assert judge(context, first, LAST - WEEK) == "fine" and judge(context, first, hotter=40) == "retrain"
     page = shown(context)
-    assert (re.search(r"moved away from the training data, heat furthest, [\d.]+ times its floor: a "
+    assert (re.search(r"moved away from the training data, heat furthest, [\d.]+ times its threshold: a "
                       r"retraining was granted\.", page.text))
     assert "v1 · " + first[:12] in page.text and "heat: distance" in page.text and "2,800" in page.text
     assert page.text.index("heat") < page.text.index("vibration") and "distance of values" in page.text

@@ -15,8 +15,8 @@ from contracts.core.verdict import (
 OUTCOMES = {WindowKind.FINE: Outcome.PASSED, WindowKind.INSUFFICIENT: Outcome.INSUFFICIENT}
 
 
-def gate_verdict(outcome: str = "passed", *reasons: str, apart: float | None = None) -> GateVerdict:
-    figures = GateFigures(challenger=Metrics(rows=0), apart=apart)
+def gate_verdict(outcome: str = "passed", *reasons: str, class_distance: float | None = None) -> GateVerdict:
+    figures = GateFigures(challenger=Metrics(rows=0), class_distance=class_distance)
     return GateVerdict(outcome=Outcome(outcome), reasons=reasons, figures=figures)
 
 

@@ -16,15 +16,15 @@ from contracts.core.features import Columns
 REFERENCE_FILE = "reference.json"
 DECILES = np.arange(1, 10) / 10
 COMMON = 0.01  # the least share in the training data for a category to have a bin of its own
-MOST_KNOWN = 2_000  # categories beyond which a column counts as free text, where a new value is nothing new
-MOST_BINS = 120  # edges and names of a column, beyond which a new version starts anew
+MOST_KNOWN = 2_000  # distinct categories beyond which a column counts as free text: new values are expected
+MOST_BINS = 120  # edges and names of a column beyond which the champion's bins are no longer divided
 GROUPS = 10  # bins for the values of a category that are not common
 MAX_TEXT_LENGTH = 128  # characters of a text that are looked at
 MISSING, NEW = "(missing)", "(never seen)"
 
 
 class MonitoredColumn(NamedTuple):
-    """One column of what is watched: floats with NaN for a number, text with None for a category."""
+    """One column that drift is checked in: floats with NaN for a number, text with None for a category."""
 
     kind: Literal["number", "category"]
     values: np.ndarray
@@ -32,12 +32,12 @@ class MonitoredColumn(NamedTuple):
 
 def monitored_columns(contract: Contract, columns: Columns, probabilities: np.ndarray,
                       classes: np.ndarray) -> dict[str, MonitoredColumn]:
-    """The features, the named class and every class's probability of n records."""
-    seen = {feature.name: MonitoredColumn(feature.kind, feature.values(columns))
-            for feature in contract.features}
-    seen[PREDICTION] = MonitoredColumn("category", np.asarray(contract.label.classes, object)[classes])
-    return seen | {PROBABILITY + name: MonitoredColumn("number", values)
-                   for name, values in zip(contract.label.classes, probabilities.T)}
+    """The features, the predicted class and every class's probability of n records."""
+    monitored = {feature.name: MonitoredColumn(feature.kind, feature.values(columns))
+                 for feature in contract.features}
+    monitored[PREDICTION] = MonitoredColumn("category", np.asarray(contract.label.classes, object)[classes])
+    return monitored | {PROBABILITY + name: MonitoredColumn("number", values)
+                        for name, values in zip(contract.label.classes, probabilities.T)}
 
 
 @dataclass(frozen=True)
@@ -59,10 +59,11 @@ class Bins:
            before: "Bins | None" = None) -> "Bins":
         """The bins of a column of the training data; they divide those of the champion `before`,
         so that the traffic of both can be added up, unless they would become too many."""
-        found = cls(kind, _deciles(values)) if kind == "number" else _groups(values)
-        return before._divided(found) if before and before.kind == kind else found
+        bins = cls(kind, _deciles(values)) if kind == "number" else _category_bins(values)
+        return before._divided(bins) if before and before.kind == kind else bins
 
     def _divided(self, by: "Bins") -> "Bins":
+        """These bins cut at the edges and names of both."""
         names = tuple(sorted({*self.names, *by.names}))
         edges = tuple(sorted({*self.edges, *by.edges}))
         if len(names) + len(edges) > MOST_BINS:
@@ -86,7 +87,7 @@ class Bins:
 
     @cached_property
     def labels(self) -> tuple[str, ...]:
-        """What to call each bin."""
+        """The name of each bin."""
         if self.kind == "category":
             starts = ("", *self.edges)
             return (MISSING, NEW, *(f"(others from {start!r})" if start else "(others)" for start in starts),
@@ -96,7 +97,7 @@ class Bins:
 
     @property
     def first(self) -> int:
-        """Where the bins of values that training knows begin."""
+        """The index of the first bin of known values."""
         return 2 if self.kind == "category" else 1
 
     def count(self, values: np.ndarray) -> np.ndarray:
@@ -106,7 +107,7 @@ class Bins:
         return np.bincount(self._number_codes(values), minlength=len(self.labels))
 
     def count_texts(self, texts: np.ndarray, times: np.ndarray) -> np.ndarray:
-        """The same of what `counted` gave for the values."""
+        """The same, from what `text_counts` gave for the values."""
         return np.bincount(np.append(self._text_codes(texts), 0), times, len(self.labels)).astype(np.int64)
 
     def codes(self, values: np.ndarray) -> np.ndarray:
@@ -115,15 +116,15 @@ class Bins:
 
     def _number_codes(self, values: np.ndarray) -> np.ndarray:
         values = np.asarray(values, np.float64)
-        codes = np.ones(len(values), np.uint8)  # for no more than MOST_BINS
+        codes = np.ones(len(values), np.uint8)  # enough for MOST_BINS
         for edge in self.edges:
-            codes += values >= edge  # for so few edges many times as fast as a search for each value
+            codes += values >= edge  # with so few edges much faster than np.searchsorted
         codes[~np.isfinite(values)] = 0
         return codes.astype(np.int64)
 
     def _category_codes(self, values: np.ndarray) -> np.ndarray:
         codes, texts = distinct_texts(values)
-        # -1, the code of None, finds the last.
+        # The code of a missing value is -1: it finds the appended 0.
         return np.asarray(np.append(self._text_codes(texts), 0)[codes])
 
     def _text_codes(self, texts: np.ndarray, new: bool = True) -> np.ndarray:
@@ -161,8 +162,8 @@ class Bins:
 
 
 def _between(before: float | None, low: float, high: float) -> str:
-    """What to call the numbers from `low` to `high`: these
-    are one number, come right after one, or are many."""
+    """The name of a bin from `low` to `high`: a single number, or an
+    interval that is open where a single number's bin comes before it."""
     if high == np.nextafter(low, np.inf):
         return f"{low:g}"
     return (f"({before:g}, {high:g})" if before is not None and low == np.nextafter(before, np.inf)
@@ -170,7 +171,7 @@ def _between(before: float | None, low: float, high: float) -> str:
 
 
 def _deciles(values: np.ndarray) -> tuple[float, ...]:
-    """Edges between bins of about equal shares; a value that several deciles fall on is a bin of its own."""
+    """The edges of bins with about equal shares; a value that several deciles fall on has its own bin."""
     values = np.asarray(values, np.float64)
     present = values[np.isfinite(values)]
     if not len(present):
@@ -179,11 +180,11 @@ def _deciles(values: np.ndarray) -> tuple[float, ...]:
     return tuple(np.union1d(cuts, np.nextafter(cuts[times > 1], np.inf)).tolist())
 
 
-def _groups(values: np.ndarray) -> Bins:
-    """Common values by name. The others by the alphabet, not by how common they are: a group of
-    those that chance made frequent in the training data would be rarer in every window after it."""
+def _category_bins(values: np.ndarray) -> Bins:
+    """A bin for each common value, and alphabetical groups for the others. Groups by frequency would
+    put those together that were frequent by chance, and be rarer in every later window."""
     codes, texts = distinct_texts(values)
-    found, same = np.unique(texts.astype(str), return_inverse=True)  # two long texts may begin alike
+    found, same = np.unique(texts.astype(str), return_inverse=True)  # two long texts can be equal once cut
     counts = np.bincount(same[codes[codes >= 0]], minlength=len(found))
     common = counts >= COMMON * counts.sum()
     others, upto = found[~common], np.cumsum(counts[~common])

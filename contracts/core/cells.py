@@ -10,8 +10,7 @@ TEXT_DTYPE = pd.StringDtype(na_value=np.nan)  # what `astype("str")` gives
 
 
 def read_cells(values: pd.Series, kind: type) -> pd.Series:
-    """A column's cells as `kind`; missing where they are, and
-    where they can't be read as one. Text is read as a CSV's."""
+    """A column's cells as `kind`, text read as in a CSV; a cell that can't be read becomes missing."""
     if kind is str and isinstance(values.dtype, pd.StringDtype):
         return values if values.dtype == TEXT_DTYPE else values.astype(TEXT_DTYPE)
     if kind is bool and values.dtype == bool:

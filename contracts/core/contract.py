@@ -21,7 +21,7 @@ from contracts.core.policies import Drift, Gate, Rollout
 from contracts.core.schema import FIELD_RULES
 from contracts.core.windows import window_of
 
-# Pandera wants its data frames for annotations alone, and they take longer to import than all the rest.
+# Pandera imports dask for type annotations alone, which takes longer than everything else together.
 if "dask" not in sys.modules:
     sys.modules["dask"] = None  # type: ignore[assignment]  # how Python marks a module that can't be imported
     import pandera.typing.dask  # noqa: F401
@@ -33,12 +33,14 @@ if "dask" not in sys.modules:
 class Contract:
     """Everything Perennial knows of one model.
 
-    The schema's rules of one value bind the data and the callers alike, but `isin` of a text binds the
-    data alone: an unknown category is a prediction. Rules across columns or rows bind the data alone.
+    The schema's rules for one value hold for ingested data and for requests alike, except `isin` of a text:
+    a request with an unknown category is answered. Rules across columns or rows hold for ingested data.
 
-    `key`: the columns that tell one event from all others. A caller may send those
-    that no feature reads: with them a prediction meets its label. `logged`: the
-    share of the predictions that is kept with ids, to be scored once labels come.
+    `key`: the columns that identify an event. A caller may send those of them that no feature reads, so that
+    predictions can be joined with labels. `logged`: the share of the predictions that is kept with ids, to
+    be scored once labels are in. `rounds`, `patience`, `stop_share`: trees at most; rounds without
+    improvement after which training stops; the share of the newest rows by which it is decided.
+    `bad_rows`: the share of a batch's rows that may be set aside before the whole batch is refused.
     """
 
     name: str
@@ -79,14 +81,14 @@ class Contract:
                        f"drop it")
         if len({feature.name for feature in self.features}) < len(self.features):
             yield "two features share one name; rename one"
-        for name in [each.name for each in self.features if is_output(each.name)]:
-            yield f"feature {name!r} has the name of a model's answer in profiles; rename it"
+        for name in [feature.name for feature in self.features if is_output(feature.name)]:
+            yield f"feature {name!r} has the name of a model's output in profiles; rename it"
         for name in self.sent_columns:
             for rule in sorted({check.name for check in self.columns[name].checks} - FIELD_RULES):
                 yield (f"column {name!r} has the rule {rule!r}, which the service can't hold one record to; "
                        f"use one of {', '.join(sorted(FIELD_RULES))}, or a dataframe_check")
-        for what, value, sound, rule in self._settings():
-            if not sound:
+        for what, value, is_valid, rule in self._settings():
+            if not is_valid:
                 yield f"{what} is {value!r}; it must be {rule}: change it"
         if self.drift.cooldown < self.gate.window:
             yield (f"a cooldown of {self.drift.cooldown} is shorter than the gate's window of "
@@ -95,16 +97,16 @@ class Contract:
         columns = {*(feature.name for feature in self.features), PREDICTION,
                    *(PROBABILITY + name for name in self.label.classes)}
         judged = {f"{name}{check}" for name in columns for check in ("", ".values", ".missing", ".new")}
-        for name in sorted({*self.drift.floors, *self.drift.severity, *self.drift.ignore} - judged):
-            yield (f"drift speaks of {name!r}, which is no feature, no answer and no check of one; the "
-                   f"columns: {', '.join(sorted(columns))}")
+        for name in sorted({*self.drift.thresholds, *self.drift.severity, *self.drift.ignore} - judged):
+            yield (f"drift names {name!r}, which is no feature, no output and no check of one; "
+                   f"choose of: {', '.join(sorted(columns))}")
         unknown = set(self.gate.recall) - set(self.label.classes)
         if unknown:
             yield (f"the gate limits the recall of {sorted(unknown)}, not among the classes "
                    f"{self.label.classes}")
 
     def _settings(self) -> Iterator[tuple[str, Any, bool, str]]:
-        """Each setting that can be nonsense: its name, value, whether it is sound, and the rule."""
+        """Each setting that can be invalid: its name, its value, whether it is valid, and the rule."""
         when, label, drift, gate = self.columns[self.event_time], self.label, self.drift, self.gate
         none, minute = timedelta(0), timedelta(minutes=1)
         kind, known = self.python_type(self.event_time).__name__, when.metadata["known"]
@@ -154,29 +156,28 @@ class Contract:
         return tuple(name for name in self.columns if name in wanted)
 
     @cached_property
-    def telling_columns(self) -> tuple[str, ...]:
-        """What a caller may send besides, to say which event
-        it is: columns of the key that no feature reads."""
+    def identifying_columns(self) -> tuple[str, ...]:
+        """What a caller may send to identify the event: columns of the key that no feature reads."""
         return tuple(name for name in self.key
                      if name not in self.request_columns and self.columns[name].metadata["known"] == "before")
 
     @cached_property
     def sent_columns(self) -> tuple[str, ...]:
         """All that a caller may send."""
-        return (*self.request_columns, *self.telling_columns)
+        return (*self.request_columns, *self.identifying_columns)
 
     @cached_property
     def training_columns(self) -> tuple[str, ...]:
-        """What a training reads of labelled events."""
+        """What training reads: the request's columns and those of the label."""
         return tuple(dict.fromkeys((*self.request_columns, *self.label.needs)))
 
-    def may_lack(self, name: str) -> bool:
-        """Whether a request is good without a value for this column."""
-        return self.columns[name].nullable or name in self.telling_columns
+    def is_optional(self, name: str) -> bool:
+        """Whether a request may leave this column out."""
+        return self.columns[name].nullable or name in self.identifying_columns
 
     @cached_property
-    def closed(self) -> frozenset[str]:
-        """The features that are a text column whose vocabulary the schema states."""
+    def closed_features(self) -> frozenset[str]:
+        """The features that are a text column whose possible values the schema lists (`isin`)."""
         return frozenset(feature.name for feature in self.features if feature.compute is None
                          and feature.kind == "category"
                          and any(check.name == "isin" for check in self.columns[feature.needs[0]].checks))
@@ -222,12 +223,13 @@ class Contract:
         return np.asarray(self.label.of(*self.columns_of(frame, self.label.needs).values()), dtype=np.int64)
 
     def describe(self) -> dict[str, Any]:
-        """The whole contract as JSON, code as its text: what the digest is of and what a diff compares."""
+        """The whole contract as JSON values, functions as their source: what is digested and compared."""
         label = {"classes": list(self.label.classes), "needs": list(self.label.needs),
                  "of": source_of(self.label.of), "matures": str(self.label.matures),
-                 "weights": self.weights.tolist(), **_helpers(self.label.of)}
+                 "weights": self.weights.tolist(), **_described_helpers(self.label.of)}
         features = {feature.name: {"kind": feature.kind, "needs": list(feature.needs),
-                                   "compute": source_of(feature.compute), **_helpers(feature.compute)}
+                                   "compute": source_of(feature.compute),
+                                   **_described_helpers(feature.compute)}
                     for feature in self.features}
         settings = ("event_time", "key", "rounds", "patience", "stop_share", "seed", "bad_rows", "logged")
         facts: dict[str, Any] = plain_json(
@@ -258,19 +260,19 @@ class Contract:
         return digest_of(self.describe())
 
     @cached_property
-    def serving(self) -> str:
-        """The digest of what turns a record into an answer: a
-        model serves on while limits and policies change."""
-        return self._serving(self.describe()["features"])
+    def serving_digest(self) -> str:
+        """The digest of what turns a record into an answer. A saved model is held
+        to it, so limits and policies may change while the model serves on."""
+        return self._serving_digest(self.describe()["features"])
 
     @cached_property
-    def serving_without_helpers(self) -> str:
-        """The same digest as models of format 1 hold it: an edit
-        of a function that a feature calls did not change it."""
-        return self._serving({name: {fact: value for fact, value in feature.items() if fact != "helpers"}
-                              for name, feature in self.describe()["features"].items()})
+    def serving_digest_format_1(self) -> str:
+        """The same digest as models of format 1 hold it, without the functions that features call."""
+        return self._serving_digest(
+            {name: {fact: value for fact, value in feature.items() if fact != "helpers"}
+             for name, feature in self.describe()["features"].items()})
 
-    def _serving(self, features: Mapping[str, Any]) -> str:
+    def _serving_digest(self, features: Mapping[str, Any]) -> str:
         whole = self.describe() | {"features": features}
         parts = {name: whole[name] for name in ("name", "request", "features", "event_time")}
         columns = {name: whole["columns"][name] for name in self.request_columns}
@@ -279,8 +281,8 @@ class Contract:
                             "label": {name: whole["label"][name] for name in ("classes", "weights")}})
 
 
-def _helpers(function: Callable[..., Any] | None) -> dict[str, Any]:
-    """The functions that a function calls; nothing where it calls
-    none, so that digests taken before helpers counted stay."""
+def _described_helpers(function: Callable[..., Any] | None) -> dict[str, Any]:
+    """The source of the functions that a function calls; empty where it
+    calls none, so that older digests, taken without it, stay the same."""
     helpers = helpers_of(function)
     return {"helpers": helpers} if helpers else {}

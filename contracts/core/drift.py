@@ -33,8 +33,8 @@ Checks: TypeAlias = dict[str, dict[CheckKind, ColumnCheck]]  # by column
 
 @dataclass(frozen=True)
 class Finding:
-    """One check of one column: `effect` in the check's unit, and the p-value of at least
-    that much among rows like the training data's, corrected for the number of checks."""
+    """One check of one column: its `effect` in the check's unit, and the p-value of an effect
+    of at least that size in unchanged traffic, corrected for the number of checks."""
 
     column: str
     check: CheckKind
@@ -51,8 +51,7 @@ class Finding:
         return "; ".join(part for part in (self.description, str(self.origin or "")) if part)
 
     def is_drift(self, policy: Drift) -> bool:
-        """Whether it is surer than the false alarms that the
-        contract allows, and larger than its threshold."""
+        """Whether it is unlikely to be chance, and larger than its threshold."""
         return self.p_value <= policy.false_alarms and self.effect > self.threshold
 
 
@@ -71,7 +70,7 @@ def drift(
 
     A check finds drift when a test on the counts says that chance did not do it,
     with the false discoveries of all checks together under control, and when its
-    effect is above the threshold that ordinary windows of that size keep.
+    effect is above the threshold: the most that unchanged windows of that size reach.
     """
     policy = contract.drift
     findings = find_drift(contract, reference, counts) if rows else []
@@ -111,7 +110,7 @@ def _drift_reasons(drifted: Sequence[Finding]) -> tuple[list[str], list[str]]:
 
 def _localized(finding: Finding, reference: Reference, logged: LoggedRows,
                previous: Mapping[str, Mapping[CheckKind, ColumnCheck]]) -> Finding:
-    """The finding with its origin; drift that the window before showed to its end began there."""
+    """The finding with its origin; drift that was there when the window before ended began in that one."""
     origin = locate_drift(logged, finding.column, reference, finding.check, finding.threshold)
     before = previous.get(finding.column, {}).get(finding.check)
     first_day = str(logged.times.min().astype("datetime64[D]"))
@@ -121,7 +120,7 @@ def _localized(finding: Finding, reference: Reference, logged: LoggedRows,
 
 
 def find_drift(contract: Contract, reference: Mapping[str, Reference], counts: Counts) -> list[Finding]:
-    """Every check of every column, the most telling first; without those that the contract ignores."""
+    """Every check of every column that the contract does not ignore: drift first, then by effect."""
     findings = []
     rows = int(max((column.sum() for column in counts.values()), default=0))
     for name, trained in reference.items():
@@ -141,8 +140,8 @@ def cumulative_drift(
 ) -> dict[str, float]:
     """Drift scores against the training data of the `first` champion.
 
-    They show what moved so slowly, a retraining at a time, that no window was far from its
-    champion's training data. They start nothing, for each retraining was meant to follow the world.
+    They show what moved so slowly, from one retraining to the next, that no window was far from its
+    champion's training data. They start no retraining: each retraining was meant to follow the world.
     """
     folded = {}
     for name in {*first} & {*reference} & {*counts}:
@@ -162,13 +161,13 @@ def _finding(
     contract: Contract, name: str, reference: Reference, now: np.ndarray, check: CheckKind, effect: float,
 ) -> Finding:
     policy, index = contract.drift, {CheckKind.MISSING: 0, CheckKind.NEW: 1}.get(check)
-    by_hand = policy.floor(name, check)
-    ordinary = min(reference.ordinary[check], np.inf if by_hand is None else by_hand)
-    threshold = max(ordinary, policy.least(check)) if by_hand is None else by_hand
+    by_hand = policy.threshold_of(name, check)
+    baseline_effect = min(reference.baseline_effect[check], np.inf if by_hand is None else by_hand)
+    threshold = max(baseline_effect, policy.min_effect(check)) if by_hand is None else by_hand
     first = reference.bins.first
-    p_value = (chi_square(reference.counts[first:], now[first:], ordinary) if index is None else
-               fisher_exact(reference.counts, now, index, ordinary))
-    is_closed = check is CheckKind.NEW and name in contract.closed
+    p_value = (chi_square(reference.counts[first:], now[first:], baseline_effect) if index is None else
+               fisher_exact(reference.counts, now, index, baseline_effect))
+    is_closed = check is CheckKind.NEW and name in contract.closed_features
     is_lost = check is CheckKind.MISSING and effect > 0 and not is_output(name)
     return Finding(
         name, check, effect if check is CheckKind.NEW else abs(effect), threshold, p_value,
@@ -179,7 +178,7 @@ def _finding(
 def _insufficient(rows: int, needed: int | None) -> str:
     if needed:
         return f"{rows} records of traffic, {needed} are needed"
-    return ("the training data has too few rows to tell drift from chance; train on more, or set "
+    return ("the training data has too few rows to distinguish drift from chance; train on more, or set "
             "Drift(min_rows=…)")
 
 
@@ -187,13 +186,14 @@ def _description(reference: Reference, name: str, check: CheckKind, effect: floa
                  before: np.ndarray, now: np.ndarray) -> str:
     if check is CheckKind.MISSING:
         return (f"{name}: missing in {now[0]:.1%} of the records, {before[0]:.1%} of the training data; "
-                f"floor: {threshold:.1%} apart")
+                f"threshold: {threshold:.1%} apart")
     if check is CheckKind.NEW:
-        return f"{name}: values never seen in training in {now[1]:.1%} of the records; floor: {threshold:.1%}"
+        return (f"{name}: values never seen in training in {now[1]:.1%} of the records; "
+                f"threshold: {threshold:.1%}")
     first = reference.bins.first
     change = now[first:] / max(now[first:].sum(), 1e-12) - before[first:] / max(before[first:].sum(), 1e-12)
     more, less = (reference.bins.labels[first + index] for index in (change.argmax(), change.argmin()))
-    return f"{name}: distance {effect:.3f}, floor {threshold:.3f}; more {more}, less {less}"
+    return f"{name}: distance {effect:.3f}, threshold {threshold:.3f}; more {more}, less {less}"
 
 
 def _stale(records: int, events: int | None) -> list[str]:
@@ -218,7 +218,7 @@ def _refused(rows: int, bad: int, policy: Drift, refused_fields: Mapping[str, in
 def _worse(performance: Performance | None, policy: Drift) -> list[str]:
     if performance is None or performance.rows < policy.min_labels or performance.gap <= policy.label_gap or (
             performance.coverage is not None and performance.coverage < policy.coverage):
-        return []  # a gap that is not a number gets no pass here
+        return []  # a gap of NaN is not returned here: it fails
     changes = ", ".join(f"{name} {share:.1%} for {performance.expected[name]:.1%}"
                         for name, share in performance.observed.items())
     return [f"labels: {changes} expected, on {performance.rows} rows: gap {performance.gap:.4f}, limit "

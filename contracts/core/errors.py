@@ -8,7 +8,10 @@ if TYPE_CHECKING:
 
 
 class PerennialError(Exception):
-    """Something a person can mend. `exit_code` of the command: 2 for their own mistake, 1 for a failure."""
+    """An error that a person can correct.
+
+    `exit_code`: what the command ends with; 2 for the user's mistake, 1 for a failure.
+    """
 
     exit_code = 2
 
@@ -30,7 +33,7 @@ class UnsafeStore(PerennialError):
 
 
 class CheckFailed(PerennialError):
-    """A check said no; `verdict` holds all its reasons."""
+    """A check failed; `verdict` holds all its reasons."""
 
     exit_code = 1
 
@@ -52,13 +55,13 @@ class Conflict(PerennialError):
 
 
 class Corrupt(PerennialError):
-    """What is stored is not what was written."""
+    """Stored content does not match its digest, or can't be read."""
 
     exit_code = 1
 
 
 class Unavailable(PerennialError):
-    """A part that is needed does not answer: the store,
+    """A service that is needed does not answer: the store,
     Prefect, a container engine, a Dask cluster, a replica."""
 
     exit_code = 1
@@ -71,7 +74,7 @@ class ReleaseFailed(PerennialError):
 
 
 class RequestError(Exception):
-    """A request that gets no prediction; for the service, never for a person."""
+    """A request that gets no prediction. Raised and handled inside the service."""
 
 
 class Overloaded(RequestError):

@@ -61,7 +61,7 @@ def gate(contract: Contract, labels: np.ndarray, challenger: np.ndarray, champio
         unknown += small
         compared = {"champion": classification_metrics(contract, labels, champion), "slices": by_slice,
                     "paired": paired_difference(limits, labels, challenger, champion),
-                    "apart": class_distance(contract, challenger, champion)}
+                    "class_distance": class_distance(contract, challenger, champion)}
     figures = GateFigures(challenger=metrics, **finite, **compared)  # type: ignore[arg-type]  # of several types
     evidence = Evidence(limits, metrics if is_defined else None, figures)
     reasons = [f"the challenger {fault}"] if fault else []
@@ -101,12 +101,11 @@ def is_better_than_champion(evidence: Evidence) -> list[str]:
 
 
 def no_slice_falls_behind(evidence: Evidence) -> list[str]:
-    """Slices of too few rows, as of all small values together
-    or of rows without a value, are shown and not judged."""
+    """Slices with fewer than `slice_rows` rows are shown and not judged."""
     limits = evidence.limits
-    return [f"{one.column}={one.value} falls behind the champion by {one.behind:.4f}, the margin is "
-            f"{limits.slice_margin}" for one in evidence.figures.slices if one.rows >= limits.slice_rows
-            and one.behind > limits.slice_margin]
+    return [f"{part.column}={part.value} falls behind the champion by {part.behind:.4f}, the margin is "
+            f"{limits.slice_margin}" for part in evidence.figures.slices if part.rows >= limits.slice_rows
+            and part.behind > limits.slice_margin]
 
 
 RULES: tuple[Callable[[Evidence], list[str]], ...] = (
@@ -147,10 +146,9 @@ def paired_difference(limits: Gate, labels: np.ndarray, challenger: np.ndarray,
 
 def slice_differences(limits: Gate, labels: np.ndarray, challenger: np.ndarray, champion: np.ndarray,
                       slices: Mapping[str, np.ndarray]) -> tuple[list[SliceDifference], list[str]]:
-    """How far the challenger is behind in each slice, and
-    what is said of columns of which no value has enough rows.
+    """How far the challenger is behind in each slice; and a reason for each column without a large slice.
 
-    Rows without a value are a slice; values with too few rows are one together.
+    Rows without a value are a slice of their own; values with too few rows share one.
     """
     difference = row_losses(labels, challenger) - row_losses(labels, champion)
     judged, too_small = [], []

@@ -15,7 +15,10 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class Feature:
-    """One column of the matrix: a number or a category, read from `needs` through `compute`."""
+    """One column of the training matrix: a number or a category, computed from the columns it `needs`.
+
+    `compute` takes those columns as arrays (n,) and returns an array (n,); None: the one column as it is.
+    """
 
     name: str
     kind: Literal["number", "category"]

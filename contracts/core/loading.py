@@ -8,8 +8,6 @@ from types import ModuleType
 from contracts.core.contract import Contract
 from contracts.core.errors import ContractError, PerennialError
 
-ROOM = {"__init__"}  # what is no contract in contracts/
-
 
 def load_contract(model: str) -> Contract:
     """The contract of a model: `contracts/<model>.py`, or any dotted module with a `contract` in it."""
@@ -23,8 +21,8 @@ def load_contract(model: str) -> Contract:
 
 
 def known_models() -> list[str]:
-    """Every contract in contracts/."""
-    return sorted({path.stem for path in Path(__file__).parent.parent.glob("*.py")} - ROOM)
+    """The names of the contracts in contracts/."""
+    return sorted({path.stem for path in Path(__file__).parent.parent.glob("*.py")} - {"__init__"})
 
 
 def _is_module(name: str) -> bool:
@@ -36,13 +34,14 @@ def _is_module(name: str) -> bool:
 
 
 def contract_of_module(name: str, run: Callable[[], ModuleType]) -> Contract:
-    """The `contract` of the module that `run` gives; ContractError, whatever is wrong with it."""
+    """The `contract` of the module that `run` imports; raises ContractError, whatever is wrong with it."""
     try:
-        found = getattr(run(), "contract", None)
+        contract = getattr(run(), "contract", None)
     except PerennialError:
         raise
     except Exception as error:  # the file is its author's: it may raise anything
-        raise ContractError(f"{name} can't be read: {type(error).__name__}: {error}; mend it") from error
-    if not isinstance(found, Contract):
+        raise ContractError(f"{name} can't be imported: {type(error).__name__}: {error}; "
+                            f"correct it") from error
+    if not isinstance(contract, Contract):
         raise ContractError(f"{name} has no `contract = Contract(…)`; add it")
-    return found
+    return contract

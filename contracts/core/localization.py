@@ -8,13 +8,13 @@ import numpy as np
 from contracts.core.binning import Bins
 from contracts.core.reference import CHI_SQUARE_SCALE, Reference, effects, shares
 
-MOST_OF_ALL = 0.8  # of the rows in one value of a slice: what is left says too little
-FEW = 30  # rows of a day, or of a rest, below which it says nothing
+MAX_SHARE = 0.8  # of the rows in one value of a slice, above which too few others are left to compare with
+MIN_ROWS = 30  # of a day, or of all rows but one slice's, for its effect to be measured
 
 
 @dataclass(frozen=True)
 class LoggedRows:
-    """Logged rows of a window: their event times, the values of watched columns, and of slices."""
+    """Logged rows of a window: their event times, and by name the monitored columns and the slices."""
 
     times: np.ndarray
     values: Mapping[str, np.ndarray]
@@ -23,8 +23,8 @@ class LoggedRows:
 
 @dataclass(frozen=True)
 class DriftOrigin:
-    """`first` and `last` day on which an effect was above its threshold;
-    `slice`: without which the rest shows none, or half of it."""
+    """Since when, and where: the `first` and `last` day on which the effect was above its threshold, and
+    the `slice` without which the effect is below its threshold or at most half as large."""
 
     first: str
     last: str
@@ -41,38 +41,39 @@ class DriftOrigin:
 
 def locate_drift(rows: LoggedRows, name: str, reference: Reference, check: str,
                  threshold: float) -> DriftOrigin | None:
-    """Where the drift of a column lies; None where none of its rows are known."""
+    """The origin of a column's drift; None where none of its rows was logged."""
     if name not in rows.values or not len(rows.times):
         return None
     codes, days = reference.bins.codes(rows.values[name]), rows.times.astype("datetime64[D]")
 
-    def beyond(chosen: np.ndarray) -> float:
-        return _beyond_chance(reference, check,
-                              np.bincount(codes[chosen], minlength=len(reference.bins.labels)))
+    def effect_of(chosen: np.ndarray) -> float:
+        counts = np.bincount(codes[chosen], minlength=len(reference.bins.labels))
+        return _effect_above_noise(reference, check, counts)
 
-    enough = [day for day in np.unique(days) if (days == day).sum() >= FEW]
-    drifted = [day for day in enough if beyond(days == day) > threshold]
+    measured = [day for day in np.unique(days) if (days == day).sum() >= MIN_ROWS]
+    drifted = [day for day in measured if effect_of(days == day) > threshold]
     first, last = (str(drifted[0]), str(drifted[-1])) if drifted else ("", "")
-    return DriftOrigin(first, last, bool(drifted) and drifted[-1] == enough[-1],
-                       _carried_by(rows.slices, beyond, threshold))
+    return DriftOrigin(first, last, bool(drifted) and drifted[-1] == measured[-1],
+                       _carrying_slice(rows.slices, effect_of, threshold))
 
 
-def _carried_by(slices: Mapping[str, np.ndarray], beyond: Callable[[np.ndarray], float],
-                threshold: float) -> str:
-    found = {}
+def _carrying_slice(slices: Mapping[str, np.ndarray], effect_of: Callable[[np.ndarray], float],
+                    threshold: float) -> str:
+    """The slice whose removal leaves the smallest effect, if that is small enough; else empty."""
+    remaining = {}
     for name, values in slices.items():
         texts = values.astype(str)
-        whole = beyond(np.ones(len(texts), bool))
+        whole = effect_of(np.ones(len(texts), bool))
         for value in np.unique(texts):
             rest = texts != value
-            if (rest.sum() >= FEW and rest.mean() >= 1 - MOST_OF_ALL
-                and (left := beyond(rest)) <= max(threshold, whole / 2) < whole):
-                found[f"{name} {value}"] = left
-    return min(found, key=lambda slice: found[slice], default="")
+            if (rest.sum() >= MIN_ROWS and rest.mean() >= 1 - MAX_SHARE
+                and (effect := effect_of(rest)) <= max(threshold, whole / 2) < whole):
+                remaining[f"{name} {value}"] = effect
+    return min(remaining, key=lambda slice: remaining[slice], default="")
 
 
-def _beyond_chance(reference: Reference, check: str, now: np.ndarray) -> float:
-    """An effect without what chance alone gives so few rows."""
+def _effect_above_noise(reference: Reference, check: str, now: np.ndarray) -> float:
+    """An effect, less what sampling noise alone gives for so few rows."""
     bins: Bins = reference.bins
     effect = abs(float(effects(bins, shares(reference.counts), shares(now)).get(check, 0.0)))
     if check != "values":

@@ -1,13 +1,14 @@
 """A model's performance on a window's labels, and its estimate while labels are missing."""
 
 import numpy as np
+from scipy.special import rel_entr
 from scipy.stats import norm
 
 from contracts.core.classification import row_losses
 from contracts.core.contract import Contract
 from contracts.core.verdict import Estimate, Performance
 
-LEAST = 1e-3  # the least share of a class that is expected, so that a gap stays finite
+MIN_SHARE = 1e-3  # to which a class's expected share is clipped, so that a gap stays finite
 
 
 def measure_performance(
@@ -17,8 +18,7 @@ def measure_performance(
     names = contract.label.classes
     observed = np.bincount(labels, minlength=len(names)) / len(labels)
     expected = probabilities.astype(np.float64).mean(axis=0)
-    there = observed > 0
-    gap = float(np.sum(observed[there] * np.log(observed[there] / np.maximum(expected[there], LEAST))))
+    gap = float(rel_entr(observed, np.maximum(expected, MIN_SHARE)).sum())
     losses = row_losses(labels, probabilities)
     loss, margin = float(losses.mean()), float(norm.ppf(0.975) * losses.std() / np.sqrt(len(losses)))
     return Performance(
@@ -28,6 +28,7 @@ def measure_performance(
 
 def estimate_performance(probabilities: np.ndarray) -> Estimate:
     """The performance of n predictions if their probabilities, (n, classes), are right."""
-    sure = np.clip(probabilities.astype(np.float64), 1e-7, 1.0)
-    entropy = -(sure * np.log(sure)).sum(axis=1)
-    return Estimate(rows=len(sure), log_loss=float(entropy.mean()), accuracy=float(sure.max(axis=1).mean()))
+    clipped = np.clip(probabilities.astype(np.float64), 1e-7, 1.0)
+    entropy = -(clipped * np.log(clipped)).sum(axis=1)
+    return Estimate(rows=len(clipped), log_loss=float(entropy.mean()),
+                    accuracy=float(clipped.max(axis=1).mean()))

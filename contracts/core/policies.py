@@ -10,7 +10,14 @@ from contracts.core.verdict import CheckKind, Severity
 
 @dataclass(frozen=True)
 class Gate:
-    """The limits a challenger must keep; against the champion on the newest `window` of labelled events."""
+    """The limits that a challenger must keep on the newest `window` of labelled events.
+
+    Highest `log_loss` and `calibration_error`, least `auc` and `recall` by class; 99th percentile of one
+    record's `latency_ms`; `size_mb` of its files; `refit_shift`, the mean difference of probabilities between
+    the judged model and the one refitted on every row. Against the champion: the upper end of the log loss
+    difference's interval of `confidence` must not exceed `margin`, and in no value of the `slices`' columns
+    with `slice_rows` rows or more may the challenger be behind by more than `slice_margin`.
+    """
 
     window: timedelta
     log_loss: float
@@ -32,30 +39,32 @@ class Gate:
 class Drift:
     """When a window of traffic asks for a retraining, and how often it may.
 
-    `false_alarms`: share of windows of unchanged traffic that any check may fail. `detect`: the
-    Jensen-Shannon distance (0.1: a normal column moved by a quarter of its deviation) that a window must be
-    able to find, from which follow the rows it needs; `min_rows` sets these by hand. `ordinary`: the least
-    distance, and `share` the least part of the records missing or never seen, that matter at all, however
-    sure they are. Floors above these are learnt at training. `floors` and `severity` set a floor, or what
+    What counts as drift: `false_alarms` is the share of windows of unchanged traffic in which some check may
+    fail. `detect` is the Jensen-Shannon distance (0.1: a normal column moved by a quarter of its deviation)
+    that a window must be able to find; the rows it needs follow from that, or are set as `min_rows`. An
+    effect below `min_distance`, or below `min_share` of the records missing or never seen, is never drift.
+    Thresholds above these are learnt at training. `thresholds` and `severity` set a threshold, or what
     follows ("page", "drift", "note"), by hand: for a column ("temp") or for one of its checks
-    ("temp.missing", "dest.new", "temp.values"). Columns to `ignore` are not judged.
+    ("temp.missing", "dest.new", "temp.values"). Columns to `ignore` are not checked.
 
-    `persist`: of how many of the last windows drift must be told, the newest among them, before it starts a
-    retraining. `bad_inputs`: share of records that were refused, as a broken caller sends them, if they are
-    more than `bad_rows`. `label_gap`: divergence, in nats, of the class shares that came true, on
-    `min_labels` labels or more and for `coverage` of the logged predictions, from those that the model
-    expected (calibration in the large). `skew`: share of the events that may have been sent otherwise than
-    they were ingested. `new_rows`: labelled since the champion was trained, that a retraining needs. After
-    `refusals` of challengers in a row retraining stops, until one is promoted, and a person is paged.
+    What else is a fault: more than `bad_inputs` (a share) of the records refused, if they are more than
+    `bad_rows`; more than `skew` (a share) of the events sent with other values than were ingested; and a
+    divergence of more than `label_gap`, in nats, of the observed class shares from those that the model
+    expected, on `min_labels` labels or more that cover `coverage` of the logged predictions.
+
+    When a retraining starts: on one of the kinds `retrain_on`, found in k of the last m windows (`persist`),
+    the newest among them; no sooner than `cooldown` after the last, `weekly_budget` times in seven days, and
+    with `new_rows` labelled rows that the champion has not seen. After `refusals` challengers in a row were
+    refused, retraining stops until one is promoted, and a person is paged.
     """
 
     window: timedelta = timedelta(days=7)
     false_alarms: float = 0.005
     detect: float = 0.1
     min_rows: int | None = None
-    ordinary: float = 0.02
-    share: float = 0.005
-    floors: Mapping[str, float] = field(default_factory=dict)
+    min_distance: float = 0.02
+    min_share: float = 0.005
+    thresholds: Mapping[str, float] = field(default_factory=dict)
     severity: Mapping[str, Literal["page", "drift", "note"]] = field(default_factory=dict)
     ignore: tuple[str, ...] = ()
     persist: tuple[int, int] = (2, 3)
@@ -71,29 +80,29 @@ class Drift:
     cooldown: timedelta = timedelta(days=14)
     weekly_budget: int = 1
 
-    def floor(self, column: str, check: str) -> float | None:
-        """What the contract says of the check's floor, if anything."""
-        return self.floors.get(f"{column}.{check}", self.floors.get(column))
+    def threshold_of(self, column: str, check: str) -> float | None:
+        """The check's threshold that the contract sets by hand, if it does."""
+        return self.thresholds.get(f"{column}.{check}", self.thresholds.get(column))
 
     def severity_of(self, column: str, check: str) -> Severity | None:
-        """What the contract says should follow from the check, if anything."""
+        """The check's severity that the contract sets by hand, if it does."""
         severity = self.severity.get(f"{column}.{check}", self.severity.get(column))
         return Severity(severity) if severity else None
 
-    def least(self, check: str) -> float:
-        """The least effect of a check that matters at all."""
-        return self.ordinary if check == CheckKind.VALUES else self.share
+    def min_effect(self, check: str) -> float:
+        """The smallest effect of a check that can be drift."""
+        return self.min_distance if check == CheckKind.VALUES else self.min_share
 
 
 @dataclass(frozen=True)
 class Rollout:
     """How a version takes over the traffic, and what it must keep while it has a `share` of it.
 
-    `requests`: that it must answer before it takes over, waited for at most `minutes`; `alone`: what to do
-    when too few came. `errors`: share of its requests that it may fail though the champion does not.
-    `slower`: times the champion's 99th percentile, where that is more than the gate's `latency_ms`. `shift`:
-    total variation distance of the class shares from the champion's, beyond what the gate saw and chance
-    gives. `memory_mb`: growth of a replica.
+    It takes over after `requests` answered requests, waited for at most `minutes`; `alone` says what to do
+    when too few came. `errors`: the share of its requests that may fail beyond the champion's. `slower`: its
+    99th percentile may be this many times the champion's, or the gate's `latency_ms` if that is more.
+    `shift`: total variation distance, 0 to 1, of its class shares from the champion's, beyond what the gate
+    measured and what chance gives. `memory_mb`: how much a replica's memory may grow.
     """
 
     share: float = 0.1

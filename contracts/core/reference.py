@@ -10,32 +10,35 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.special import rel_entr
 from scipy.stats import chi2, t
 
 from contracts.core.binning import Bins, MonitoredColumn
 from contracts.core.classification import is_output
 
-STARTS = 400  # at most: where windows of the training data begin
-WINDOWS = 4  # of them, one after the other, in the training data at least, or they are made shorter
-# Chi-square of two samples is about this times their
-# squared distance and size (the first term of its series).
+STARTS = 400  # the most windows of the training data that are compared with the rest of it
+WINDOWS = 4  # the least number that fit side by side into the training data; shorter ones are used if need be
+# Pearson's chi-square of two samples is about this times their
+# squared distance times their size (the first term of its series).
 CHI_SQUARE_SCALE = 8 * np.log(2)
 
 
 @dataclass(frozen=True)
 class Reference:
-    """One column of the training data: its bins and the rows in each. `ordinary`: by check,
-    the effect that the next window may have though nothing is wrong, even if it were so
-    large that chance had no part in it. `deciles` of a number tell a change of unit."""
+    """One column of the training data: its bins and the rows in each.
+
+    `baseline_effect`: by check, how far an unchanged window can be from the training data, sampling noise
+    apart. `deciles`: those of a number, by which a change of unit is recognized.
+    """
 
     bins: Bins
     counts: np.ndarray
-    ordinary: Mapping[str, float]
+    baseline_effect: Mapping[str, float]
     deciles: tuple[float, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
-        ordinary = {check: float(f"{value:.4g}") for check, value in self.ordinary.items()}
-        return {"bins": self.bins.as_json(), "counts": self.counts.tolist(), "ordinary": ordinary,
+        rounded = {check: float(f"{value:.4g}") for check, value in self.baseline_effect.items()}
+        return {"bins": self.bins.as_json(), "counts": self.counts.tolist(), "ordinary": rounded,
                 "deciles": list(self.deciles)}
 
     @classmethod
@@ -60,26 +63,31 @@ def fold_counts(counts: np.ndarray, places: np.ndarray, coarser: Bins) -> np.nda
     return np.bincount(places, counts, minlength=len(coarser.labels)).astype(np.int64)
 
 
-def merge_versions(mine: Mapping[str, Reference], counts: Mapping[str, np.ndarray], bins: Mapping[str, Bins],
-             others: Mapping[str, np.ndarray]) -> tuple[dict[str, Reference], dict[str, np.ndarray]]:
-    """References and counts of one version, with the inputs that another one counted in its
-    `bins`, each in the coarser of both; a column whose bins neither divides stays without."""
-    references, added = dict(mine), dict(counts)
-    for name in {*mine} & {*bins} & {*others}:
-        one, now = mine[name], counts.get(name, np.zeros(len(mine[name].bins.labels), np.int64))
+def merge_versions(
+    references: Mapping[str, Reference], counts: Mapping[str, np.ndarray], bins: Mapping[str, Bins],
+    others: Mapping[str, np.ndarray],
+) -> tuple[dict[str, Reference], dict[str, np.ndarray]]:
+    """References and counts of one version, with the inputs that another version counted
+    in its `bins` added, in the coarser bins of the two; where neither's divide the
+    other's, the column's counts stay as they are."""
+    merged, added = dict(references), dict(counts)
+    for name in {*references} & {*bins} & {*others}:
+        reference = references[name]
+        now = counts.get(name, np.zeros(len(reference.bins.labels), np.int64))
         if is_output(name):
             continue
-        if (places := one.bins.onto(bins[name])) is not None:
-            references[name] = replace(one, bins=bins[name],
-                                       counts=fold_counts(one.counts, places, bins[name]))
+        if (places := reference.bins.onto(bins[name])) is not None:
+            merged[name] = replace(reference, bins=bins[name],
+                                   counts=fold_counts(reference.counts, places, bins[name]))
             added[name] = fold_counts(now, places, bins[name]) + others[name]
-        elif (places := bins[name].onto(one.bins)) is not None:
-            added[name] = now + fold_counts(others[name], places, one.bins)
-    return references, added
+        elif (places := bins[name].onto(reference.bins)) is not None:
+            added[name] = now + fold_counts(others[name], places, reference.bins)
+    return merged, added
 
 
 def encode_references(references: Mapping[str, Reference]) -> bytes:
-    return json.dumps({name: one.as_json() for name, one in references.items()}, sort_keys=True).encode()
+    columns = {name: reference.as_json() for name, reference in references.items()}
+    return json.dumps(columns, sort_keys=True).encode()
 
 
 def decode_references(content: bytes) -> dict[str, Reference]:
@@ -102,16 +110,12 @@ def shares(counts: np.ndarray) -> np.ndarray:
 
 def jensen_shannon_distance(before: np.ndarray, now: np.ndarray) -> np.ndarray:
     """The Jensen-Shannon distance to the base of 2 of counts or
-    shares; 0 where a side has none at all, which "missing" tells."""
+    shares; 0 where a side has none at all: the check "missing" shows that."""
     before, now = shares(before), shares(now)
     middle = (before + now) / 2
     both = (before.sum(axis=-1) > 0) & (now.sum(axis=-1) > 0)
-    return np.where(both, np.sqrt(np.maximum((_bits(before, middle) + _bits(now, middle)) / 2, 0)), 0.0)
-
-
-def _bits(part: np.ndarray, of: np.ndarray) -> np.ndarray:
-    ratio = np.divide(part, of, out=np.ones(np.broadcast_shapes(part.shape, of.shape)), where=part > 0)
-    return np.asarray(np.sum(part * np.log2(ratio), axis=-1))
+    divergence = (rel_entr(before, middle) + rel_entr(now, middle)).sum(axis=-1) / (2 * np.log(2))
+    return np.where(both, np.sqrt(np.maximum(divergence, 0)), 0.0)
 
 
 def learn_reference(columns: Mapping[str, MonitoredColumn], times: np.ndarray, window: timedelta,
@@ -120,28 +124,28 @@ def learn_reference(columns: Mapping[str, MonitoredColumn], times: np.ndarray, w
     """The reference of every column of the training data, whose n
     rows happened at `times`, in bins that divide those `before`.
 
-    What is ordinary comes from windows of the training data itself, each compared with all the rest of it:
-    what a Sunday or a cold week does is in them. What chance does to so many rows is taken off, so that it
-    can be put on again for the rows of the window that is judged. The limit is that of a prediction interval
-    for one more window after the K that fit into the training data, side by side, in which all checks
-    together fail in `false_alarms` of the windows: Student's t with K - 1 degrees of freedom says how little
-    a few weeks can know of the next.
+    The baseline effects come from windows of the training data itself, each compared with all the rest of
+    it, so that what a Sunday or a cold week does is in them. Sampling noise is subtracted: it is added again
+    for the size of the window that is judged. The limit is a prediction interval for one more window after
+    the K that fit side by side into the training data; in it all checks together fail in `false_alarms` of
+    the windows. Student's t with K - 1 degrees of freedom allows for how little K weeks say of the next.
     """
     order = np.argsort(times, kind="stable")
     parts, fit = _windows(times[order], window)
     bins = {name: Bins.of(*column, None if is_output(name) else before.get(name))
             for name, column in columns.items()}
-    counted = {name: (bins[name], *_counted(bins[name], column.values[order], parts))
-               for name, column in columns.items()}
-    checks = sum(2 + (bins.first > 1) for bins, _, _ in counted.values())
+    counts = {name: (bins[name], *_bin_counts(bins[name], column.values[order], parts))
+              for name, column in columns.items()}
+    checks = sum(2 + (bins.first > 1) for bins, _, _ in counts.values())
     far = float(t.isf(false_alarms / checks, fit - 1) * np.sqrt(1 + 1 / fit))
-    return {name: Reference(bins, whole, _ordinary(bins, whole, inside, far, fit), _deciles(columns[name]))
-            for name, (bins, whole, inside) in counted.items()}
+    return {name: Reference(bins, whole, _baseline_effects(bins, whole, inside, far, fit),
+                            _deciles(columns[name]))
+            for name, (bins, whole, inside) in counts.items()}
 
 
 def _windows(times: np.ndarray, window: timedelta) -> tuple[list[slice], float]:
-    """Windows of the sorted times, a seventh of their length apart,
-    and how many fit side by side; shorter where too few do."""
+    """Windows of the sorted times, each a seventh of its length after the one before,
+    and how many fit side by side; shorter ones where fewer than WINDOWS do."""
     first, last = times[0], times[-1] + np.timedelta64(1, "s")
     length = min(np.timedelta64(window), (last - first) / WINDOWS)
     steps = int((last - first - length) / (length / 7)) + 1
@@ -150,11 +154,11 @@ def _windows(times: np.ndarray, window: timedelta) -> tuple[list[slice], float]:
     return [part for part in found if part.stop > part.start], (last - first) / length
 
 
-def _counted(bins: Bins, values: np.ndarray, parts: list[slice]) -> tuple[np.ndarray, np.ndarray]:
+def _bin_counts(bins: Bins, values: np.ndarray, parts: list[slice]) -> tuple[np.ndarray, np.ndarray]:
     """The rows in each bin (bins,), and in each bin of each window (windows, bins).
 
-    A value of a category is new to a window whose rows are the only ones that have it, and new to the whole
-    where a single row has it: so often does one more row bring a value that was never seen (Good and Turing).
+    A category's value counts as new in a window if no row outside has it, and as new in the whole if a single
+    row has it: that often would one more row bring a value never seen before (Good and Turing).
     """
     codes, size = bins.codes(values), len(bins.labels)
     if bins.kind == "number" or bins.known is None:
@@ -172,10 +176,11 @@ def _counted(bins: Bins, values: np.ndarray, parts: list[slice]) -> tuple[np.nda
                   times == 1), np.array([counts(part, one == times) for part, one in zip(parts, inside)])
 
 
-def _ordinary(bins: Bins, whole: np.ndarray, inside: np.ndarray, far: float, fit: float) -> dict[str, float]:
-    """By check, how far the next window may be: `far` deviations above the mean and
-    no less than the furthest window seen, chance taken off. Squared distances are
-    sums of squares: their cube root is all but normal (Wilson and Hilferty)."""
+def _baseline_effects(bins: Bins, whole: np.ndarray, inside: np.ndarray, far: float,
+                      fit: float) -> dict[str, float]:
+    """By check, the effect that an unchanged window may have: `far` deviations above the mean and
+    no less than the largest seen, sampling noise subtracted. Squared distances are sums
+    of squares: their cube roots are nearly normal (Wilson and Hilferty)."""
     rest = np.maximum(whole - inside, 0)  # a value that is new to a window is not new to the whole
     found = effects(bins, shares(rest), shares(inside))
     known, others = inside[:, bins.first:].sum(axis=1), rest[:, bins.first:].sum(axis=1)

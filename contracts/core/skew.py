@@ -9,14 +9,17 @@ from scipy.stats import linregress
 from contracts.core.contract import Contract
 from contracts.core.features import Columns
 
-CLOSE = 1e-4  # relative: a caller may round
-STRAIGHT = 0.999  # the least R² at which one column is the other in another unit
-MOSTLY = 0.8  # of the faulty rows in one value of a slice, for it to be named
+TOLERANCE = 1e-4  # relative difference that is no skew: a caller may round
+MIN_R2 = 0.999  # of the line from sent to ingested values, for the column to be in another unit
+MIN_SHARE = 0.8  # of the faulty rows in one value of a slice, for it to be named
 
 
 @dataclass(frozen=True)
 class Skew:
-    """One column that disagrees; `is_broken` where the caller's fault has a name, as another unit."""
+    """A column in which sent and ingested values disagree in a `share` of the events.
+
+    `is_broken`: the cause is known to be the caller's, such as another unit.
+    """
 
     column: str
     share: float
@@ -24,62 +27,63 @@ class Skew:
     is_broken: bool = False
 
 
-def find_skew(contract: Contract, sent: Columns, later: Columns) -> list[Skew]:
-    """The columns in which too many of n events were sent
-    otherwise than they were ingested, the most first."""
+def find_skew(contract: Contract, sent: Columns, ingested: Columns) -> list[Skew]:
+    """The columns in which too many of n events were sent with
+    other values than were ingested, the largest share first."""
     times, slices = sent[contract.event_time], {name: sent[name] for name in contract.gate.slices
                                                 if name in sent}
-    found = [_compared(contract, name, sent[name], later[name], times, slices) for name in later]
-    return sorted((one for one in found if one), key=lambda one: -one.share)
+    found = [_compared(contract, name, sent[name], ingested[name], times, slices) for name in ingested]
+    return sorted((skew for skew in found if skew), key=lambda skew: -skew.share)
 
 
 def find_answer_skew(contract: Contract, answered: np.ndarray, recomputed: np.ndarray,
                      times: np.ndarray) -> list[Skew]:
-    """Whether the registered model gives other probabilities,
-    (n, classes), for what was sent than the service answered."""
-    apart = (np.abs(answered - recomputed) > CLOSE).any(axis=1)
-    if not _matters(contract, apart):
+    """Whether the service answered other probabilities, (n, classes), than
+    the registered model gives for the records that were sent."""
+    differs = (np.abs(answered - recomputed) > TOLERANCE).any(axis=1)
+    if not _matters(contract, differs):
         return []
-    return [Skew("prediction", float(apart.mean()),
-                 f"the service answered {apart.mean():.1%} of {len(apart)} records otherwise than the "
-                 f"registered model does{when(times, apart)}")]
+    return [Skew("prediction", float(differs.mean()),
+                 f"the service answered {differs.mean():.1%} of {len(differs)} records with other "
+                 f"probabilities than the registered model gives{when(times, differs)}")]
 
 
-def _compared(contract: Contract, name: str, sent: np.ndarray, later: np.ndarray, times: np.ndarray,
+def _compared(contract: Contract, name: str, sent: np.ndarray, ingested: np.ndarray, times: np.ndarray,
               slices: Mapping[str, np.ndarray]) -> Skew | None:
-    number = sent.dtype.kind == "f" and later.dtype.kind == "f"
-    differs = ~np.isclose(sent, later, rtol=CLOSE, equal_nan=True) if number else _unlike(sent, later)
+    is_number = sent.dtype.kind == "f" and ingested.dtype.kind == "f"
+    differs = (~np.isclose(sent, ingested, rtol=TOLERANCE, equal_nan=True) if is_number
+               else _differs(sent, ingested))
     if not _matters(contract, differs):
         return None
-    unit = _other_unit(sent[differs], later[differs]) if number else ""
-    reason = (f"{name}: sent otherwise than ingested in {differs.mean():.1%} of {len(differs)} records"
-            f"{where(differs, slices)}{when(times, differs)}")
+    unit = _other_unit(sent[differs], ingested[differs]) if is_number else ""
+    reason = (f"{name}: sent with another value than ingested in {differs.mean():.1%} of {len(differs)} "
+              f"records{where(differs, slices)}{when(times, differs)}")
     return Skew(name, float(differs.mean()), f"{reason}{unit}", bool(unit))
 
 
-def _unlike(sent: np.ndarray, later: np.ndarray) -> np.ndarray:
-    both_missing = (sent == None) & (later == None)  # noqa: E711, elementwise
-    return np.asarray((sent != later) & ~both_missing)
+def _differs(sent: np.ndarray, ingested: np.ndarray) -> np.ndarray:
+    both_missing = (sent == None) & (ingested == None)  # noqa: E711, elementwise
+    return np.asarray((sent != ingested) & ~both_missing)
 
 
 def _matters(contract: Contract, faulty: np.ndarray) -> bool:
     return bool(faulty.sum() > max(contract.drift.bad_rows, contract.drift.skew * len(faulty)))
 
 
-def _other_unit(sent: np.ndarray, later: np.ndarray) -> str:
-    """What the ingested values are of those sent, if a straight
-    line says it; nothing for a column of few values."""
-    both = np.isfinite(sent) & np.isfinite(later)
+def _other_unit(sent: np.ndarray, ingested: np.ndarray) -> str:
+    """The line that turns sent values into ingested ones, if they lie
+    on one; empty if not, and for a column of few distinct values."""
+    both = np.isfinite(sent) & np.isfinite(ingested)
     if len(np.unique(sent[both])) < 5:
         return ""
-    line = linregress(sent[both], later[both])
-    if line.rvalue ** 2 < STRAIGHT:
+    line = linregress(sent[both], ingested[both])
+    if line.rvalue ** 2 < MIN_R2:
         return ""
     return f"; another unit: ingested = {line.slope:.4g} x sent {line.intercept:+.4g}"
 
 
 def when(times: np.ndarray, faulty: np.ndarray) -> str:
-    """From when on rows are faulty, and until when if they no longer are."""
+    """Since when rows are faulty; and until when, if the last ones no longer are."""
     first, last = times[faulty].min(), times[faulty].max()
     over = (times > last).mean() > 0.1
     return f", from {_minute(first)} to {_minute(last)}" if over else f", since {_minute(first)}"
@@ -90,27 +94,26 @@ def _minute(time: np.datetime64) -> str:
 
 
 def where(faulty: np.ndarray, slices: Mapping[str, np.ndarray]) -> str:
-    """The value of a slice that holds most of the faulty
-    rows though not most of all rows, if there is one."""
+    """The value of a slice that holds most of the faulty rows,
+    and at least twice its share of all rows; else empty."""
     for name, values in slices.items():
-        found, times = np.unique(values[faulty].astype(str), return_counts=True)
-        most = found[times.argmax()]
-        if (times.max() >= MOSTLY * faulty.sum()
-            and (values.astype(str) == most).mean() < times.max() / faulty.sum() / 2):
-            return f", almost all with {name} {most}"
+        texts, counts = np.unique(values[faulty].astype(str), return_counts=True)
+        commonest, share = texts[counts.argmax()], counts.max() / faulty.sum()
+        if share >= MIN_SHARE and (values.astype(str) == commonest).mean() < share / 2:
+            return f", almost all with {name} {commonest}"
     return ""
 
 
-def find_clock_skew(contract: Contract, unmet: int, shifted: Mapping[str, int]) -> Sequence[Skew]:
-    """Predictions of events that never happened, though they
-    did so a while before or after: whose clock is wrong.
+def find_clock_skew(contract: Contract, unmatched: int, shifted: Mapping[str, int]) -> Sequence[Skew]:
+    """Whether a caller's clock is wrong: predictions without an event at their
+    event time, though there is one a fixed time before or after.
 
-    `shifted`: by a name for the while, how many of the `unmet`
-    predictions find an event there that nobody else predicted.
+    `shifted`: by the name of that time ("1 h later"), how many of the `unmatched`
+    predictions find an event there that no other prediction has.
     """
-    name, many = max(shifted.items(), key=lambda item: item[1], default=("", 0))
-    if many <= contract.drift.bad_rows or many < unmet / 2:
+    name, matched = max(shifted.items(), key=lambda item: item[1], default=("", 0))
+    if matched <= contract.drift.bad_rows or matched < unmatched / 2:
         return []
-    return [Skew(contract.event_time, many / unmet,
-                 f"{contract.event_time}: {many} predictions are of events that happened {name}: a caller's "
-                 f"clock is wrong", is_broken=True)]
+    return [Skew(contract.event_time, matched / unmatched,
+                 f"{contract.event_time}: {matched} predictions are of events that happened {name}: a "
+                 f"caller's clock is wrong", is_broken=True)]

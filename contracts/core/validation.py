@@ -17,86 +17,83 @@ EXAMPLES = 3
 
 @dataclass(frozen=True)
 class CheckedBatch:
-    """A batch after its contract: the rows that passed, the
-    Verdict, and the `faults` of `rows`, the whole batch."""
+    """The `good` rows of a batch, its verdict, and the `violations` found in `rows`, the whole batch."""
 
     good: pd.DataFrame
     verdict: DataVerdict
     rows: pd.DataFrame
-    faults: tuple[RuleViolation, ...] = ()
+    violations: tuple[RuleViolation, ...] = ()
 
     @cached_property
     def bad(self) -> pd.DataFrame:
-        """The rows set aside, with their `reasons`: told when asked
-        for, for a batch that is refused may have millions."""
-        reasons = _reasons(self.faults)
+        """The rows set aside, with their `reasons`; made when first asked for, as they may be millions."""
+        reasons = _reasons(self.violations)
         return self.rows.loc[reasons.index].assign(reasons=reasons).reset_index(drop=True)
 
 
 def check_batch(contract: Contract, batch: pd.DataFrame) -> CheckedBatch:
-    """Hold a batch against the contract's schema; units are read from `batch.attrs["units"]` where stated.
+    """Check a batch against the contract's schema, and units where `batch.attrs["units"]` states them.
 
-    Cells of another type, rows that repeat an earlier one's key and rows that break a rule are set aside;
-    a missing column, a changed unit and a column of which most cells are of another type refuse the batch.
+    Rows with a cell of the wrong type, rows that repeat an earlier row's key and rows that break a rule are
+    set aside. A missing column, a changed unit, or a column mostly of the wrong type fails the whole batch.
     """
     batch = batch.reset_index(drop=True)
-    broken = _missing(contract, batch) + _changed_units(contract, batch)
-    if broken:
-        return _refused(batch, broken)
+    problems = _missing_columns(contract, batch) + _changed_units(contract, batch)
+    if problems:
+        return _refused(batch, problems)
     rows = pd.DataFrame({name: read_cells(batch[name], contract.python_type(name))
                          for name in contract.columns}, copy=False)
-    odd = _odd_cells(contract, batch, rows)
-    broken = _changed_types(batch, odd)
-    if broken:
-        return _refused(rows, broken)
-    typed = _typed(contract, _without(rows, _marked(odd, len(rows))))
-    wrong = [*odd, *find_violations(contract.schema.to_schema(), typed)]
-    broken = [f"{fault.column}: {fault.rule}, found {text}" for fault in wrong if fault.index is None
-              for text in fault.texts()]
-    if broken:
-        return _refused(rows, broken)
-    bad = _marked(wrong, len(rows))
-    again = _repeated(contract, typed, bad)
-    bad |= _marked(again, len(rows))
-    wrong += again
-    verdict = _data_verdict(contract, len(rows), int(bad.sum()), _by_rule(wrong))
-    return CheckedBatch(_without(typed, bad).reset_index(drop=True), verdict, rows, tuple(wrong))
+    mistyped = _mistyped_cells(contract, batch, rows)
+    problems = _changed_types(batch, mistyped)
+    if problems:
+        return _refused(rows, problems)
+    cast = _cast_to_schema(contract, _drop_rows(rows, _row_mask(mistyped, len(rows))))
+    violations = [*mistyped, *find_violations(contract.schema.to_schema(), cast)]
+    problems = [f"{violation.column}: {violation.rule}, found {text}" for violation in violations
+                if violation.index is None for text in violation.texts()]
+    if problems:
+        return _refused(rows, problems)
+    bad = _row_mask(violations, len(rows))
+    duplicates = _duplicate_keys(contract, cast, bad)
+    bad |= _row_mask(duplicates, len(rows))
+    violations += duplicates
+    verdict = _data_verdict(contract, len(rows), int(bad.sum()), _by_rule(violations))
+    return CheckedBatch(_drop_rows(cast, bad).reset_index(drop=True), verdict, rows, tuple(violations))
 
 
-def _marked(wrong: list[RuleViolation], rows: int) -> np.ndarray:
-    """Whether a row has any of these faults, by its index in the batch."""
-    marked = np.zeros(rows, dtype=bool)
-    for fault in wrong:
-        marked[fault.index] = True
-    return marked
+def _row_mask(violations: list[RuleViolation], rows: int) -> np.ndarray:
+    """For each row of the batch, bool (rows,), whether it breaks any of these rules."""
+    mask = np.zeros(rows, dtype=bool)
+    for violation in violations:
+        mask[violation.index] = True
+    return mask
 
 
-def _without(rows: pd.DataFrame, marked: np.ndarray) -> pd.DataFrame:
-    return rows[~marked[rows.index]] if marked.any() else rows
+def _drop_rows(rows: pd.DataFrame, mask: np.ndarray) -> pd.DataFrame:
+    return rows[~mask[rows.index]] if mask.any() else rows
 
 
-def _typed(contract: Contract, rows: pd.DataFrame) -> pd.DataFrame:
-    """Whole numbers and bools as the schema declares them:
-    no cell is missing there any more, unless it may be."""
+def _cast_to_schema(contract: Contract, rows: pd.DataFrame) -> pd.DataFrame:
+    """Cast integers and bools to the types that the schema declares; their missing cells are gone by now."""
     return pd.DataFrame({name: values.astype(contract.columns[name].dtype.type)
                          if contract.python_type(name) in (int, bool) else values
                          for name, values in rows.items()}, copy=False)
 
 
-def _reasons(wrong: tuple[RuleViolation, ...]) -> pd.Series:
-    """All that is wrong with each bad row, by its index."""
-    said: dict[int, str] = {}
-    for fault in wrong:
-        rule = f"{fault.column}: {fault.rule}"
-        texts = ([rule] * len(fault.rows) if fault.column == ROW_RULE
-                 else [f"{rule}, found {text}" for text in fault.texts()])
-        for index, text in zip(fault.rows.tolist(), texts):
-            said[index] = f"{said[index]}; {text}" if index in said else text
-    index = sorted(said)
-    return pd.Series([said[row] for row in index], index, dtype="str")
+def _reasons(violations: tuple[RuleViolation, ...]) -> pd.Series:
+    """By the index of each bad row, all the rules that it breaks."""
+    texts_by_row: dict[int, str] = {}
+    for violation in violations:
+        rule = f"{violation.column}: {violation.rule}"
+        texts = ([rule] * len(violation.rows) if violation.column == ROW_RULE
+                 else [f"{rule}, found {text}" for text in violation.texts()])
+        for index, text in zip(violation.rows.tolist(), texts):
+            texts_by_row[index] = f"{texts_by_row[index]}; {text}" if index in texts_by_row else text
+    index = sorted(texts_by_row)
+    return pd.Series([texts_by_row[row] for row in index], index, dtype="str")
 
 
-def _missing(contract: Contract, batch: pd.DataFrame) -> list[str]:
+def _missing_columns(contract: Contract, batch: pd.DataFrame) -> list[str]:
     return [f"{name}: column missing, rule: the schema declares it" for name in contract.columns
             if name not in batch]
 
@@ -110,49 +107,48 @@ def _changed_units(contract: Contract, batch: pd.DataFrame) -> list[str]:
     ]
 
 
-def _odd_cells(contract: Contract, batch: pd.DataFrame, rows: pd.DataFrame) -> list[RuleViolation]:
-    """The cells that are not of the declared type, the empty
-    ones of numpy's whole numbers and bools among them."""
+def _mistyped_cells(contract: Contract, batch: pd.DataFrame, rows: pd.DataFrame) -> list[RuleViolation]:
+    """The cells that are not of the declared type; of numpy's integers and bools also the empty ones."""
     found = []
     for name, spec in contract.columns.items():
-        kind, unread = contract.python_type(name), rows[name].isna().to_numpy()
-        if not (kind in (int, bool) and isinstance(spec.dtype.type, np.dtype)):  # these are never empty
-            unread = unread & batch[name].notna().to_numpy()
-        if unread.any():
-            rule = f"type {kind.__name__}{' without a zone' if kind is datetime else ''}"
-            found.append(RuleViolation(name, rule, np.flatnonzero(unread), batch[name][unread]))
+        expected, unreadable = contract.python_type(name), rows[name].isna().to_numpy()
+        if not (expected in (int, bool) and isinstance(spec.dtype.type, np.dtype)):  # these can't be empty
+            unreadable = unreadable & batch[name].notna().to_numpy()
+        if unreadable.any():
+            rule = f"type {expected.__name__}{' without a zone' if expected is datetime else ''}"
+            found.append(RuleViolation(name, rule, np.flatnonzero(unreadable), batch[name][unreadable]))
     return found
 
 
-def _changed_types(batch: pd.DataFrame, odd: list[RuleViolation]) -> list[str]:
-    """The columns of which most values are of another type."""
-    wrong = [RuleViolation(fault.column, fault.rule, fault.rows[there], fault.found[there])
-             for fault in odd if (there := fault.found.notna().to_numpy()).any()]
-    return [_reason(rule, f", found {batch[rule.column].dtype}") for rule in _by_rule(wrong)
+def _changed_types(batch: pd.DataFrame, mistyped: list[RuleViolation]) -> list[str]:
+    """The columns of which most values are not of the declared type."""
+    violations = [
+        RuleViolation(violation.column, violation.rule, violation.rows[present], violation.found[present])
+        for violation in mistyped if (present := violation.found.notna().to_numpy()).any()]
+    return [_reason(rule, f", found {batch[rule.column].dtype}") for rule in _by_rule(violations)
             if rule.count > batch[rule.column].notna().sum() / 2]
 
 
-def _repeated(contract: Contract, rows: pd.DataFrame, bad: np.ndarray) -> list[RuleViolation]:
-    """The rows whose key an earlier row has, among those that are not bad."""
+def _duplicate_keys(contract: Contract, rows: pd.DataFrame, bad: np.ndarray) -> list[RuleViolation]:
+    """Of the rows that are not bad, those whose key an earlier row has."""
     if not contract.key:
         return []
     key = rows[list(contract.key)]
-    alike = key[pd.Series(_mixed(key), key.index).duplicated(keep=False) & ~bad[key.index]]
-    again = alike[alike.duplicated()]
-    return ([RuleViolation(ROW_RULE, "an earlier row has its key", again.index.to_numpy(), again)]
-            if len(again) else [])
+    candidates = key[pd.Series(_key_hashes(key), key.index).duplicated(keep=False) & ~bad[key.index]]
+    duplicates = candidates[candidates.duplicated()]
+    return ([RuleViolation(ROW_RULE, "an earlier row has its key", duplicates.index.to_numpy(), duplicates)]
+            if len(duplicates) else [])
 
 
-def _mixed(key: pd.DataFrame) -> np.ndarray:
-    """A number for each row, the same where the key is: those
-    that share one are few, and are compared in full."""
-    mixed = np.zeros(len(key), dtype=np.uint64)
+def _key_hashes(key: pd.DataFrame) -> np.ndarray:
+    """A hash of each row's key, uint64; rows that share one are few, and their keys are compared in full."""
+    hashes = np.zeros(len(key), dtype=np.uint64)
     factors = np.random.default_rng(0).integers(2**63, size=key.shape[1], dtype=np.uint64) * 2 + 1
     for factor, (_, values) in zip(factors, key.items()):
-        whole = isinstance(values.dtype, np.dtype) and values.dtype.kind in "iM"
-        numbers = values.to_numpy().astype(np.int64) if whole else values.factorize()[0]
-        mixed += numbers.astype(np.uint64) * factor
-    return mixed
+        is_integer = isinstance(values.dtype, np.dtype) and values.dtype.kind in "iM"
+        numbers = values.to_numpy().astype(np.int64) if is_integer else values.factorize()[0]
+        hashes += numbers.astype(np.uint64) * factor
+    return hashes
 
 
 def _refused(rows: pd.DataFrame, reasons: list[str]) -> CheckedBatch:

@@ -124,7 +124,7 @@ class Difference(Struct, frozen=True, kw_only=True):
 
 
 class SliceDifference(Struct, frozen=True, kw_only=True):
-    """How far the challenger's log loss is behind the champion's (`behind` > 0: worse) in one slice."""
+    """By how much the challenger's log loss exceeds the champion's in one slice; `behind` > 0: worse."""
 
     column: str
     value: str
@@ -132,12 +132,12 @@ class SliceDifference(Struct, frozen=True, kw_only=True):
     behind: float
 
 
-class GateFigures(Struct, frozen=True, kw_only=True):
+class GateFigures(Struct, frozen=True, kw_only=True, rename={"class_distance": "apart"}):
     """What the gate judged by; what compares with a champion is None where there is none to compare with.
 
     `disagreement`: largest difference of the saved model's probabilities, from a new process, and the
     trainer's. `refit_shift`: mean difference of the judged model's probabilities and those of the one
-    refitted on every row. `apart`: total variation distance of the two models' class shares, 0 to 1.
+    refitted on every row. `class_distance`: total variation distance of the two models' class shares, 0 to 1.
     """
 
     challenger: Metrics
@@ -147,7 +147,7 @@ class GateFigures(Struct, frozen=True, kw_only=True):
     refit_shift: float | None = None
     champion: Metrics | None = None
     paired: Difference | None = None
-    apart: float | None = None
+    class_distance: float | None = None
     slices: list[SliceDifference] = []
 
 

@@ -20,9 +20,9 @@ WINDOW_FORMAT = "%Y-%m-%dT%H%M"  # of a window's folder
 def by_window(length: timedelta, times: np.ndarray) -> Iterator[tuple[datetime, datetime, np.ndarray]]:
     """Each window that holds some of the event times, oldest
     first: its start, its end and a mask of its rows."""
-    left = np.ones(len(times), bool)
-    while left.any():
-        start, end = window_of(times[left].min().item(), length)
-        here = left & (times < np.datetime64(end))
-        yield start, end, here
-        left &= ~here
+    remaining = np.ones(len(times), bool)
+    while remaining.any():
+        start, end = window_of(times[remaining].min().item(), length)
+        inside = remaining & (times < np.datetime64(end))
+        yield start, end, inside
+        remaining &= ~inside

@@ -14,7 +14,7 @@ from flows.releasing.rollout_lock import exclusive_rollout, rollback_waits
 from registry.context import ModelContext
 from registry.events import CanaryJudged, ShadowJudged
 
-LOOK, TELL = 0.5, 15  # seconds between two looks at a canary, and between two words on how far it is
+LOOK, PROGRESS = 0.5, 15  # seconds between two looks at a canary, and between two lines of progress
 FINAL = (CanaryKind.DIED, CanaryKind.ERRORS)  # findings that no further request can mend
 log = logging.getLogger("perennial.rollout")
 
@@ -29,44 +29,44 @@ def run_canary(context: ModelContext, champion: str | None, version: str, mine: 
     policy, urls = context.contract.rollout, tuple(each.url for each in mine)
     routes.route(context.run, context.name, old, champion,
                  TrafficSplit(urls, policy.share if share is None else share, mode))
-    verdict = _watched(context, mine, _apart(context, version))
+    verdict = _await_verdict(context, mine, _expected_distance(context, version))
     judged = CanaryJudged if mode is SplitMode.CANARY else ShadowJudged
     context.ledger.record(judged(version=version, against=champion, verdict=verdict))
     return verdict
 
 
-def _apart(context: ModelContext, version: str) -> float:
-    """The distance of the version's class shares from the
-    champion's that the gate saw; 0 where it compared with none."""
+def _expected_distance(context: ModelContext, version: str) -> float:
+    """The distance of the version's class shares from the champion's that the gate measured; else 0."""
     judged = context.ledger.state().last_judged(version)
-    return (judged.verdict.figures.apart if judged else None) or 0.0
+    return (judged.verdict.figures.class_distance if judged else None) or 0.0
 
 
-def _watched(context: ModelContext, mine: list[Server], apart: float) -> CanaryVerdict:
-    """The Verdict as soon as it can't change for the better,
-    or enough requests were answered, or time is up."""
+def _await_verdict(context: ModelContext, challengers: list[Server], class_distance: float) -> CanaryVerdict:
+    """The verdict, once it is final, or enough requests were answered, or time is up."""
     policy, deadline = context.contract.rollout, time.monotonic() + context.contract.rollout.minutes * 60
-    first, small = canary_metrics.read_counters(context.run,
-                                                context.name), {each.url: each.memory_mb() for each in mine}
-    deaths = {each.url: each.deaths for each in mine}
-    told = time.monotonic()
+    first = canary_metrics.read_counters(context.run, context.name)
+    memory_mb = {server.url: server.memory_mb() for server in challengers}
+    deaths = {server.url: server.deaths for server in challengers}
+    reported = time.monotonic()
     log.info("%s: %s is tried on a part of the callers until it answered %d requests, for %g minutes at most",
-             context.name, mine[0].version[:12], policy.requests, policy.minutes)
+             context.name, challengers[0].version[:12], policy.requests, policy.minutes)
     while True:
         time.sleep(LOOK)
         if rollback_waits(context):
             raise ReleaseFailed(f"{context.name}: the rollout gave way to a rollback; release it again when "
                                 f"it is wanted")
-        died = sum(each.deaths - deaths[each.url] for each in mine)
-        grown = max((each.memory_mb() - small[each.url] for each in mine if each.is_alive), default=0.0)
+        died = sum(server.deaths - deaths[server.url] for server in challengers)
+        grown = max((server.memory_mb() - memory_mb[server.url] for server in challengers
+                     if server.is_alive), default=0.0)
         now = canary_metrics.read_counters(context.run, context.name)
         verdict = canary_verdict(*canary_metrics.canary_sides(first, now, deaths=died, grown_mb=grown),
-                                 policy, latency_ms=context.contract.gate.latency_ms, apart=apart)
+                                 policy, latency_ms=context.contract.gate.latency_ms,
+                                 class_distance=class_distance)
         answered = verdict.figures.challenger.answered
-        if time.monotonic() - told > TELL:
-            told = time.monotonic()
+        if time.monotonic() - reported > PROGRESS:
+            reported = time.monotonic()
             log.info("%s: answered %d of %d requests, %.0f s left", context.name, answered, policy.requests,
-                     deadline - told)
+                     deadline - reported)
         enough = answered >= policy.requests
         if verdict.kind in FINAL or enough or time.monotonic() > deadline:
             return verdict

@@ -66,7 +66,8 @@ def show_window(model: str, window: str, verdict: WindowVerdict, action: Action,
           f"{figures.rows:,} records answered, {figures.bad:,} refused. What is done: **{action}**.",
           f"Report: {f'`{report}`' if report else 'none could be drawn, the log says why'}; with what has "
           f"happened since: `perennial report {model} --window {window}`.",
-          table(("column", "times its floor", "distance of values", "missing, apart", "never seen, more"),
+          table(("column", "times its threshold", "distance of values", "missing, change of share",
+                 "never seen, rise of share"),
                 ranked))
 
 

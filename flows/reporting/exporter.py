@@ -22,8 +22,8 @@ CLOCK = "this machine's clock (UTC) minus event time: of events that are replaye
 GAUGES = {  # name: what it says, and its labels besides the model
     "perennial_up": ("1 where the model's ledger and store could be read for this scrape, else 0", ()),
     "perennial_champion_info": ("1 for the version that is champion, with its number", ("version", "number")),
-    "perennial_drift_over_floor": (
-        "a column's furthest check in the last judged window, in units of its floor; above 1: drift",
+    "perennial_drift_score": (
+        "a column's largest effect in the last judged window, in units of its threshold; above 1: drift",
         ("feature",)),
     "perennial_log_loss": ("log loss of the last judged window on its matured labels", ()),
     "perennial_log_loss_low": ("lower end of the log loss's 95 % interval", ()),
@@ -91,7 +91,7 @@ def samples(context: ModelContext, now: datetime) -> Iterator[Sample]:
 
 def _figures(figures: WindowFigures) -> Iterator[Sample]:
     for feature, score in figures.drift_scores.items():
-        yield "perennial_drift_over_floor", (feature,), score
+        yield "perennial_drift_score", (feature,), score
     gauges = {"log_loss": "log_loss", "low": "log_loss_low", "high": "log_loss_high", "gap": "label_gap",
               "coverage": "label_coverage"}
     for name, gauge in gauges.items():

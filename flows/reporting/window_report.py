@@ -110,7 +110,7 @@ def _how_much(verdict: WindowVerdict, policy: Drift) -> str:
               if is_output(name) is of_outputs}
     if scores:
         return (f", {max(scores, key=lambda name: scores[name])} furthest, {max(scores.values()):.1f} times "
-                f"its floor")
+                f"its threshold")
     return "" if verdict.kind in (WindowKind.FINE, WindowKind.INSUFFICIENT) else f" ({verdict.reasons[0]})"
 
 
@@ -154,7 +154,8 @@ def ranked(figures: WindowFigures, compared: BinnedComparison) -> list[dict[str,
         drifted = any(check.drifted for check in checks.values())
         counts = compared.counts.get(name, all_missing(reference, compared.rows))
         return {"name": name, "output": is_output(name), "drifted": drifted,
-                "score": f"{scores[name]:.2f} × floor" if drifted or scores[name] < 1 else "≤ 1 × floor",
+                "score": (f"{scores[name]:.2f} × threshold" if drifted or scores[name] < 1
+                          else "≤ 1 × threshold"),
                 "checks": [{"what": what, "figures": checks[kind]} for kind, what in CHECKS.items()
                            if kind in checks], "bars": bars(reference, counts)}
 
