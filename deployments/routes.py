@@ -15,7 +15,7 @@ from deployments import load_balancer
 from deployments.load_balancer import TraefikConfiguration
 from deployments.processes import http_get, wait_until
 from service.files import write_text
-from service.limits import LARGEST_BODY
+from service.limits import MAX_BODY_BYTES
 
 UNLIMITED = -1  # bytes of a body kept for a retry; given a limit, Traefik allocates that for each request
 
@@ -97,7 +97,7 @@ def dynamic_configuration(model: str, urls: list[str],
     retry_once = {"attempts": 2, "status": ["500"], "retryNonIdempotentMethod": True,
                   "disableRetryOnNetworkError": True, "maxRequestBodyBytes": UNLIMITED}
     middlewares = {
-        f"{model}-body-limit": {"buffering": {"maxRequestBodyBytes": LARGEST_BODY}},
+        f"{model}-body-limit": {"buffering": {"maxRequestBodyBytes": MAX_BODY_BYTES}},
         f"{model}-strip-prefix": {"stripPrefix": {"prefixes": [f"/{model}"]}},
         f"{model}-retry": {"retry": retry}, f"{model}-retry-once": {"retry": retry_once},
     }

@@ -18,21 +18,21 @@ from flows.reporting.terminal import TIMES, AsJson, Model, console, say
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   help="Keeps machine-learning models alive: checks, trains, judges, ships, watches, renews.")
 app.add_typer(reading)
-QUIET = {  # a flow's error reaches the shell once, not as a log too; nothing is reported to anybody
+QUIET_ENVIRONMENT = {  # a flow's error is printed once, and not logged as well; no usage data is sent
     "PREFECT_LOGGING_LEVEL": "CRITICAL", "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}
 
 
 def main() -> None:
     """Run a command; an error is one line, exit code 2 for the user's mistake and 1 for a failure."""
-    for name, value in QUIET.items():
+    for name, value in QUIET_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    # Prefect tells at an end that some events are still on their way.
+    # At its end Prefect logs that some events are still being sent.
     logging.getLogger("EventsWorker").setLevel(logging.ERROR)
-    told = logging.getLogger("perennial")
-    told.setLevel(logging.INFO)
-    told.addHandler(logging.StreamHandler())
-    told.propagate = False  # Prefect, once it is imported, has a handler on the root that would say it again
+    logger = logging.getLogger("perennial")
+    logger.setLevel(logging.INFO)
+    logger.addHandler(logging.StreamHandler())
+    logger.propagate = False  # Prefect's handler on the root would print everything again
     try:
         app(standalone_mode=True)
     except Exception as error:
@@ -49,17 +49,17 @@ def main() -> None:
 def demo(
     until: Annotated[datetime, typer.Option(
         formats=["%Y-%m-%d"], help="Stop before this event day.")] = datetime(2014, 1, 1),
-    keep: Annotated[bool, typer.Option(help="Leave the servers up and print their addresses.")] = False,
+    keep: Annotated[bool, typer.Option(help="Leave the servers running and print their addresses.")] = False,
     folder: Annotated[Path, typer.Option(help="Where the report goes.")] = Path("build/replay"),
     faults: Annotated[bool, typer.Option(
-        "--faults", help="Put faults in, from May on: another unit, a missing column, a wrong clock, "
-                         "labels that come twice or never; and see what is said of them.")] = False,
+        "--faults", help="Insert faults from May on (another unit, a missing column, a wrong clock, labels "
+                         "that come twice or never) and show whether each is named.")] = False,
 ) -> None:
     """Replay the flights of 2013 through the whole loop and write a report."""
     from flows.demo.faults import FAULTS
     from flows.demo.replay import replay
 
-    directly(replay, until, keep, folder, console, FAULTS if faults else ())
+    run_flow(replay, until, keep, folder, console, FAULTS if faults else ())
 
 
 @app.command()
@@ -74,14 +74,14 @@ def ingest(
                         typer.Option(help="A .parquet or .csv file; default: the contract's source.")] = None,
         as_json: AsJson = False) -> None:
     """Check a batch of labelled events and append it as a new data version."""
-    if start and end and end <= start:  # said before a Prefect server is started to say it
+    if start and end and end <= start:  # checked here, before a Prefect server is started
         from contracts.core.errors import PerennialError
 
         raise PerennialError(f"{model}: nothing to ingest: [{start}, {end}) is empty; name an --end after "
                              f"--start")
     from flows.ingest import ingest as flow
 
-    version = directly(flow, model, start, end, file)
+    version = run_flow(flow, model, start, end, file)
     aside = (f"; {bad:,} bad rows were set aside, with reasons, in data/{model}.bad"
              if (bad := version["set_aside"]) else "")
     say(version, as_json, f"{model}: data version {version['digest'][:12]}, {version['rows']:,} rows{aside}")
@@ -89,15 +89,14 @@ def ingest(
 
 @app.command()
 def labels(model: Model, file: Annotated[str, typer.Argument(
-        help="A .parquet or .csv file: `id` of a prediction, and the columns that the contract's label is "
-             "made of.")]) -> None:
-    """Tell what came true of predictions, by the ids that
-    callers got; for those who can't name the event itself."""
+        help="A .parquet or .csv file with each prediction's `id` and the columns that the contract's "
+             "label is made from.")]) -> None:
+    """Attach ground-truth labels to predictions by id, for callers who can't send the event's key."""
     from flows.monitoring.outcomes import store_labels
     from registry.context import open_model
 
-    console.print(f"{model}: {store_labels(open_model(model), file):,} labels are kept; the next monitor run "
-                  f"of their window scores them")
+    console.print(f"{model}: {store_labels(open_model(model), file):,} labels are stored; the next monitor "
+                  f"run of their window scores them")
 
 
 @app.command()
@@ -109,14 +108,15 @@ def train(
     """Train a challenger on the newest data version, judge it, and release it if it passed."""
     from flows.train import train as flow
 
-    done = directly(flow, model, release=release)
-    asked = f"; callers ask {where}" if done["outcome"] == "released" and (where := _address(model)) else ""
-    said = {"failed": "the gate refused it", "insufficient": "the gate can't tell",
+    result = run_flow(flow, model, release=release)
+    address = _address(model) if result["outcome"] == "released" else None
+    outcomes = {"failed": "the gate refused it", "insufficient": "the gate can't tell",
             "refused": "the canary refused it"}
-    text = f"{model}: version {done['version'][:12]}: {said.get(done['outcome'], done['outcome'])}{asked}"
-    say(done, as_json,
-         "\n".join([text, *(f"- {reason}" for reason in done["why"] if done["outcome"] in said)]))
-    if done["outcome"] not in ("passed", "released"):
+    text = (f"{model}: version {result['version'][:12]}: "
+            f"{outcomes.get(result['outcome'], result['outcome'])}{_address_note(address)}")
+    say(result, as_json,
+         "\n".join([text, *(f"- {reason}" for reason in result["why"] if result["outcome"] in outcomes)]))
+    if result["outcome"] not in ("passed", "released"):
         raise typer.Exit(1)
 
 
@@ -125,28 +125,32 @@ def release(model: Model,
             version: Annotated[str,
                                typer.Argument(help="champion, an alias, a number or a digest.")] = "champion",
             as_json: AsJson = False) -> None:
-    """Put a version that passed the gate in front of the callers."""
+    """Release a version that passed the gate: start its replicas and send it the traffic."""
     from flows.release import release as flow
     from registry.context import open_model
     from registry.models import resolve
 
-    done = directly(flow, model, resolve(open_model(model).ledger, version))
-    if done["outcome"] == "refused":
-        say(done, as_json,
-             f"{model}: the canary refused {done['version'][:12]}: {'; '.join(done['canary']['reasons'])}")
+    result = run_flow(flow, model, resolve(open_model(model).ledger, version))
+    if result["outcome"] == "refused":
+        reasons = "; ".join(result["canary"]["reasons"])
+        say(result, as_json, f"{model}: the canary refused {result['version'][:12]}: {reasons}")
         raise typer.Exit(1)
-    asked = f"; callers ask {where}" if (where := _address(model)) else ""
-    say(done, as_json, f"{model}: {done['version'][:12]} serves at {', '.join(done['replicas'])}{asked}")
+    say(result, as_json, f"{model}: {result['version'][:12]} serves at {', '.join(result['replicas'])}"
+                         f"{_address_note(_address(model))}")
+
+
+def _address_note(address: str | None) -> str:
+    return f"; callers ask {address}" if address else ""
 
 
 def _address(model: str) -> str | None:
-    """Where callers reach the model on this machine."""
+    """Where callers reach the model on this machine; None if it is not served here."""
     from deployments import routes
     from registry.context import open_model
 
     context = open_model(model)
-    found = routes.model_url(context.run, context.name)
-    return f"POST {found}/predict" if found else None
+    url = routes.model_url(context.run, context.name)
+    return f"POST {url}/predict" if url else None
 
 
 @app.command()
@@ -155,19 +159,18 @@ def shadow(
             str, typer.Argument(help="An alias, a number or a digest; it need not have passed the gate.")],
         share: Annotated[float, typer.Option(help="Of the requests, in whole percents.")] = 0.2,
         as_json: AsJson = False) -> None:
-    """Let a version see a share of the traffic and compare
-    it with the champion; no caller sees its answers."""
+    """Send a version a copy of a share of the traffic and compare it with the champion, unseen by callers."""
     from contracts.core.verdict import as_json as to_json
-    from flows.releasing.canary import shadow as watch
+    from flows.releasing.canary import shadow as run_shadow
     from flows.releasing.image import artifact_of
     from registry.context import open_model
     from registry.models import resolve
 
     context = open_model(model)
-    named = resolve(context.ledger, version)
-    verdict = watch(context, named, artifact_of(context, named), share)
+    options = resolve(context.ledger, version)
+    verdict = run_shadow(context, options, artifact_of(context, options), share)
     say(to_json(verdict), as_json,
-         f"{model}: {named[:12]} in the shadow: {verdict.kind}\n" + "\n".join(verdict.reasons))
+         f"{model}: {options[:12]} in the shadow: {verdict.kind}\n" + "\n".join(verdict.reasons))
     if not verdict.passed:
         raise typer.Exit(1)
 
@@ -176,14 +179,14 @@ def shadow(
 def ship(
         model: Model, every: Annotated[
             float | None,
-            typer.Option(help="Seconds; goes on until it is told to end. Default: once.")] = None) -> None:
-    """Copy the profiles that replicas wrote on this machine (PERENNIAL_RUN) to the store."""
+            typer.Option(help="Repeat every so many seconds until Ctrl-C. Default: once.")] = None) -> None:
+    """Copy the traffic profiles of the replicas on this machine (PERENNIAL_RUN) to the store."""
     from registry.context import open_model
-    from registry.traffic import ship as copy
+    from registry.traffic import ship as ship_once
     from registry.traffic import ship_periodically
 
     context = open_model(model)
-    shipped = ship_periodically(context, every) if every else copy(context)
+    shipped = ship_periodically(context, every) if every else ship_once(context)
     console.print(f"{model}: {shipped} new or changed profiles are in {context.store.address}",
                   highlight=False)
 
@@ -192,9 +195,9 @@ def ship(
 def monitor(
         model: Model, window: Annotated[
             datetime | None,
-            typer.Option(formats=TIMES, help="Its start; default: every closed one not yet judged.")] = None,
+            typer.Option(formats=TIMES, help="Its start; default: every closed window that is due.")] = None,
         as_json: AsJson = False) -> None:
-    """Judge windows of traffic: what drifted, and what follows."""
+    """Judge windows of traffic, and act on what was found."""
     from flows.monitor import monitor as flow
     from flows.monitoring.windows import closed, due
     from registry.context import open_model
@@ -203,15 +206,18 @@ def monitor(
     context = open_model(model)
     ship(context)
     windows = [closed(context, window.isoformat())] if window else due(context)
-    judged = {each.isoformat(): directly(flow, model, each.isoformat()) for each in windows}
-    lines = [f"{key}: {one['verdict']['kind']} → {one['action']}" for key, one in judged.items()]
-    say(judged, as_json, "\n".join(lines) or f"{model}: no closed window waits to be judged")
+    judged = {start.isoformat(): run_flow(flow, model, start.isoformat()) for start in windows}
+    lines = [f"{key}: {judgement['verdict']['kind']} → {judgement['action']}"
+             for key, judgement in judged.items()]
+    say(judged, as_json, "\n".join(lines) or f"{model}: no closed window is due")
 
 
 @app.command()
-def serve(model: Model,
-          port: Annotated[int,
-                          typer.Option(help="The balancer's; a free one where it is taken.")] = 8080) -> None:
+def serve(
+    model: Model,
+    port: Annotated[int, typer.Option(
+        help="The load balancer's port; another one if it is taken.")] = 8080,
+) -> None:
     """Serve the champion behind the load balancer until Ctrl-C."""
     import signal
 
@@ -237,21 +243,19 @@ def rollback(
     reason: Annotated[str, typer.Option(help="Kept in the ledger.")] = "asked by a person",
     as_json: AsJson = False,
 ) -> None:
-    """Return to an earlier version: the ledger first learns
-    why, and the traffic follows where this machine serves."""
+    """Make an earlier version champion again, and send it the traffic if this machine serves the model."""
     from flows.releasing.serving import roll_back
 
-    done = roll_back(model, to, reason)
-    say(done, as_json, f"{model}: {done['from'][:12]} → {done['to'][:12]}")
+    result = roll_back(model, to, reason)
+    say(result, as_json, f"{model}: {result['from'][:12]} → {result['to'][:12]}")
 
 
 @app.command()
 def down(
     model: Annotated[str | None, typer.Argument(
-        help="Only this one; default: all that runs in PERENNIAL_RUN, and what `demo --keep` left.")] = None,
+        help="Stop only this one; default: all in PERENNIAL_RUN, and what `demo --keep` left.")] = None,
 ) -> None:
-    """End what serves on this machine: replicas, the load balancer,
-    and the demo's servers. Callers get no answer then."""
+    """Stop serving on this machine: replicas, the load balancer, and the demo's servers."""
     from deployments import fleet, routes
     from registry.context import open_model
     from registry.settings import demo_folder, run_folder
@@ -280,18 +284,18 @@ def deploy() -> None:
 
     require_prefect()
     register()
-    to_webhook(hook := alert_webhook())
-    told = "; alerts go to the webhook" if hook else ""
-    console.print(f"deployed: perennial's flows, their schedule and the automation{told}", soft_wrap=True)
+    to_webhook(webhook := alert_webhook())
+    logger = "; alerts go to the webhook" if webhook else ""
+    console.print(f"deployed: perennial's flows, their schedule and the automation{logger}", soft_wrap=True)
 
 
-def directly(flow: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
-    """Run flows in this process, without Prefect's heartbeat:
-    at a flow's end it sleeps on for up to a second."""
+def run_flow(flow: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """Run a flow in this process, without Prefect's heartbeat, which
+    delays a flow's end by up to a second."""
     from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
     from flows.prefect_api import require_prefect
 
     require_prefect()
     with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
-        return flow(*arguments, **named)
+        return flow(*arguments, **options)

@@ -15,13 +15,14 @@ from registry.context import open_model
 
 @flow(name="release", flow_run_name="{model} {version:.12}")
 def release(model: str, version: str = "champion") -> RolloutResult:
-    """Put a version that passed the gate (or the champion again) in front of the callers."""
+    """Release a version that passed the gate, or the champion again."""
     tag_run(model)
     return release_version(model, models.resolve(open_model(model).ledger, version))
 
 
 def release_version(model: str, version: str) -> RolloutResult:
-    """Its `outcome` is "released", or "refused" by the canary; raises NotAllowed before anything is built."""
+    """Build and roll out a version; the outcome is "released", or "refused" by the canary.
+    Raises NotAllowed, before anything is built, if the gate did not pass it."""
     open_model(model).ledger.must_allow(version)
     bento = bento_of(model, version)
     image = image_of(model, version, bento) if images.configured() else None

@@ -9,18 +9,18 @@ import pandas as pd
 from contracts.core.errors import PerennialError
 
 
-def read_table(path: Path, here: Any = None) -> pd.DataFrame:
-    """A file's rows, of a .csv all as text; a unit in a .csv's header, `temp [°C]`, is
-    read as one. Of a .parquet file only those for which an Arrow expression holds."""
+def read_table(path: Path, condition: Any = None) -> pd.DataFrame:
+    """A file's rows; a .csv's cells are text, and a unit in its header, `temp [°C]`, goes to
+    `attrs["units"]`. Of a .parquet file only the rows that fulfil an Arrow expression."""
     if not path.is_file():
         raise PerennialError(f"no file {path}; name a .parquet or .csv file")
     if path.suffix not in (".parquet", ".csv"):
         raise PerennialError(f"{path} is a {path.suffix!r}; name a .parquet or .csv file")
     try:
-        rows = (pd.read_parquet(path, filters=here) if path.suffix == ".parquet"
+        rows = (pd.read_parquet(path, filters=condition) if path.suffix == ".parquet"
                 else pd.read_csv(path, dtype="str"))
-    except (ValueError, OSError) as error:  # pandas' and Arrow's own are among them
-        raise PerennialError(f"{path} can't be read as {path.suffix}: {error}; mend it or name another "
+    except (ValueError, OSError) as error:  # pandas' and Arrow's errors are subclasses
+        raise PerennialError(f"{path} can't be read as {path.suffix}: {error}; correct it or name another "
                              f"--file") from error
     if path.suffix == ".csv":
         heads = [re.findall(r"^(.+?)(?: \[(.+)\])?$", head)[0] for head in rows]  # "dep_delay [min]"

@@ -16,8 +16,7 @@ BY_HAND = "by hand"  # the window of a training that a person asked for
 
 
 class TrainingResult(TypedDict):
-    """`outcome`: of the gate or the release, "nothing to do"
-    where the ledger holds no claim; `why`: the reasons."""
+    """`outcome` of the gate or the release, or "nothing to do" without an open claim; `why`: its reasons."""
 
     outcome: str
     window: str
@@ -48,7 +47,7 @@ def train(model: str, window: str = BY_HAND, reason: str = "asked by a person",
 
 @train.on_failure
 def record_failure(flow: Any, flow_run: FlowRun, state: State[Any]) -> None:
-    """Tell the ledger, so that the reconciler tries again, and gives up in the end."""
+    """Record the failed run, so that the reconciler starts another, and after a few gives up."""
     if flow_run.parameters.get("window", BY_HAND) != BY_HAND:
         open_model(flow_run.parameters["model"]).ledger.retrain_failed(flow_run.parameters["window"],
                                                                        state.message or state.name

@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -14,21 +13,22 @@ from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
 from contracts.core.contract import Contract
-from contracts.core.digests import digest_of
+from contracts.core.digests import JsonObject, digest_of
 from contracts.core.errors import NotFound, PerennialError
 from registry import layout
 from registry.store import Store
 
-MARK = "perennial"  # the commit's metadata that holds the reference, and the id that makes appends conflict
-KEEP = {"delta.logRetentionDuration": "interval 36500 days", "delta.enableExpiredLogCleanup": "false"}
-TRIES = 20
-CHUNK = 200_000  # rows that are held at a time where a version is read from end to end
+METADATA_KEY = "perennial"  # of a commit's metadata; and the transaction's id, which makes appends conflict
+TABLE_PROPERTIES = {"delta.logRetentionDuration": "interval 36500 days",
+                    "delta.enableExpiredLogCleanup": "false"}
+MAX_ATTEMPTS = 20
+CHUNK_ROWS = 200_000  # held in memory at a time where a version is read from end to end
 
 
 @dataclass(frozen=True)
 class DataVersion:
-    """One state of a model's table: `start`, `end` and `rows` of all that it holds, `batch_start`,
-    `batch_end` and `batch` (a digest) of what was added last, which may be older than the rest."""
+    """One state of a model's table: `start`, `end` and `rows` of all its rows; `batch_start`,
+    `batch_end` and `batch` (a digest) of the batch added last, which may be of older events."""
 
     table: str
     version: int
@@ -43,70 +43,74 @@ class DataVersion:
     batch_start: str
     batch_end: str
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> JsonObject:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, stored: dict[str, Any]) -> "DataVersion":
-        # Versions once had but these.
+    def from_json(cls, stored: JsonObject) -> "DataVersion":
+        # The first versions had no times of the batch: each added one at the end.
         return cls(**({"batch_start": stored["start"], "batch_end": stored["end"]} | stored))
 
 
 def append(store: Store, contract: Contract, frame: pd.DataFrame, start: datetime,
            end: datetime) -> DataVersion:
-    """Append the rows of [start, end); the same batch again gives the first reference and adds nothing.
+    """Append the rows of [start, end); the same batch again adds nothing and returns its first version.
 
-    Of a batch that overlaps older ones, rows whose key is there already are left out.
+    Rows whose key is there already, in a batch that overlaps, are left out.
     """
     if frame.empty:
         raise NotFound(f"{contract.name}: no row in [{start}, {end}) to ingest; name a window that has some")
     table, batch, window = layout.data_table(contract.name), content_digest(frame), (start.isoformat(),
                                                                                      end.isoformat())
-    for _ in range(TRIES):
-        known = versions(store, contract.name)
-        for one in known:
-            if (one.batch, one.batch_start, one.batch_end) == (batch, *window):
-                return one
-        rows = _new_rows(store, contract, frame, known, start, end)
-        last = known[-1] if known else None
+    for _ in range(MAX_ATTEMPTS):
+        existing = versions(store, contract.name)
+        for version in existing:
+            if (version.batch, version.batch_start, version.batch_end) == (batch, *window):
+                return version
+        rows = _new_rows(store, contract, frame, existing, start, end)
+        last = existing[-1] if existing else None
         reference = DataVersion(
             table, last.version + 1 if last else 0,
-            min([window[0], *(one.start for one in known)]), max([window[1], *(one.end for one in known)]),
+            min([window[0], *(version.start for version in existing)]),
+            max([window[1], *(version.end for version in existing)]),
             len(rows) + (last.rows if last else 0), contract.event_time, batch,
             digest_of([last.digest if last else "", batch, *window]), contract.digest,
             datetime.now(UTC).isoformat(timespec="seconds"), *window)
         try:
             _commit(store, table, rows, reference, last)
         except DeltaError:
-            if len(versions(store, contract.name)) == len(known):
+            if len(versions(store, contract.name)) == len(existing):
                 raise
             continue  # another writer came first
         return reference
-    raise PerennialError(f"{contract.name}: {TRIES} other writers came first; ingest [{start}, {end}) again")
+    raise PerennialError(f"{contract.name}: {MAX_ATTEMPTS} other writers came first; ingest [{start}, "
+                         f"{end}) again")
 
 
 def _commit(store: Store, table: str, rows: pd.DataFrame, reference: DataVersion,
             last: DataVersion | None) -> None:
-    properties = CommitProperties(custom_metadata={MARK: json.dumps(asdict(reference))},
-                                  app_transactions=[Transaction(MARK, reference.version)])
+    properties = CommitProperties(custom_metadata={METADATA_KEY: json.dumps(asdict(reference))},
+                                  app_transactions=[Transaction(METADATA_KEY, reference.version)])
     target = DeltaTable(_uri(store, table), last.version, _options(store)) if last else _uri(store, table)
     write_deltalake(
         target, pa.Table.from_pandas(rows, preserve_index=False), mode="append" if last else "error",
-        configuration=None if last else KEEP, commit_properties=properties, storage_options=_options(store))
+        configuration=None if last else TABLE_PROPERTIES, commit_properties=properties,
+        storage_options=_options(store))
 
 
-def _new_rows(store: Store, contract: Contract, frame: pd.DataFrame, known: list[DataVersion],
+def _new_rows(store: Store, contract: Contract, frame: pd.DataFrame, existing: list[DataVersion],
               start: datetime, end: datetime) -> pd.DataFrame:
-    overlaps = any(one.batch_start < end.isoformat() and start.isoformat() < one.batch_end for one in known)
+    overlaps = any(version.batch_start < end.isoformat() and start.isoformat() < version.batch_end
+                   for version in existing)
     if not overlaps:
         return frame
     if not contract.key:
         raise PerennialError(f"{contract.name}: [{start}, {end}) overlaps a batch that is there, and the "
-                             f"contract names no key to tell old rows from new; ingest from {known[-1].end} "
-                             f"on, or give the contract a key")
-    there = read(store, known[-1], start, end)[list(contract.key)].drop_duplicates()
-    found = frame.merge(there, on=list(contract.key), how="left", indicator="was")["was"] == "both"
-    return frame[~found.to_numpy()]
+                             f"contract has no key to distinguish old rows from new; ingest from "
+                             f"{existing[-1].end} on, or give the contract a key")
+    existing_keys = read(store, existing[-1], start, end)[list(contract.key)].drop_duplicates()
+    merged = frame.merge(existing_keys, on=list(contract.key), how="left", indicator="source")
+    return frame[(merged["source"] != "both").to_numpy()]
 
 
 def content_digest(frame: pd.DataFrame) -> str:
@@ -122,16 +126,17 @@ def versions(store: Store, model: str) -> list[DataVersion]:
         history = DeltaTable(_uri(store, layout.data_table(model)), storage_options=_options(store)).history()
     except TableNotFoundError:
         return []
-    return [DataVersion.from_json(json.loads(commit[MARK])) for commit in reversed(history) if MARK in commit]
+    return [DataVersion.from_json(json.loads(commit[METADATA_KEY])) for commit in reversed(history)
+            if METADATA_KEY in commit]
 
 
 def newest(store: Store, model: str) -> DataVersion:
     """The newest version; raises NotFound."""
-    known = versions(store, model)
-    if not known:
+    existing = versions(store, model)
+    if not existing:
         raise NotFound(f"{model}: nothing ingested in {store.address}; run: perennial ingest {model} --start "
                        f"… --end …")
-    return known[-1]
+    return existing[-1]
 
 
 def read(store: Store, version: DataVersion, start: datetime | None = None,
@@ -146,41 +151,41 @@ def read(store: Store, version: DataVersion, start: datetime | None = None,
 
 def chunks(store: Store, version: DataVersion, columns: Sequence[str],
            share: tuple[int, int] = (0, 1)) -> Iterator[pd.DataFrame]:
-    """All rows of exactly this version, some CHUNK at a time, the files with the
-    oldest events first; or (i, n): those of the i-th of n shares of its files."""
+    """The rows of exactly this version, CHUNK_ROWS or so at a time, files with the
+    oldest events first. `share` (i, n): only the i-th of n equal parts of its files."""
     table = DeltaTable(_uri(store, version.table), version.version, _options(store))
     actions = pa.table(table.get_add_actions(flatten=True))
-    # Missing where the column stands too far to the right for Delta to keep its least value.
+    # Delta keeps statistics of the first columns only: of a later one there is no minimum.
     oldest = f"min.{version.event_time}"
-    begins = dict(zip(actions["path"].to_pylist(),
+    oldest_by_path = dict(zip(actions["path"].to_pylist(),
                       actions[oldest].to_pylist() if oldest in actions.column_names else ()))
     whole = table.to_pyarrow_dataset()
-    files = sorted(whole.get_fragments(), key=lambda file: (str(begins.get(file.path)), file.path))
-    held: list[pa.RecordBatch] = []
+    files = sorted(whole.get_fragments(), key=lambda file: (str(oldest_by_path.get(file.path)), file.path))
+    batches: list[pa.RecordBatch] = []
     for file in files[share[0]::share[1]]:
-        for batch in file.to_batches(whole.schema, columns=list(columns), batch_size=CHUNK, batch_readahead=1,
-                                     fragment_readahead=1):
-            held.append(batch)
-            if sum(map(len, held)) >= CHUNK:
-                yield pa.Table.from_batches(held).to_pandas()
-                held = []
-    if held:
-        yield pa.Table.from_batches(held).to_pandas()
+        for batch in file.to_batches(whole.schema, columns=list(columns), batch_size=CHUNK_ROWS,
+                                     batch_readahead=1, fragment_readahead=1):
+            batches.append(batch)
+            if sum(map(len, batches)) >= CHUNK_ROWS:
+                yield pa.Table.from_batches(batches).to_pandas()
+                batches = []
+    if batches:
+        yield pa.Table.from_batches(batches).to_pandas()
 
 
 def set_aside(store: Store, contract: Contract, bad: pd.DataFrame, start: datetime, end: datetime) -> None:
-    """Keep the rows that broke a rule, with their `reasons`; the same ones again are kept once."""
+    """Store the rows that broke a rule, with their `reasons`; the same rows again are stored once."""
     table, batch = layout.bad_rows_table(contract.name), content_digest(bad)
     try:
-        known = DeltaTable(_uri(store, table), storage_options=_options(store)).history()
+        existing = DeltaTable(_uri(store, table), storage_options=_options(store)).history()
     except TableNotFoundError:
-        known = []
-    if any(commit.get(MARK) == batch for commit in known):
+        existing = []
+    if any(commit.get(METADATA_KEY) == batch for commit in existing):
         return
     rows = bad.assign(batch_start=start, batch_end=end)
     write_deltalake(_uri(store, table), pa.Table.from_pandas(rows, preserve_index=False), mode="append",
-                    configuration=None if known else KEEP, storage_options=_options(store),
-                    commit_properties=CommitProperties(custom_metadata={MARK: batch}))
+                    configuration=None if existing else TABLE_PROPERTIES, storage_options=_options(store),
+                    commit_properties=CommitProperties(custom_metadata={METADATA_KEY: batch}))
 
 
 def bad_rows(store: Store, model: str) -> pd.DataFrame:
@@ -197,7 +202,7 @@ def _uri(store: Store, table: str) -> str:
 
 
 def _options(store: Store) -> dict[str, str] | None:
-    """delta-rs reads keys and region from the environment as boto3 does; the rest it must be told."""
+    """delta-rs's options; keys and region it reads from the environment, as boto3 does."""
     if not store.address.startswith("s3://"):
         return None
     endpoint = os.environ.get("AWS_ENDPOINT_URL", "")

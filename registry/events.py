@@ -7,16 +7,21 @@ struct, so that a newer reader still verifies what an older writer appended.
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, TypeAlias, get_args
+from typing import TypeAlias, get_args
 
 import msgspec
 from msgspec import Struct
 
+from contracts.core.digests import JsonObject
 from contracts.core.retraining import RefusalRule
 from contracts.core.verdict import CanaryVerdict, DataVerdict, GateVerdict, WindowVerdict
 
 # Raise it with a change that an older reader can't follow, and add the step from the old form to `upgraded`.
 FORMAT = 2
+
+
+# What some fields of an alert are called where it is stored, and in Prefect's events.
+ALERT_KEYS = {"message": "what", "drift_scores": "far", "response": "doing"}
 
 
 class AlertState(StrEnum):
@@ -167,25 +172,25 @@ class RetrainFinished(Recorded, frozen=True, kw_only=True, tag="retrain_finished
     why: str | None = None
 
 
-class AlertRaised(Recorded, frozen=True, kw_only=True, tag="alert_raised"):
-    """A cause that a person is told of. `far`: the drift
-    scores of the columns furthest from the training data."""
+class AlertRaised(Recorded, frozen=True, kw_only=True, tag="alert_raised", rename=ALERT_KEYS):
+    """An alert was raised. `drift_scores`: those of the columns that drifted most;
+    `response`: what is being done about it; `since`: the window where its cause began."""
 
     key: str
     kind: str
     window: str
-    what: str
-    far: dict[str, float]
+    message: str
+    drift_scores: dict[str, float]
     since: str
-    doing: str
+    response: str
     version: str
 
 
-class AlertOver(Recorded, frozen=True, kw_only=True, tag="alert_over"):
-    """`over`: the window with which the cause was over."""
+class AlertOver(Recorded, frozen=True, kw_only=True, tag="alert_over", rename={"ended_by": "over"}):
+    """An alert ended. `ended_by`: the window without its cause; `ended`: why, in words."""
 
     key: str
-    over: str
+    ended_by: str
     ended: str
 
 
@@ -225,14 +230,14 @@ def kind_of(data: Recorded) -> str:
     return str(data.__struct_config__.tag)
 
 
-def encode_data(data: Recorded) -> dict[str, Any]:
+def encode_data(data: Recorded) -> JsonObject:
     """An event's data as JSON values, as its digest is taken over them."""
-    plain: dict[str, Any] = msgspec.to_builtins(data, str_keys=True)
+    plain: JsonObject = msgspec.to_builtins(data, str_keys=True)
     del plain["event"]
     return plain
 
 
-def decode_data(kind: str, stored: dict[str, Any], stored_format: int) -> Data:
+def decode_data(kind: str, stored: JsonObject, stored_format: int) -> Data:
     """An event's data from its stored form; raises KeyError or msgspec.ValidationError."""
     if stored_format < FORMAT:
         stored = upgraded(kind, stored)
@@ -240,7 +245,7 @@ def decode_data(kind: str, stored: dict[str, Any], stored_format: int) -> Data:
     return data
 
 
-def upgraded(kind: str, stored: dict[str, Any]) -> dict[str, Any]:
+def upgraded(kind: str, stored: JsonObject) -> JsonObject:
     """Data of format 1 in the form of format 2: a refusal names its rule, an estimate all its figures."""
     if kind == "retrain_refused":
         rules = (rule for words, rule in WORDS_OF_FORMAT_1.items() if words in stored["why"])

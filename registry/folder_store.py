@@ -12,7 +12,7 @@ from contracts.core.errors import Conflict, NotFound
 
 
 class FolderStore:
-    """A folder; a file appears whole or not at all."""
+    """A folder in which a file appears whole or not at all."""
 
     def __init__(self, folder: Path):
         self.folder = folder.absolute()
@@ -29,36 +29,36 @@ class FolderStore:
             raise NotFound(f"nothing under {key!r} in {self.address}") from None
 
     def create(self, key: str, content: bytes) -> None:
-        with self._written(key, content) as beside:
+        with self._temporary(key, content) as temporary:
             try:
-                # Fails where the name exists: the one atomic put-if-absent.
-                os.link(beside, self.folder / key)
+                # A hard link fails if the name exists: the one atomic put-if-absent.
+                os.link(temporary, self.folder / key)
             except FileExistsError:
                 raise Conflict(f"{key} is there already in {self.address}") from None
 
     def swap(self, key: str, content: bytes, tag: str) -> None:
-        with self._written(key, content) as beside, open(self.folder / ".lock", "w") as lock:
+        with self._temporary(key, content) as temporary, open(self.folder / ".lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if self.read(key)[1] != tag:
                 raise Conflict(f"{key} has changed in {self.address}")
-            os.replace(beside, self.folder / key)
+            os.replace(temporary, self.folder / key)
 
     @contextmanager
-    def _written(self, key: str, content: bytes) -> Iterator[str]:
-        """The content, safe on disk beside its place; what the caller leaves of it goes."""
+    def _temporary(self, key: str, content: bytes) -> Iterator[str]:
+        """A temporary file of the content, synced to disk in the key's folder and removed afterwards."""
         folder = (self.folder / key).parent
         folder.mkdir(parents=True, exist_ok=True)
-        handle, beside = tempfile.mkstemp(prefix=".tmp-", dir=folder)
+        handle, temporary = tempfile.mkstemp(prefix=".tmp-", dir=folder)
         try:
             with os.fdopen(handle, "wb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-            yield beside
+            yield temporary
             _sync(folder)
         finally:
             with suppress(FileNotFoundError):
-                os.unlink(beside)
+                os.unlink(temporary)
 
     def list(self, prefix: str) -> list[str]:
         start = self.folder / prefix.rpartition("/")[0]

@@ -5,7 +5,7 @@
     models/MODEL/VERSION/FILE                   the files of a version
     profiles/MODEL/VERSION/WINDOW/REPLICA.bin   traffic in counts
     predictions/MODEL/VERSION/WINDOW/*.parquet  logged predictions
-    labels/MODEL/DIGEST.parquet                 labels that came for the ids of predictions
+    labels/MODEL/DIGEST.parquet                 labels sent for the ids of predictions
     reports/MODEL/WINDOW.html                   the pages of judged windows
 """
 
@@ -19,7 +19,7 @@ PROFILES, PREDICTIONS = "profiles", "predictions"
 
 
 class TrafficKey(NamedTuple):
-    """What the key of a profile or of a file of predictions says."""
+    """The parts of the key of a profile or of a file of predictions."""
 
     version: str
     start: datetime

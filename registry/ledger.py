@@ -4,12 +4,11 @@ import json
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import reduce
-from typing import Any
 
 from msgspec import ValidationError
 
 from contracts.core import retraining
-from contracts.core.digests import canonical_json, digest_of
+from contracts.core.digests import JsonObject, canonical_json, digest_of
 from contracts.core.errors import Conflict, Corrupt, PerennialError
 from contracts.core.policies import Drift
 from contracts.core.retraining import MAX_RUNS, Claim, ClaimState
@@ -36,8 +35,8 @@ from registry.events import (
 from registry.state import State, fold
 from registry.store import Store
 
-TRIES = 100  # a writer that loses this many races in a row gives up
-DERIVED = ("champion", "previous")
+MAX_ATTEMPTS = 100  # after which a writer that other writers are always ahead of gives up
+DERIVED_ALIASES = ("champion", "previous")
 
 Decision = Callable[[State], Data | None]
 
@@ -47,25 +46,25 @@ class Ledger:
 
     def __init__(self, store: Store, model: str):
         self.store, self.model = store, model
-        self._known: list[Event] = []
+        self._verified: list[Event] = []
 
     def events(self) -> list[Event]:
         """All events, their chain verified; raises Corrupt."""
         keys = self.store.list(layout.events(self.model))
-        for seq, key in enumerate(keys[len(self._known):], start=len(self._known)):
+        for seq, key in enumerate(keys[len(self._verified):], start=len(self._verified)):
             if key != self._key(seq):
                 raise Corrupt(f"{self.model}: {key} is where {self._key(seq)} should be in "
                               f"{self.store.address}; restore event {seq} from a backup, or remove what is "
                               f"no event")
-            self._known.append(self._read(seq))
-        return list(self._known)
+            self._verified.append(self._read(seq))
+        return list(self._verified)
 
     def _read(self, seq: int) -> Event:
         try:
             stored = json.loads(self.store.get(self._key(seq)))
             stored_format, digest = stored.pop("format"), stored.pop("digest")
             is_linked = (stored["seq"], stored["prev"], digest_of(stored)) == (seq, self._head(seq), digest)
-        except (ValueError, KeyError, TypeError, AttributeError):  # torn, or other JSON than an event's
+        except (ValueError, KeyError, TypeError, AttributeError):  # cut off, or not an event's JSON
             is_linked = False
         if not is_linked:
             raise Corrupt(f"{self.model}: event {seq} is not the one that was appended; restore "
@@ -79,25 +78,26 @@ class Ledger:
         return Event(seq=seq, prev=stored["prev"], at=stored["at"], by=stored["by"], digest=digest, data=data)
 
     def _head(self, seq: int) -> str:
-        return self._known[seq - 1].digest if seq else ""
+        return self._verified[seq - 1].digest if seq else ""
 
     def _key(self, seq: int) -> str:
         return layout.event(self.model, seq)
 
     def state(self, at: str | None = None) -> State:
-        """What holds now, or held at a time (ISO-8601, UTC unless
-        it says otherwise): after the last event until then."""
+        """The state after the last event, or after the last one until
+        the time `at` (ISO-8601, UTC where it has no zone)."""
         events = self.events()
         if at is not None:
-            # Clocks may go backwards: an event later than one that follows it had happened, too.
+            # Clocks may go backwards: what precedes an event in the chain had happened by its time.
             until = _utc(at)
             happened = (n for n, event in enumerate(events, 1) if datetime.fromisoformat(event.at) <= until)
             events = events[:max(happened, default=0)]
         return reduce(fold, events, State())
 
     def decide(self, decision: Decision) -> Event | None:
-        """Append what a pure decision makes of the state; asked again whenever another writer came first."""
-        for _ in range(TRIES):
+        """Append the event that `decision` returns for the state, if
+        it returns one; it is called again when another writer was first."""
+        for _ in range(MAX_ATTEMPTS):
             data = decision(self.state())
             if data is None:
                 return None
@@ -108,16 +108,16 @@ class Ledger:
             except Conflict:
                 continue
             return event
-        raise Conflict(f"{self.model}: {TRIES} other writers came first; try again")
+        raise Conflict(f"{self.model}: {MAX_ATTEMPTS} other writers came first; try again")
 
     def _link(self, data: Data) -> Event:
-        seq, at = len(self._known), datetime.now(UTC).isoformat(timespec="microseconds")
+        seq, at = len(self._verified), datetime.now(UTC).isoformat(timespec="microseconds")
         event = Event(seq=seq, prev=self._head(seq), at=at, by=settings.user(), digest="", data=data)
         return Event(seq=seq, prev=event.prev, at=at, by=event.by, data=data,
                      digest=digest_of(_hashed(event, encode_data(data))))
 
     def record(self, data: Data, once: tuple[str, ...] = ()) -> Event | None:
-        """Append an event; where `once` names fields, not a second one with equal values in them."""
+        """Append an event; if `once` names fields, then only the first with these values in them."""
         def is_known(recorded: Recorded) -> bool:
             return (type(recorded) is type(data)
                     and all(getattr(recorded, name) == getattr(data, name) for name in once))
@@ -128,7 +128,7 @@ class Ledger:
         return self.decide(lambda state: None if data.version in state.versions else data)
 
     def judged(self, version: str, verdict: GateVerdict, against: str | None, data: str = "") -> Event | None:
-        """Keep a gate's verdict; not twice the same outcome against
+        """Record a gate's verdict, unless the last one has the same outcome against
         the same champion. `data`: the data version's digest."""
         return self.decide(lambda state: promotion.judgement(state, version, verdict, against, data))
 
@@ -145,7 +145,7 @@ class Ledger:
         return self.decide(lambda state: promotion.rollback(state, self.model, reason, to))
 
     def alias(self, name: str, version: str) -> Event | None:
-        if name in DERIVED:
+        if name in DERIVED_ALIASES:
             raise PerennialError(f"alias {name!r} follows from promotions; choose another name")
         return self._annotate(version, lambda state: None if state.aliases.get(name) == version
                               else Aliased(name=name, version=version))
@@ -165,21 +165,21 @@ class Ledger:
 
     def window_judged(self, data: WindowJudged,
                       is_replaceable: Callable[[WindowVerdict], bool]) -> WindowVerdict:
-        """Keep a window's verdict and give the one that is kept:
-        the first, unless that is replaceable by another answer."""
+        """Record a window's verdict unless it has one that is not replaceable; returns the one that holds."""
         def decision(state: State) -> WindowJudged | None:
-            kept = state.windows.get(data.key)
-            return (None if kept and (not is_replaceable(kept.verdict) or kept.verdict == data.verdict)
-                    else data)
+            recorded = state.windows.get(data.key)
+            if recorded and (not is_replaceable(recorded.verdict) or recorded.verdict == data.verdict):
+                return None
+            return data
 
         self.decide(decision)
         return self.state().windows[data.key].verdict
 
     def claim_retraining(self, key: str, *, now: datetime, reason: str, drift: Drift, new_rows: int) -> Claim:
-        """Ask for a retraining of one cause, and give the claim:
-        granted, refused, or finished where it was asked for before.
+        """Ask for a retraining for the window `key`; returns the claim: granted,
+        refused, or the earlier one if the window has asked before.
 
-        `now` is event time, so that a replayed year decides as it would have.
+        `now` is event time, so that a replay decides as the year itself would have.
         `new_rows`: the labelled rows that the champion was not trained on.
         """
         def decision(state: State) -> RetrainClaimed | RetrainRefused | None:
@@ -202,7 +202,7 @@ class Ledger:
         return self.decide(decision)
 
     def retrain_failed(self, key: str, why: str) -> Event | None:
-        """A run of a granted retraining failed: it may run again, but after MAX_RUNS of them it is over."""
+        """Record that a run of a granted retraining failed; after MAX_RUNS of them it is finished."""
         def decision(state: State) -> RetrainFailed | RetrainFinished | None:
             claim = state.claims.get(key)
             if claim is None or claim.state is not ClaimState.CLAIMED:
@@ -215,7 +215,7 @@ class Ledger:
         return self.decide(decision)
 
 
-def _hashed(event: Event, data: dict[str, Any]) -> dict[str, Any]:
+def _hashed(event: Event, data: JsonObject) -> JsonObject:
     """What an event's digest is taken over."""
     return {"seq": event.seq, "prev": event.prev, "at": event.at, "by": event.by, "kind": kind_of(event.data),
             "data": data}
@@ -225,5 +225,5 @@ def _utc(at: str) -> datetime:
     try:
         time = datetime.fromisoformat(at)
     except ValueError:
-        raise PerennialError(f"{at!r} is no time; write it as 2013-07-01T12:00") from None
+        raise PerennialError(f"{at!r} is not a time; write it as 2013-07-01T12:00") from None
     return time if time.tzinfo else time.replace(tzinfo=UTC)

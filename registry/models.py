@@ -5,34 +5,44 @@ import os
 import tempfile
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import NotRequired, TypedDict
 
-from contracts.core.digests import canonical_json, digest_of
+from contracts.core.digests import JsonObject, canonical_json, digest_of
 from contracts.core.errors import Conflict, Corrupt, NoChampion, NotFound
 from registry import layout
 from registry.events import encode_data
 from registry.ledger import Ledger
 from registry.store import Store
 
-# Of a manifest: raise it with a change that an older reader can't follow, and keep reading the older.
+# Of a manifest: raise it with a change that an older reader can't follow, and go on reading older ones.
 FORMAT = 1
-SHORTEST = 6  # characters of a digest that name a version
+MIN_PREFIX = 6  # characters of a digest that name a version
+
+
+class TrainingMetrics(TypedDict):
+    """Boosting rounds, the log loss on the `stop_rows` that early stopping
+    held out, and the twin's `Metrics` on the newest window."""
+
+    rounds: int
+    stop_log_loss: float
+    stop_rows: int
+    newest_window: JsonObject
 
 
 class Manifest(TypedDict):
-    """What a version was made of. `twin_rows`: rows of the model that the gate
-    judged; `judged_from`: the first event time that it had not seen; `code`: the
-    digest of the code that fits and answers; `files`: each file's sha256."""
+    """What a version was made from. `twin_rows`: training rows of the model that
+    the gate judged; `judged_from`: the event time from which on it had seen none;
+    `code`: the digest of the code that trains and serves; `files`: each file's sha256."""
 
     model: str
     contract: str
     classes: list[str]
     features: list[str]
-    data: dict[str, Any]
+    data: JsonObject
     rows: int
     twin_rows: int
     judged_from: str
-    metrics: dict[str, Any]
+    metrics: TrainingMetrics
     seed: int
     code: str
     packages: dict[str, str]
@@ -42,19 +52,19 @@ class Manifest(TypedDict):
 
 
 def save(store: Store, model: str, files: dict[str, bytes], manifest: Manifest) -> str:
-    """Keep a version's files and, last, its manifest; gives the version, which is the manifest's digest.
+    """Store a version's files and, last, its manifest; returns the version: the manifest's digest.
 
-    The same files and manifest are the same version, however often they are saved.
+    The same files and manifest saved again are the same version.
     """
     manifest = manifest | {"format": FORMAT,
                            "files": {name: sha256(files[name]).hexdigest() for name in sorted(files)}}
     version = digest_of(manifest)
     for name, content in [*files.items(), ("manifest.json", canonical_json(manifest))]:
-        _keep(store, layout.version_file(model, version, name), content)
+        _create_or_compare(store, layout.version_file(model, version, name), content)
     return version
 
 
-def _keep(store: Store, key: str, content: bytes) -> None:
+def _create_or_compare(store: Store, key: str, content: bytes) -> None:
     try:
         store.create(key, content)
     except Conflict:
@@ -64,7 +74,7 @@ def _keep(store: Store, key: str, content: bytes) -> None:
 
 
 def manifest(store: Store, model: str, version: str) -> Manifest:
-    """What a version was made of; its digest checked."""
+    """A version's manifest, its digest checked."""
     try:
         content = store.get(layout.version_file(model, version, "manifest.json"))
     except NotFound:
@@ -73,37 +83,36 @@ def manifest(store: Store, model: str, version: str) -> Manifest:
     if sha256(content).hexdigest() != version:
         raise Corrupt(f"{model}: the manifest of {version[:12]} was changed in {store.address}; restore it "
                       f"from a backup")
-    facts: Manifest = json.loads(content)
-    return facts
+    manifest_: Manifest = json.loads(content)
+    return manifest_
 
 
 def fetch(store: Store, model: str, version: str, folder: Path) -> Path:
-    """The version's files in folder/<version>, each digest
-    checked; taken from there when they are there already."""
-    place, facts = folder / version, manifest(store, model, version)
-    if place.is_dir():
-        return place
+    """Copy a version's files to folder/<version>, each digest checked, unless they are there already."""
+    target, manifest_ = folder / version, manifest(store, model, version)
+    if target.is_dir():
+        return target
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as beside:
-        whole = Path(beside) / version
-        whole.mkdir()
-        for name, digest in facts["files"].items():
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        partial = Path(temporary) / version
+        partial.mkdir()
+        for name, digest in manifest_["files"].items():
             content = store.get(layout.version_file(model, version, name))
             if sha256(content).hexdigest() != digest:
                 raise Corrupt(f"{model}: {name} of {version[:12]} was changed in {store.address}; restore it "
                               f"from a backup")
-            (whole / name).write_bytes(content)
-        (whole / "manifest.json").write_bytes(canonical_json(facts))
+            (partial / name).write_bytes(content)
+        (partial / "manifest.json").write_bytes(canonical_json(manifest_))
         try:
-            os.rename(whole, place)
+            os.rename(partial, target)
         except OSError:
-            if not place.is_dir():  # else another process fetched the same bytes first
+            if not target.is_dir():  # if it is, another process fetched the same bytes first
                 raise
-    return place
+    return target
 
 
 def resolve(ledger: Ledger, ref: str) -> str:
-    """The version that champion, previous, an alias, a number or the start of a digest names."""
+    """The version that `ref` names: champion, previous, an alias, a number, or the start of a digest."""
     state = ledger.state()
     if ref in ("champion", "previous"):
         named = state.champion if ref == "champion" else state.previous
@@ -118,17 +127,17 @@ def resolve(ledger: Ledger, ref: str) -> str:
         return state.aliases[ref]
     if ref.isdigit() and 1 <= int(ref) <= len(state.versions):
         return state.versions[int(ref) - 1]
-    found = [version for version in state.versions if len(ref) >= SHORTEST and version.startswith(ref)]
-    if len(found) == 1:
-        return found[0]
+    matches = [version for version in state.versions if len(ref) >= MIN_PREFIX and version.startswith(ref)]
+    if len(matches) == 1:
+        return matches[0]
     known = ", ".join([*state.aliases,
                        *(f"{n} ({version[:12]})" for n, version in enumerate(state.versions, start=1))])
-    raise NotFound(f"{ledger.model}: {len(found) or 'no'} versions match {ref!r}; there are: champion, "
+    raise NotFound(f"{ledger.model}: {len(matches) or 'no'} versions match {ref!r}; there are: champion, "
                    f"previous, {known}")
 
 
-def lineage(store: Store, ledger: Ledger, version: str) -> dict[str, Any]:
-    """Where a version came from and what became of it: its manifest, and the ledger's events that name it."""
+def lineage(store: Store, ledger: Ledger, version: str) -> JsonObject:
+    """A version's manifest, and the ledger's events that name it."""
     events = [{"at": event.at, "kind": event.kind, **encode_data(event.data)} for event in ledger.events()
               if version in (getattr(event.data, name, None) for name in ("version", "to", "from_"))]
     return {"version": version, "manifest": manifest(store, ledger.model, version), "events": events}

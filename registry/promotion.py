@@ -1,5 +1,5 @@
-"""Which version may become champion, and which a rollback
-returns to: what each decision appends to the ledger."""
+"""Which version may become champion, and to which a rollback returns: the
+event that each decision appends to the ledger, as pure functions of the state."""
 
 from contracts.core.errors import Conflict, NotAllowed, NotFound
 from contracts.core.verdict import GateVerdict, Outcome
@@ -9,7 +9,7 @@ from registry.state import State
 
 def judgement(state: State, version: str, verdict: GateVerdict, against: str | None,
               data: str) -> Judged | None:
-    """A gate's verdict; None where the last one says the same against the same champion."""
+    """The event of a gate's verdict; None if the last one has the same outcome against the same champion."""
     last = state.last_judged(version)
     if last and (last.against, last.verdict.outcome) == (against, verdict.outcome):
         return None
@@ -17,7 +17,8 @@ def judgement(state: State, version: str, verdict: GateVerdict, against: str | N
 
 
 def promotion(state: State, model: str, version: str, expect: str | None) -> Promoted | None:
-    """Champion in place of `expect`; None where the version is champion. Raises NotAllowed or Conflict."""
+    """The event that promotes a version in place of `expect`; None if
+    it is champion already. Raises NotAllowed or Conflict."""
     if state.champion == version:
         return None
     if state.champion is None and expect:
@@ -48,8 +49,8 @@ def must_be_allowed(state: State, model: str, version: str) -> None:
 
 
 def rollback(state: State, model: str, reason: str, to: str | None) -> RolledBack | None:
-    """Back to an earlier champion, by default the one
-    before; None where that is champion. Raises NotFound."""
+    """The event of a rollback to an earlier champion, by default the
+    one before; None if that one is champion. Raises NotFound."""
     target = to or state.previous
     if target is None or target not in state.promoted:
         raise NotFound(f"{model}: {(to or 'no version')[:12]} was never champion before; see: perennial "

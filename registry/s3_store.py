@@ -13,17 +13,17 @@ class S3Store:
     def __init__(self, bucket: str, prefix: str):
         self.bucket, self.prefix = bucket, f"{prefix}/" if prefix else ""
         self.address = f"s3://{bucket}/{prefix}".rstrip("/")
-        import boto3  # a folder needs none of it, and it takes its time
+        import boto3  # imported here: it is slow, and a folder does without
         from botocore.config import Config
 
         self.client = boto3.client("s3", config=Config(retries={"mode": "standard", "max_attempts": 4}))
 
     def read(self, key: str) -> tuple[bytes, str]:
         try:
-            found = self.client.get_object(Bucket=self.bucket, Key=self.prefix + key)
+            response = self.client.get_object(Bucket=self.bucket, Key=self.prefix + key)
         except self.client.exceptions.NoSuchKey:
             raise NotFound(f"nothing under {key!r} in {self.address}") from None
-        return found["Body"].read(), found["ETag"]
+        return response["Body"].read(), response["ETag"]
 
     def get(self, key: str) -> bytes:
         return self.read(key)[0]
@@ -45,9 +45,9 @@ class S3Store:
     def list(self, prefix: str) -> list[str]:
         pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket,
                                                                       Prefix=self.prefix + prefix)
-        return sorted(one["Key"].removeprefix(self.prefix) for page in pages
-                      for one in page.get("Contents", ()))
+        return sorted(entry["Key"].removeprefix(self.prefix) for page in pages
+                      for entry in page.get("Contents", ()))
 
     def remove(self, key: str) -> None:
-        with suppress(ClientError):  # whoever may not delete here leaves it
+        with suppress(ClientError):  # without permission to delete it stays
             self.client.delete_object(Bucket=self.bucket, Key=self.prefix + key)

@@ -43,7 +43,7 @@ def images_address() -> str | None:
 
 
 def base_image() -> str:
-    """The image under the runtime of all images."""
+    """The image on which the runtime of all images is built."""
     return os.environ.get(BASE) or BASE_IMAGE
 
 
@@ -53,11 +53,11 @@ def build_network() -> str | None:
 
 
 def dask_address() -> str | None:
-    """A Dask scheduler, None to train in this process; PerennialError for what is no address."""
+    """The address of a Dask scheduler; None to train in this process. Raises PerennialError."""
     address = os.environ.get(DASK) or None
     if address and not (urlsplit(address).scheme and urlsplit(address).netloc):
-        raise PerennialError(f"{DASK} is {address!r}; it must be an address such as tcp://host:8786: mend "
-                             f"it, or unset it")
+        raise PerennialError(f"{DASK} is {address!r}; it must be an address such as tcp://host:8786: "
+                             f"correct it, or unset it")
     return address
 
 
@@ -68,5 +68,5 @@ def kustomization() -> Path | None:
 
 
 def alert_webhook() -> str | None:
-    """Where alerts are posted; `flows.monitoring.notifications` refuses what is no address of a webhook."""
+    """The webhook to which alerts are posted; checked in `flows.monitoring.notifications`."""
     return os.environ.get(ALERT_WEBHOOK) or None

@@ -1,4 +1,4 @@
-"""What a ledger's events add up to: champion, versions, windows, retrainings and alerts."""
+"""The state that follows from a ledger's events: champion, versions, windows, retrainings and alerts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,29 +16,26 @@ from registry.events import AlertState, Event, Recorded
 Kind = TypeVar("Kind", bound=Recorded)
 
 
-class Alert(Struct, frozen=True, kw_only=True):
-    """A cause that a person is told of; the fields are those of `AlertRaised` and `AlertOver`.
-
-    `sent`: its states that Prefect has confirmed.
-    """
+class Alert(Struct, frozen=True, kw_only=True, rename=events.ALERT_KEYS | {"ended_by": "over"}):
+    """An alert, with the fields of `AlertRaised` and `AlertOver`. `sent`: its states that Prefect has."""
 
     key: str
     kind: str
     window: str
-    what: str
-    far: dict[str, float]
+    message: str
+    drift_scores: dict[str, float]
     since: str
-    doing: str
+    response: str
     version: str
     state: AlertState = AlertState.RAISED
     sent: tuple[AlertState, ...] = ()
-    over: str | None = None
+    ended_by: str | None = None
     ended: str | None = None
 
 
 @dataclass
 class State:
-    """What holds after some events."""
+    """A model's state after some of its events."""
 
     # In order of registration: a version's number is its place.
     versions: list[str] = field(default_factory=list)
@@ -54,7 +51,7 @@ class State:
     promoted: dict[str, Event] = field(default_factory=dict)
     refusals: int = 0  # of retrained challengers, since the last promotion
     alerts: dict[str, Alert] = field(default_factory=dict)  # in the order they were raised
-    recorded: list[Recorded] = field(default_factory=list)  # what changes nothing above
+    recorded: list[Recorded] = field(default_factory=list)  # events that change nothing above
 
     @property
     def previous(self) -> str | None:
@@ -109,7 +106,7 @@ def fold(state: State, event: Event) -> State:
             state.alerts[data.key] = Alert(**{name: getattr(data, name) for name in data.__struct_fields__})
         case events.AlertOver():
             state.alerts[data.key] = replace(
-                state.alerts[data.key], state=AlertState.OVER, over=data.over, ended=data.ended)
+                state.alerts[data.key], state=AlertState.OVER, ended_by=data.ended_by, ended=data.ended)
         case events.AlertSent():
             alert = state.alerts[data.key]
             state.alerts[data.key] = replace(alert, sent=(*alert.sent, data.state))
@@ -121,7 +118,7 @@ def fold(state: State, event: Event) -> State:
 def _stack_after_rollback(stack: Sequence[str], to: str) -> list[str]:
     if to in stack:
         return [*stack[:stack.index(to) + 1]]
-    return [*stack, to]  # one that an earlier rollback had left: a step forward again
+    return [*stack, to]  # a champion that an earlier rollback had left
 
 
 def _claim(claim: Claim | None,

@@ -17,33 +17,33 @@ RACERS = 8  # of the start-up probe
 
 
 class Store(Protocol):
-    """Bytes under names; a tag stands for the content that a reader saw."""
+    """Bytes under keys; a tag identifies the content that a reader saw."""
 
     address: str
 
     def read(self, key: str) -> tuple[bytes, str]:
-        """The bytes and their tag; raises NotThere."""
+        """The bytes and their tag; raises NotFound."""
 
     def get(self, key: str) -> bytes:
-        """The bytes; raises NotThere."""
+        """The bytes; raises NotFound."""
 
     def create(self, key: str, content: bytes) -> None:
-        """Put if absent; raises Taken."""
+        """Put if absent; raises Conflict."""
 
     def swap(self, key: str, content: bytes, tag: str) -> None:
-        """Put if the tag is still the one there; raises Taken."""
+        """Put if the tag is still current; raises Conflict."""
 
     def list(self, prefix: str) -> list[str]:
         """The keys that start with the prefix, sorted."""
 
     def remove(self, key: str) -> None:
-        """Forget a probe's key; nothing else is ever removed."""
+        """Remove a probe's key; nothing else is ever removed."""
 
 
 def open_store(address: str) -> Store:
     """The store at an address: `s3://bucket/prefix` (endpoint and keys as boto3 finds them) or a folder."""
     try:
-        store = _named(address)
+        store = _store_at(address)
         probe(store)
     except (OSError, ValueError, NoCredentialsError) as error:
         raise PerennialError(f"{address!r} can't be used as the store: {error}; name a folder that can be "
@@ -55,7 +55,7 @@ def open_store(address: str) -> Store:
     return store
 
 
-def _named(address: str) -> Store:
+def _store_at(address: str) -> Store:
     parts = urlsplit(address)
     if parts.scheme == "s3" and parts.netloc:
         return S3Store(parts.netloc, parts.path.strip("/"))
@@ -65,7 +65,7 @@ def _named(address: str) -> Store:
 
 
 def put(store: Store, key: str, content: bytes) -> None:
-    """Put whole, in place of what is there; of two writers at once the later one's stays."""
+    """Put, replacing what is there; of two writers at once the later one's content stays."""
     while True:
         with suppress(Conflict):
             try:
@@ -76,23 +76,24 @@ def put(store: Store, key: str, content: bytes) -> None:
 
 
 def probe(store: Store) -> None:
-    """Refuse a store on which two writers can win: a second create, a stale swap and a race must all fail."""
+    """Raise UnsafeStore where two writers can both win: a second create and a stale swap must
+    fail, and of racing creates only one may succeed."""
     key = f".probe/{uuid4().hex}"
-    if _won(store.create, key, b"first") + _won(store.create, key, b"second") != 1:
-        raise _ignores(store, "a second writer overwrote a key that was to be created once")
+    if _succeeds(store.create, key, b"first") + _succeeds(store.create, key, b"second") != 1:
+        raise _unsafe(store, "a second writer overwrote a key that was to be created once")
     _, stale = store.read(key)
     store.swap(key, b"third", stale)
-    if _won(store.swap, key, b"fourth", stale):
-        raise _ignores(store, "a write with a stale tag went through")
+    if _succeeds(store.swap, key, b"fourth", stale):
+        raise _unsafe(store, "a write with a stale tag went through")
     with ThreadPoolExecutor(RACERS) as pool:
-        won = sum(pool.map(lambda n: _won(store.create, f"{key}-race", b"%d" % n), range(RACERS)))
-    if won != 1:
-        raise _ignores(store, f"{won} of {RACERS} racing writers won")
-    for each in (key, f"{key}-race"):
-        store.remove(each)
+        winners = sum(pool.map(lambda n: _succeeds(store.create, f"{key}-race", b"%d" % n), range(RACERS)))
+    if winners != 1:
+        raise _unsafe(store, f"{winners} of {RACERS} racing writers won")
+    store.remove(key)
+    store.remove(f"{key}-race")
 
 
-def _won(write: Any, *arguments: Any) -> bool:
+def _succeeds(write: Any, *arguments: Any) -> bool:
     try:
         write(*arguments)
     except Conflict:
@@ -100,6 +101,6 @@ def _won(write: Any, *arguments: Any) -> bool:
     return True
 
 
-def _ignores(store: Store, what: str) -> UnsafeStore:
+def _unsafe(store: Store, what: str) -> UnsafeStore:
     return UnsafeStore(f"{store.address} ignores write conditions: {what}; use a store that honours "
                        f"If-None-Match and If-Match (AWS S3, MinIO, Ceph) or a folder")

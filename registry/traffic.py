@@ -25,7 +25,7 @@ from registry import layout
 from registry.context import ModelContext
 from registry.events import LabelsStored
 from registry.layout import PREDICTIONS, PROFILES
-from service.prediction_log import NOT_A_LOG, SUFFIX, unpack_log
+from service.prediction_log import SUFFIX, UNREADABLE, unpack_log
 
 if TYPE_CHECKING:
     from service.profiles import WindowCounts
@@ -33,45 +33,45 @@ if TYPE_CHECKING:
 log = logging.getLogger("perennial.traffic")
 
 
-def ship(context: ModelContext, patient: bool = False) -> int:
+def ship(context: ModelContext, wait_for_batch: bool = False) -> int:
     """Copy the replicas' profiles and predictions from this machine's
-    spool to the store, newer over older; how many were new.
+    spool to the store, newer over older; returns how many were new.
 
-    What is no profile is set aside as a `.junk` file beside it, for a person to look at.
+    A file that can't be read is renamed to `.junk`, for a person to look at.
     """
-    shipped, junk = ship_predictions(context, patient), []
+    shipped, junk = ship_predictions(context, wait_for_batch), []
     for path in sorted(context.spool.glob(f"{context.name}/*/*/*.bin")):
         try:
-            shipped += _replace(context, layout.from_spool(PROFILES, context.spool, path), path.read_bytes())
+            key = layout.from_spool(PROFILES, context.spool, path)
+            shipped += _put_profile(context, key, path.read_bytes())
         except Corrupt:
             junk.append(str(path.replace(path.with_suffix(".junk"))))
     if junk:
-        log.warning("%d files are no profiles and were set aside; look at them: %s", len(junk),
+        log.warning("%d files are not profiles and were renamed; look at them: %s", len(junk),
                     ", ".join(junk))
     return shipped
 
 
 def ship_periodically(context: ModelContext, seconds: float) -> int:
-    """Ship every so often; SIGTERM and SIGINT end it after a
-    last time, when the replica beside it has written all."""
-    told, shipped = Event(), 0
-    for each in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(each, lambda *_: told.set())
-    while not told.wait(seconds):
-        shipped += ship(context, patient=True)
+    """Ship every so many seconds; SIGTERM and SIGINT end it after a last time,
+    when the replica in the same pod has written its traffic."""
+    stopping, shipped = Event(), 0
+    for signal_number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signal_number, lambda *_: stopping.set())
+    while not stopping.wait(seconds):
+        shipped += ship(context, wait_for_batch=True)
     return shipped + ship(context)
 
 
-def _replace(context: ModelContext, key: str, content: bytes) -> bool:
-    """Put a profile in the store unless as much is there
-    already; once more where another monitor came first."""
+def _put_profile(context: ModelContext, key: str, content: bytes) -> bool:
+    """Put a profile in the store, unless one that counts as much is there; tries again after a conflict."""
     while True:
         try:
-            there, tag = context.store.read(key)
+            stored, tag = context.store.read(key)
         except NotFound:
-            there, tag = None, ""
+            stored, tag = None, ""
         # A replica's profile only grows.
-        if there == content or _records(content) <= (_records(there) if there else -1):
+        if stored == content or _records(content) <= (_records(stored) if stored else -1):
             return False
         with suppress(Conflict):
             context.store.swap(key, content, tag) if tag else context.store.create(key, content)
@@ -79,44 +79,44 @@ def _replace(context: ModelContext, key: str, content: bytes) -> bool:
 
 
 def _records(content: bytes) -> int:
-    """All that a profile counts; raises Corrupt."""
+    """The number of records that a profile counts; raises Corrupt."""
     from service import profiles  # whylogs is slow to import
 
     try:
-        seen = profiles.read_counts(content)
-        return seen.rows + seen.bad + seen.elsewhere
-    except Exception as error:  # whylogs raises of all kinds on bytes that are not its own
-        raise Corrupt(f"{len(content)} bytes are no profile: {error}; remove them") from error
+        counts = profiles.read_counts(content)
+        return counts.rows + counts.bad + counts.unprofiled
+    except Exception as error:  # whylogs raises errors of all kinds on other bytes
+        raise Corrupt(f"{len(content)} bytes are not a profile: {error}; remove them") from error
 
 
 def window_counts(context: ModelContext, version: str, start: datetime) -> "WindowCounts":
-    """What all replicas of a version saw in a window."""
+    """The counts of all replicas of a version in a window."""
     from service.profiles import NO_TRAFFIC, read_counts  # whylogs is slow to import
 
     keys = context.store.list(layout.traffic(PROFILES, context.name, version, start))
     return sum((read_counts(context.store.get(key)) for key in keys), NO_TRAFFIC)
 
 
-# Bytes, or seconds that the first of them waited, that are packed while nobody asks for them.
-ENOUGH, LONG = 4 * 2**20, 600
+# With `wait_for_batch`: bytes of logs, or seconds since the first of them, from which on they are packed.
+BATCH_BYTES, BATCH_SECONDS = 4 * 2**20, 600
 
 NO_PREDICTIONS = pd.DataFrame({"id": np.array([], object)})
 
 
-def ship_predictions(context: ModelContext, patient: bool = False) -> int:
-    """Pack the spool's files of a version and window into a Parquet file of the store; how many were packed.
+def ship_predictions(context: ModelContext, wait_for_batch: bool = False) -> int:
+    """Pack the spool's logs of each version and window into a Parquet file of the store; returns how many.
 
-    The `patient` wait for ENOUGH of them. A crash between the store and the
-    spool packs them once more: a prediction's id tells that it is there already.
+    With `wait_for_batch` only once there is enough for a file. After a crash between the two
+    steps they are packed again, and reading drops the second row of a prediction id.
     """
     files, packed = sorted(context.spool.glob(f"{context.name}/*/*/*{SUFFIX}")), 0
-    for folder, here in groupby(files, lambda path: path.parent):
-        parts = _readable(here)
-        if parts and not (patient and _young(parts)):
+    for folder, paths in groupby(files, lambda path: path.parent):
+        parts = _read_logs(paths)
+        if parts and not (wait_for_batch and _may_grow(parts)):
             table = pa.concat_tables([pa.table(columns) for _, columns in parts.values()],
                                      promote_options="permissive")
             name = sha256("".join(path.name for path in parts).encode()).hexdigest()[:32]
-            with suppress(Conflict):  # packed, and not yet removed
+            with suppress(Conflict):  # packed before a crash
                 context.store.create(
                     f"{layout.from_spool(PREDICTIONS, context.spool, folder)}/{name}.parquet", parquet(table))
             for path in parts:
@@ -125,23 +125,23 @@ def ship_predictions(context: ModelContext, patient: bool = False) -> int:
     return packed
 
 
-def _young(parts: dict[Path, tuple[bytes, Columns]]) -> bool:
-    return (sum(len(content) for content, _ in parts.values()) < ENOUGH
-            and time.time() - next(iter(parts)).stat().st_mtime < LONG)
+def _may_grow(parts: dict[Path, tuple[bytes, Columns]]) -> bool:
+    return (sum(len(content) for content, _ in parts.values()) < BATCH_BYTES
+            and time.time() - next(iter(parts)).stat().st_mtime < BATCH_SECONDS)
 
 
-def _readable(paths: Iterable[Path]) -> dict[Path, tuple[bytes, Columns]]:
-    """The files' bytes and columns; what is no log is set aside beside it for a person to look at."""
-    found: dict[Path, tuple[bytes, Columns]] = {}
+def _read_logs(paths: Iterable[Path]) -> dict[Path, tuple[bytes, Columns]]:
+    """The logs' bytes and columns; a file that can't be read is renamed to `.junk`."""
+    readable: dict[Path, tuple[bytes, Columns]] = {}
     for path in paths:
-        with suppress(FileNotFoundError):  # another one has packed it
+        with suppress(FileNotFoundError):  # another process has packed it
             content = path.read_bytes()
             try:
-                found[path] = content, unpack_log(content)
-            except NOT_A_LOG as error:
-                log.warning("%s holds no predictions: %s; look at it",
+                readable[path] = content, unpack_log(content)
+            except UNREADABLE as error:
+                log.warning("%s is not a prediction log: %s; look at it",
                             path.replace(path.with_suffix(".junk")), error)
-    return found
+    return readable
 
 
 def parquet(table: pa.Table) -> bytes:
@@ -151,8 +151,8 @@ def parquet(table: pa.Table) -> bytes:
 
 
 def logged_predictions(context: ModelContext, version: str, start: datetime) -> pd.DataFrame:
-    """A version's predictions of the events of a window, each
-    once: id, what the caller sent, each class's probability."""
+    """A version's logged predictions of a window, without
+    duplicates: id, the columns sent, each class's probability."""
     return read_predictions(context,
                             context.store.list(layout.traffic(PREDICTIONS, context.name, version, start)))
 
@@ -166,8 +166,8 @@ def read_predictions(context: ModelContext, keys: list[str]) -> pd.DataFrame:
 
 
 def labels_by_id(context: ModelContext) -> pd.DataFrame:
-    """All labels that came for ids, each id once: the first that the ledger knows of."""
-    kept = [stored.labels for stored in context.ledger.state().of_kind(LabelsStored)]
-    found = [pq.read_table(BytesIO(context.store.get(layout.labels(context.name, digest)))).to_pandas()
-             for digest in kept]
-    return pd.concat(found).drop_duplicates("id", ignore_index=True) if found else NO_PREDICTIONS
+    """All labels sent for prediction ids; of an id that was sent twice the first."""
+    digests = [stored.labels for stored in context.ledger.state().of_kind(LabelsStored)]
+    readable = [pq.read_table(BytesIO(context.store.get(layout.labels(context.name, digest)))).to_pandas()
+             for digest in digests]
+    return pd.concat(readable).drop_duplicates("id", ignore_index=True) if readable else NO_PREDICTIONS

@@ -18,18 +18,19 @@ from annotated_types import Len
 from pydantic import BaseModel, Field
 
 from contracts.core.contract import Contract
+from contracts.core.digests import JsonObject
 from contracts.core.features import Columns
 from contracts.core.loading import load_contract
 from service.asgi import PredictionMiddleware, Reply
 from service.batching import Batcher, Client
-from service.limits import MOST_RECORDS, TIMEOUT
+from service.limits import MAX_RECORDS, TIMEOUT
 from service.prediction_log import prediction_id
 from service.profiler import Profiler
 from service.schema import BAD_BODY, RequestSchema
 
-# Seconds; about a step of the background profile: shorter turns
-# would make requests and profile change places in its midst.
-GIL_TURN = 0.001
+# Seconds that a Python thread runs before another may; about a step of the background profile, so that
+# requests rarely interrupt one.
+SWITCH_INTERVAL = 0.001
 
 log = logging.getLogger("perennial.service")
 
@@ -48,25 +49,25 @@ class Answers(BaseModel):
 class PredictionApi:
     """Parses, scores and answers."""
 
-    def __init__(self, contract: Contract, folder: Path, manifest: dict[str, Any]):
+    def __init__(self, contract: Contract, folder: Path, manifest: JsonObject):
         self.contract, self.folder, self.manifest, self.version = (contract, folder, manifest,
                                                                    manifest["version"])
         self.names = contract.label.classes
         self.requests = RequestSchema(contract)
         self.encode = msgspec.json.Encoder().encode
         self.answer, self.probabilities = _answer_types(self.names)
-        self.together = Batcher(self._score)
+        self.batcher = Batcher(self._score)
         self.profiler: Profiler | None = None
 
     def open(self) -> None:
-        """Start what only a worker process needs: the model, counters, profiles, a frozen heap."""
-        # Imported here: BentoML's supervisor loads this module as well, and answers nothing.
+        """Set up what only a worker process needs: the model, counters, profiles, a frozen heap."""
+        # Imported here, as BentoML's supervisor process loads this module too, and answers no request.
         from service.model import load_model
         from service.profiler import Profiler
         from service.profiles import bins_in
 
         self.model = load_model(self.contract, self.folder)
-        predicted = bentoml.metrics.Counter("perennial_predictions_total", "records by named class",
+        predicted = bentoml.metrics.Counter("perennial_predictions_total", "records by predicted class",
                                             ["class_name"])
         self.predicted = [predicted.labels(name) for name in self.names]
         self.refused = bentoml.metrics.Counter("perennial_bad_inputs_total", "faults in requests by field",
@@ -78,9 +79,9 @@ class PredictionApi:
                                      replica=self.replica)
         else:
             log.warning("traffic is not profiled: PERENNIAL_PROFILES names no folder")
-        sys.setswitchinterval(GIL_TURN)
+        sys.setswitchinterval(SWITCH_INTERVAL)
         gc.collect()
-        gc.freeze()  # what is loaded now lives as long as the process: collections need not walk it
+        gc.freeze()  # what is loaded by now lives as long as the process: no need to collect it
         gc.set_threshold(10_000, 50, 1_000)
 
     def close(self) -> None:
@@ -88,24 +89,24 @@ class PredictionApi:
             self.profiler.close()
 
     async def predict(self, body: bytes, sample: bool, caller: Client | None = None) -> Reply:
-        """The answer to a body of records; raises Overloaded, Gone, or whatever the model raises."""
+        """Status and body of the answer; raises Overloaded, ClientDisconnected, or what the model raises."""
         if not sample:
-            self.together.admit(len(body))
+            self.batcher.admit(len(body))
         try:
             records = self.requests.parse(body)
         except BAD_BODY as refusal:
-            return self._bad(body, refusal)
+            return self._refuse(body, refusal)
         answers = (self._score(records, traffic=False) if sample
-                   else await self.together.answers(records, len(body), caller))
+                   else await self.batcher.answers(records, len(body), caller))
         return 200, self.encode({"version": self.version, "predictions": answers})
 
-    def _bad(self, body: bytes, refusal: Exception) -> Reply:
+    def _refuse(self, body: bytes, refusal: Exception) -> Reply:
         faults = self.requests.faults(body, refusal)
         for fault in faults:
             self.refused.labels(fault["field"] or "").inc()
         if self.profiler:
-            times = self.requests.event_times(body, (fault["record"] for fault in faults))
-            self.profiler.bad(times, (fault["field"] or "the body" for fault in faults))
+            count = self.requests.event_times(body, (fault["record"] for fault in faults))
+            self.profiler.bad(count, (fault["field"] or "the body" for fault in faults))
         return 400, self.encode({"errors": faults})
 
     def _score(self, records: list[Any], traffic: bool = True) -> list[Any]:
@@ -117,27 +118,27 @@ class PredictionApi:
         first = self.answered
         self.answered += len(records)
         if traffic:
-            self._take_note(columns, probabilities, classes, first)
+            self._record_traffic(columns, probabilities, classes, first)
         return [
             self.answer(prediction_id(self.replica, number), self.names[index], self.probabilities(*row))
             for number, index, row in zip(count(first), classes.tolist(), probabilities.tolist())
         ]
 
-    def _take_note(self, columns: Columns, probabilities: np.ndarray, classes: np.ndarray,
+    def _record_traffic(self, columns: Columns, probabilities: np.ndarray, classes: np.ndarray,
                    first: int) -> None:
         if self.profiler:
             self.profiler.add(columns, probabilities, classes, first)
-        for counter, times in zip(self.predicted, np.bincount(classes, minlength=len(self.names)).tolist()):
-            if times:
-                counter.inc(times)
+        for counter, records in zip(self.predicted,
+                                    np.bincount(classes, minlength=len(self.names)).tolist()):
+            if records:
+                counter.inc(records)
 
     async def describe(self, _: bytes, __: bool, ___: Client | None = None) -> Reply:
         return 200, self.encode(self.manifest)
 
 
 def _answer_types(names: Iterable[str]) -> tuple[type, type]:
-    """A prediction as it is sent, and the probabilities in it:
-    structs, for they are made and encoded faster than dicts."""
+    """The types of a prediction and of its probabilities: structs, which are built and encoded faster."""
     fields = {f"p{index}": name for index, name in enumerate(names)}
     probabilities = msgspec.defstruct("Probabilities", [(field, float) for field in fields], rename=fields,
                                       gc=False)
@@ -156,7 +157,7 @@ def build_service(folder: Path) -> Any:
     Record = api.requests.documented()
 
     class ServiceWithMiddleware(Service):
-        """A service that meets its callers before BentoML's layers."""
+        """A BentoML service whose predictions are answered before BentoML's own layers."""
 
         def to_asgi(self, is_main: bool = True) -> Any:
             return PredictionMiddleware(super().to_asgi(is_main),
@@ -171,10 +172,9 @@ def build_service(folder: Path) -> Any:
             api.open()
 
         @bentoml.api
-        async def predict(self, records: Annotated[list[Record], Len(1, MOST_RECORDS)]) -> Answers:  # type: ignore[valid-type]
+        async def predict(self, records: Annotated[list[Record], Len(1, MAX_RECORDS)]) -> Answers:  # type: ignore[valid-type]
             """Each record's class by name, every class's probability and a prediction id."""
-            raise NotImplementedError("declared for the OpenAPI; `asgi.PredictionMiddleware` answers this "
-                                      "path")
+            raise NotImplementedError("declared for the OpenAPI; asgi.PredictionMiddleware answers")
 
         @bentoml.on_shutdown
         def close(self) -> None:

@@ -7,18 +7,18 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from contracts.core.errors import ClientDisconnected, Overloaded
-from service.limits import MOST_BYTES, MOST_TOGETHER, MOST_WAITING
+from service.limits import MAX_BATCH, MAX_WAITING, MAX_WAITING_BYTES
 
 
 class Client(Protocol):
-    """Who waits for an answer, as uvicorn tells of them."""
+    """The caller of a request, as uvicorn knows it."""
 
     disconnected: bool
 
 
 @dataclass(slots=True, eq=False)
 class QueuedRequest:
-    """A request: its records, those of the answers that are known, and who waits for all of them."""
+    """A request that waits: its records, the answers so far, and the future of all of them."""
 
     records: list[Any]
     size: int
@@ -35,7 +35,7 @@ Part = tuple[QueuedRequest, list[Any]]
 
 
 class Batcher:
-    """The queue of one worker. `score` gives an answer for each record of a list."""
+    """The queue of one worker; `score` gives an answer for each record of a list."""
 
     def __init__(self, score: Callable[[list[Any]], list[Any]]):
         self._score = score
@@ -43,50 +43,51 @@ class Batcher:
         self._bytes = 0
 
     def admit(self, size: int) -> None:
-        """Raises Overloaded where a body of `size` bytes finds no room; an empty queue has room for any."""
-        if self._waiting and (len(self._waiting) >= MOST_WAITING or self._bytes + size > MOST_BYTES):
+        """Raise Overloaded if the queue has no room for a body of `size` bytes; an empty one always has."""
+        if self._waiting and (len(self._waiting) >= MAX_WAITING or self._bytes + size > MAX_WAITING_BYTES):
             raise Overloaded
 
     def answers(self, records: list[Any], size: int,
                 caller: Client | None = None) -> asyncio.Future[list[Any]]:
-        """The records' answers, once they are scored; raises Gone for a caller who hung up meanwhile."""
+        """The records' answers, once scored; raises ClientDisconnected if the caller hangs up first."""
         loop = asyncio.get_running_loop()
         if not self._waiting:
-            # A turn later it is known who sent a request and hung up.
-            loop.call_soon(loop.call_soon, self._turn)
-        one = QueuedRequest(records, size, caller, loop.create_future())
-        self._waiting.append(one)
+            # Not at once: in the next turn of the event loop the server notices who has hung up.
+            loop.call_soon(loop.call_soon, self._score_batch)
+        request = QueuedRequest(records, size, caller, loop.create_future())
+        self._waiting.append(request)
         self._bytes += size
-        return one.done
+        return request.done
 
-    def _turn(self) -> None:
-        parts = self._next()
+    def _score_batch(self) -> None:
+        parts = self._next_batch()
         if self._waiting:
-            asyncio.get_running_loop().call_soon(self._turn)
+            asyncio.get_running_loop().call_soon(self._score_batch)
         if parts:
             self._answer(parts)
 
-    def _next(self) -> list[Part]:
-        """What is scored now: whole requests, and the first records
-        of one that is too large for the rest of the turn."""
-        parts, room = [], MOST_TOGETHER
+    def _next_batch(self) -> list[Part]:
+        """The next batch: whole requests, and the first records
+        of one that is too large for the rest of the batch."""
+        parts, room = [], MAX_BATCH
         while self._waiting and room:
-            one = self._waiting[0]
-            if one.caller is not None and one.caller.disconnected:
-                one.fail(ClientDisconnected())
-            if one.done.done():  # or one of its parts could not be scored
-                self._leave()
+            request = self._waiting[0]
+            if request.caller is not None and request.caller.disconnected:
+                request.fail(ClientDisconnected())
+            if request.done.done():  # also where a part of it could not be scored
+                self._pop()
                 continue
-            known = len(one.answers)
-            part = one.records[known:known + room] if known or len(one.records) > room else one.records
+            answered = len(request.answers)
+            fits = not answered and len(request.records) <= room
+            part = request.records if fits else request.records[answered:answered + room]
             room -= len(part)
-            parts.append((one, part))
-            if known + len(part) < len(one.records):
+            parts.append((request, part))
+            if answered + len(part) < len(request.records):
                 break
-            self._leave()
+            self._pop()
         return parts
 
-    def _leave(self) -> None:
+    def _pop(self) -> None:
         self._bytes -= self._waiting.popleft().size
 
     def _answer(self, parts: list[Part]) -> None:
@@ -96,7 +97,7 @@ class Batcher:
             if len(parts) == 1:
                 parts[0][0].fail(error)
             else:
-                for part in parts:  # only the request at fault shall fail
+                for part in parts:  # one by one, so that only the request at fault fails
                     self._answer([part])
             return
         start = 0

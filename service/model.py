@@ -16,16 +16,16 @@ from contracts.core.errors import PerennialError
 from contracts.core.features import Columns, Record
 from contracts.core.loading import load_contract
 
-# To answer as a replica would, which has no scikit-learn either: XGBoost takes a second to import it.
+# As in a replica, which has no scikit-learn; and XGBoost takes a second to import it.
 if __name__ == "__main__":
     sys.modules["sklearn"] = None  # type: ignore[assignment]
 
-# Of a saved state: raise it with a change that an older reader can't follow; `is_of` reads format 1.
+# Of a saved model: raise it with a change that an older reader can't follow. `is_of` reads format 1.
 FORMAT = 2
 UNKNOWN = 0  # the category code of every value that training did not see often enough
-SERVED = "model"  # the stem of the files that serve; "twin" is the same recipe on older rows, for the gate
-TWIN = "twin"
-MANY = 10_000  # rows from which on pandas pays
+SERVED = "model"  # the stem of the files of the model that serves
+TWIN = "twin"  # and of the same model trained without the newest rows, by which the gate judges
+PANDAS_ROWS = 10_000  # from which on importing and calling pandas is faster
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Model:
 
     @cached_property
     def _codes(self) -> dict[str, dict[Any, float]]:
-        return _as_codes(self.vocabularies)
+        return _category_codes(self.vocabularies)
 
     def matrix(self, columns: Columns) -> np.ndarray:
         """The features of n records, float32 (n, features): the same code for one record and a million."""
@@ -49,11 +49,11 @@ class Model:
         return self.booster.inplace_predict(self.matrix(columns))
 
     def classes(self, probabilities: np.ndarray) -> np.ndarray:
-        """The index of the class that is named, int64 (n,)."""
+        """The index of the predicted class, int64 (n,): the largest probability times the class's weight."""
         return np.asarray(np.argmax(probabilities * self.contract.weights, axis=1))
 
     def files(self, stem: str = SERVED) -> dict[str, bytes]:
-        """The model as named bytes: JSON for what preprocessing learnt, UBJSON for the booster."""
+        """The model's files by name: JSON for the preprocessing, UBJSON for the booster."""
         state = {"format": FORMAT, "serving": self.contract.serving_digest,
                  "vocabularies": {name: list(values) for name, values in self.vocabularies.items()}}
         return {
@@ -68,13 +68,13 @@ def is_compatible(contract: Contract, folder: Path, stem: str = SERVED) -> bool:
 
 
 def is_of(contract: Contract, state: Mapping[str, Any]) -> bool:
-    """The same of a saved model's JSON."""
+    """Whether a saved model's JSON `state` fits the contract."""
     return bool(state["serving"]
                 == (contract.serving_digest if state["format"] > 1 else contract.serving_digest_format_1))
 
 
 def load_model(contract: Contract, folder: Path, stem: str = SERVED, threads: int = 1) -> Model:
-    """Load what `Model.files` gave; refuses another contract's model and a newer format."""
+    """Load a saved model; raises PerennialError if it is another contract's or of a newer format."""
     state = json.loads((folder / f"{stem}.json").read_bytes())
     if state["format"] > FORMAT:
         raise PerennialError(f"{folder} has model format {state['format']}, this code reads up to {FORMAT}; "
@@ -89,7 +89,7 @@ def load_model(contract: Contract, folder: Path, stem: str = SERVED, threads: in
     return Model(contract, {name: tuple(values) for name, values in state["vocabularies"].items()}, booster)
 
 
-def _as_codes(vocabularies: Mapping[str, tuple[str, ...]]) -> dict[str, dict[Any, float]]:
+def _category_codes(vocabularies: Mapping[str, tuple[str, ...]]) -> dict[str, dict[Any, float]]:
     return {
         name: {None: np.nan, **{value: code for code, value in enumerate(values, start=UNKNOWN + 1)}}
         for name, values in vocabularies.items()
@@ -102,22 +102,23 @@ def _matrix(contract: Contract, codes: Mapping[str, Mapping[Any, float]], column
     for position, feature in enumerate(contract.features):
         values = feature.values(columns)
         if feature.kind == "category":
-            values = _coded(codes[feature.name], values)
+            values = _encode(codes[feature.name], values)
         matrix[:, position] = values
     return matrix
 
 
-def _coded(codes: Mapping[Any, float], values: np.ndarray) -> Any:
-    """The code of each value; of many rows the distinct values are looked up."""
-    if len(values) < MANY:
+def _encode(codes: Mapping[Any, float], values: np.ndarray) -> Any:
+    """The code of each value; with many rows each distinct value is looked up once."""
+    if len(values) < PANDAS_ROWS:
         return [codes.get(value, UNKNOWN) for value in values]
-    import pandas  # not for a request's few records
+    import pandas  # imported here: a request has few records, and does without
 
-    places, distinct = pandas.factorize(values)
-    coded = np.array([*(codes.get(value, UNKNOWN) for value in distinct), UNKNOWN], dtype=np.float64)[places]
-    gone = places < 0
-    coded[gone] = [codes.get(value, UNKNOWN) for value in values[gone]]
-    return coded
+    positions, distinct = pandas.factorize(values)
+    found = np.array([*(codes.get(value, UNKNOWN) for value in distinct), UNKNOWN], dtype=np.float64)
+    encoded = found[positions]
+    missing = positions < 0
+    encoded[missing] = [codes.get(value, UNKNOWN) for value in values[missing]]
+    return encoded
 
 
 def columns_of_records(contract: Contract, records: list[Mapping[str, Any]]) -> Columns:

@@ -14,56 +14,59 @@ from msgspec.structs import astuple
 
 from contracts.core.contract import Contract
 from contracts.core.features import Columns
-from service.limits import MOST_RECORDS
+from service.limits import MAX_RECORDS
 
-# Headers of a release's own check: answered as any request, but not counted as traffic.
+# Headers of a release's own check: its requests are answered, but not counted as traffic.
 SAMPLE_HEADERS = {"perennial-sample": "1"}
 BAD_BODY = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)  # a ValidationError is a DecodeError
 EPOCH, SECOND, NO_TIME = datetime(1970, 1, 1), timedelta(seconds=1), np.iinfo(np.int64).min
 
+Rules = dict[str, Any]  # the rules of a column: short name → bound
+
 BOUNDS = {"greater_than_or_equal_to": "ge", "greater_than": "gt", "less_than_or_equal_to": "le",
           "less_than": "lt", "equal_to": "eq", "not_equal_to": "ne", "notin": "notin",
           "str_contains": "contains", "str_startswith": "startswith", "str_endswith": "endswith"}
-HOLDS: dict[str, Callable[[Any, Any], Any]] = {"ge": ge, "gt": gt, "le": le, "lt": lt, "eq": eq, "ne": ne,
-                                               "isin": lambda value, allowed: value in allowed,
-                                               "notin": lambda value, forbidden: value not in forbidden,
-                                               "contains": lambda text, pattern: re.search(pattern, text),
-                                               "matches": lambda text, pattern: re.match(pattern, text),
-                                               "startswith": str.startswith, "endswith": str.endswith}
-BY_SIZE, BY_TEXT = {"ge", "gt", "le", "lt"}, {"pattern", "min_length", "max_length"}
-PARSED = {float: BY_SIZE, int: BY_SIZE, str: BY_TEXT}  # what msgspec checks; `HOLDS` has the rest
+PREDICATES: dict[str, Callable[[Any, Any], Any]] = {
+    "ge": ge, "gt": gt, "le": le, "lt": lt, "eq": eq, "ne": ne,
+    "isin": lambda value, allowed: value in allowed,
+    "notin": lambda value, forbidden: value not in forbidden,
+    "contains": lambda text, pattern: re.search(pattern, text),
+    "matches": lambda text, pattern: re.match(pattern, text),
+    "startswith": str.startswith, "endswith": str.endswith}
+SIZE_RULES, TEXT_RULES = {"ge", "gt", "le", "lt"}, {"pattern", "min_length", "max_length"}
+# The rules that msgspec checks, by type; the others are checked by PREDICATES.
+MSGSPEC_RULES = {float: SIZE_RULES, int: SIZE_RULES, str: TEXT_RULES}
 
 
-def constraints(contract: Contract, name: str) -> dict[str, Any]:
-    """A column's rules by short names; those in PARSED are what msgspec and pydantic call them."""
-    found: dict[str, Any] = {}
+def constraints(contract: Contract, name: str) -> Rules:
+    """A column's rules by short names; those in MSGSPEC_RULES are the names of msgspec and pydantic."""
+    rules: Rules = {}
     for check in contract.columns[name].checks:
         facts = check.statistics
         if check.name in BOUNDS:
-            found[BOUNDS[check.name]] = next(iter(facts.values()))
+            rules[BOUNDS[check.name]] = next(iter(facts.values()))
         elif check.name == "in_range":
-            found["ge" if facts["include_min"] else "gt"] = facts["min_value"]
-            found["le" if facts["include_max"] else "lt"] = facts["max_value"]
+            rules["ge" if facts["include_min"] else "gt"] = facts["min_value"]
+            rules["le" if facts["include_max"] else "lt"] = facts["max_value"]
         elif check.name == "isin" and contract.python_type(name) is not str:
-            # Of text, a value that training never saw is a prediction.
-            found["isin"] = facts["allowed_values"]
+            # Text is left out: a record with an unknown category is answered.
+            rules["isin"] = facts["allowed_values"]
         elif check.name == "str_matches":
-            found["pattern" if _anchored(facts["pattern"]) else "matches"] = facts["pattern"]
+            rules["pattern" if _is_anchored(facts["pattern"]) else "matches"] = facts["pattern"]
         elif check.name == "str_length":
             ends = {f"{end}_length": facts.get("exact_value") or facts.get(f"{end}_value")
                     for end in ("min", "max")}
-            found |= {end: length for end, length in ends.items() if length}
-    return found
+            rules |= {end: length for end, length in ends.items() if length}
+    return rules
 
 
-def _anchored(pattern: Any) -> bool:
-    """Whether msgspec, which searches, finds it only where Pandera, which matches from the start, does."""
+def _is_anchored(pattern: Any) -> bool:
+    """Whether `search` (msgspec's) and `match` (Pandera's, from the start of a text) agree on it."""
     return isinstance(pattern, str) and pattern.startswith("^") and "|" not in pattern
 
 
 class Fault(TypedDict):
-    """What is wrong with a request: the record's place in
-    it, the field, the rule, and the value that breaks it."""
+    """What is wrong with a request: the record's index, the field, the rule, and the value that breaks it."""
 
     record: int | None
     field: str | None
@@ -72,7 +75,7 @@ class Fault(TypedDict):
 
 
 class RequestSchema:
-    """Parses the bodies of POST /predict into columns, or says what is wrong with every record."""
+    """Parses bodies of POST /predict into columns, or lists what is wrong with each record."""
 
     def __init__(self, contract: Contract):
         self.contract = contract
@@ -81,39 +84,39 @@ class RequestSchema:
                              if not contract.is_optional(name)]
         fields += [(name, kind, None) for name, kind in self.types.items() if contract.is_optional(name)]
         self.record = msgspec.defstruct("Record", fields, gc=False)
-        many = Annotated[list[self.record], msgspec.Meta(min_length=1, max_length=MOST_RECORDS)]  # type: ignore[name-defined]
-        self.decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(msgspec.defstruct("Request",
-                                                                                         [("records", many)]))
-        self.others = {name: rules for name in self.types if (rules := self._others(name))}
+        record_list = Annotated[list[self.record], msgspec.Meta(min_length=1, max_length=MAX_RECORDS)]  # type: ignore[name-defined]
+        request = msgspec.defstruct("Request", [("records", record_list)])
+        self.decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(request)
+        self.others = {name: rules for name in self.types if (rules := self._other_rules(name))}
         arrays = {str: _texts, datetime: _seconds}
         self.arrays = {name: arrays.get(contract.python_type(name), _numbers) for name in self.types}
 
     def _type(self, name: str) -> Any:
-        kind, rules = self.contract.python_type(name), self._parsed(name)
+        kind, rules = self.contract.python_type(name), self._msgspec_rules(name)
         if kind is datetime:
             rules = {"tz": False}
         elif kind is float:
             rules = {rule: float(bound) for rule, bound in rules.items()}
         elif kind is int:
-            rules = _within(np.iinfo(self.contract.columns[name].dtype.type), rules)
+            rules = _within_type(np.iinfo(self.contract.columns[name].dtype.type), rules)
         bound = Annotated[kind, msgspec.Meta(**rules)] if rules else kind
         return bound | None if self.contract.is_optional(name) else bound
 
-    def _parsed(self, name: str) -> dict[str, Any]:
-        known = PARSED.get(self.contract.python_type(name), ())
+    def _msgspec_rules(self, name: str) -> Rules:
+        known = MSGSPEC_RULES.get(self.contract.python_type(name), ())
         return {rule: bound for rule, bound in constraints(self.contract, name).items() if rule in known}
 
-    def _others(self, name: str) -> dict[str, Any]:
-        known = self._parsed(name)
+    def _other_rules(self, name: str) -> Rules:
+        known = self._msgspec_rules(name)
         return {rule: bound for rule, bound in constraints(self.contract, name).items() if rule not in known}
 
     def parse(self, body: bytes) -> list[Any]:
-        """The records of a body; raises one of BAD_BODY, then ask `faults`."""
+        """The records of a body; raises one of BAD_BODY, which `faults` explains."""
         records: list[Any] = self.decoder.decode(body).records
         for name, rules in self.others.items():
             values = [value for record in records if (value := getattr(record, name)) is not None]
             for rule, bound in rules.items():
-                if not all(map(HOLDS[rule], values, repeat(bound))):
+                if not all(map(PREDICATES[rule], values, repeat(bound))):
                     raise msgspec.ValidationError(f"{name}: expected {rule} {bound}")
         return records
 
@@ -122,15 +125,14 @@ class RequestSchema:
         values = dict(zip(self.record.__struct_fields__, zip(*map(astuple, records))))
         return {name: array(values[name]) for name, array in self.arrays.items()}
 
-    def _broken(self, name: str, value: Any) -> str | None:
+    def _broken_rule(self, name: str, value: Any) -> str | None:
         for rule, bound in self.others.get(name, {}).items():
-            if value is not None and not HOLDS[rule](value, bound):
+            if value is not None and not PREDICATES[rule](value, bound):
                 return f"expected {rule} {bound}"
         return None
 
     def event_times(self, body: bytes, records: Iterable[int | None]) -> np.ndarray:
-        """When the refused records say that they happened,
-        a time zone apart; NaT where that can't be read."""
+        """The event times of refused records, any time zone dropped; NaT where they can't be read."""
         wanted = set(records)
         sent = msgspec.json.decode(body)["records"] if wanted - {None} else []
         return np.array([self._event_time(sent, index) for index in wanted], "datetime64[s]")
@@ -143,8 +145,7 @@ class RequestSchema:
         return time.replace(tzinfo=None)
 
     def faults(self, body: bytes, refusal: Exception) -> list[Fault]:
-        """Every fault of a body that `parse` refused with
-        `refusal`: record's index, field, rule and value."""
+        """Every fault of a body that `parse` refused with the error `refusal`."""
         try:
             request = msgspec.json.decode(body)
             records = request["records"]
@@ -152,13 +153,13 @@ class RequestSchema:
             return [_fault(None, None, f"the body is not JSON: {error}")]
         except (TypeError, KeyError):
             return [_fault(None, "records", 'the body must be {"records": [...]}')]
-        if not isinstance(records, list) or not 1 <= len(records) <= MOST_RECORDS:
+        if not isinstance(records, list) or not 1 <= len(records) <= MAX_RECORDS:
             got = len(records) if isinstance(records, list) else type(records).__name__
-            return [_fault(None, "records", f"expected a list of 1 to {MOST_RECORDS} records, got {got}")]
+            return [_fault(None, "records", f"expected a list of 1 to {MAX_RECORDS} records, got {got}")]
         faults = [fault for index, record in enumerate(records)
                   for fault in self._record_faults(index, record)]
-        # A key that is there twice: plain JSON keeps the last value, `parse` minds both.
-        return faults or [_fault_of(refusal)]
+        # None found: a key was there twice, of which plain JSON keeps the last and `parse` refuses either.
+        return faults or [_fault_from_error(refusal)]
 
     def _record_faults(self, index: int, record: Any) -> Iterable[Fault]:
         if not isinstance(record, dict):
@@ -171,7 +172,7 @@ class RequestSchema:
                 continue
             try:
                 value = msgspec.convert(record[name], kind)
-                rule = self._broken(name, value)
+                rule = self._broken_rule(name, value)
             except msgspec.ValidationError as error:
                 rule = str(error)
             if rule:
@@ -189,9 +190,9 @@ class RequestSchema:
         known = [check.statistics["allowed_values"] for check in spec.checks if check.name == "isin"]
         extra = {"unit": unit, "source": spec.metadata["source"],
                  "known_values": sorted(known[0]) if known else None}
-        extra["rules"] = [f"{rule} {bound}" for rule, bound in self._others(name).items()]
+        extra["rules"] = [f"{rule} {bound}" for rule, bound in self._other_rules(name).items()]
         extra = {fact: value for fact, value in extra.items() if value}
-        field = {"description": description, "json_schema_extra": extra, **self._parsed(name)}
+        field = {"description": description, "json_schema_extra": extra, **self._msgspec_rules(name)}
         if self.contract.is_optional(name):
             return kind | None, pydantic.Field(default=None, **field)
         return kind, pydantic.Field(**field)
@@ -207,18 +208,18 @@ def _numbers(values: tuple[Any, ...]) -> np.ndarray:
 
 def _seconds(values: tuple[Any, ...]) -> np.ndarray:
     # numpy's own conversion of datetimes takes five times as long.
-    whole = (NO_TIME if value is None else (value - EPOCH) // SECOND for value in values)
-    return np.fromiter(whole, np.int64, len(values)).view("datetime64[s]")
+    seconds = (NO_TIME if value is None else (value - EPOCH) // SECOND for value in values)
+    return np.fromiter(seconds, np.int64, len(values)).view("datetime64[s]")
 
 
-def _within(largest: np.iinfo, rules: dict[str, Any]) -> dict[str, Any]:
-    """The rules, and at an end without one what the column's type can hold."""
-    least = {} if {"ge", "gt"} & rules.keys() else {"ge": int(largest.min)}
-    most = {} if {"le", "lt"} & rules.keys() else {"le": int(largest.max)}
-    return rules | least | most
+def _within_type(largest: np.iinfo, rules: Rules) -> Rules:
+    """The rules, with the limits of the column's type at an end that has no rule."""
+    low = {} if {"ge", "gt"} & rules.keys() else {"ge": int(largest.min)}
+    high = {} if {"le", "lt"} & rules.keys() else {"le": int(largest.max)}
+    return rules | low | high
 
 
-def _fault_of(refusal: Exception) -> Fault:
+def _fault_from_error(refusal: Exception) -> Fault:
     index = re.search(r"\$\.records\[(\d+)\]", str(refusal))
     return _fault(int(index[1]) if index else None, None, str(refusal))
 

@@ -67,13 +67,13 @@ def test_an_alert_says_what_how_much_since_when_of_which_version_and_what_is_don
     verdict = verdict_of(DRIFT, since=WEEKS[0])
     [alert] = record_alerts(context, WEEKS[1], verdict, Action.RETRAIN)
     assert (alert
-            == AlertMessage(model="pumps", kind=DRIFT, state="raised", what="why input drift",
-                            far={"heat": 3.0}, since=WEEKS[0], window=WEEKS[1], version="v1",
-                            doing="a retraining was started"))
+            == AlertMessage(model="pumps", kind=DRIFT, state="raised", message="why input drift",
+                            drift_scores={"heat": 3.0}, since=WEEKS[0], window=WEEKS[1], version="v1",
+                            response="a retraining was started"))
     event = event_of(alert)
     assert (event.event, event.id, event.payload["id"]) == ("perennial.alert.raised", alert.id, str(alert.id))
     assert (structs.replace(alert, state="over").id != alert.id
-            == structs.replace(alert, what="said otherwise").id)
+            == structs.replace(alert, message="said otherwise").id)
 
 
 @pytest.mark.parametrize(("kind", "action", "raises"), [
@@ -153,7 +153,7 @@ def test_an_open_circuit_breaker_is_a_cause_of_its_own_until_a_promotion(context
     assert week(context, 0, DRIFT) == [(DRIFT, "raised")]
     assert week(context, 1, DRIFT, action="page") == [("circuit breaker", "raised")]
     [_, breaker] = ledger.state().open_alerts
-    assert "1 challengers in a row were refused" in breaker.doing and "why input drift" in breaker.what
+    assert "1 challengers in a row were refused" in breaker.response and "why input drift" in breaker.message
     assert week(context, 2, FINE) == [(DRIFT, "over")]
     ledger.judged("v2", gate_verdict(), None)
     ledger.promote("v2", expect=None)
@@ -166,7 +166,7 @@ def test_a_wait_says_until_when(context):
                                         drift=contract.drift, new_rows=1_000)
         context.ledger.retrain_finished(WEEKS[at], "passed", "v2")
     [alert] = record_alerts(context, WEEKS[1], verdict_of(DRIFT), Action.WAIT)
-    assert alert.doing.startswith("no retraining starts yet: cooldown until 2024-01")
+    assert alert.response.startswith("no retraining starts yet: cooldown until 2024-01")
 
 
 def test_status_shows_open_alerts(context):

@@ -7,7 +7,7 @@ import pytest
 
 from contracts.core.errors import ClientDisconnected, Overloaded
 from service.batching import Batcher
-from service.limits import MOST_BYTES, MOST_TOGETHER, MOST_WAITING
+from service.limits import MAX_BATCH, MAX_WAITING, MAX_WAITING_BYTES
 
 
 class Doubler:
@@ -41,14 +41,14 @@ def test_a_large_request_is_scored_in_parts_and_answered_whole():
                                     queue.answers([7], 1))
 
     assert asyncio.run(calls()) == [[2], [2 * number for number in range(2500)], [14]]
-    assert score.turns == [MOST_TOGETHER] * 4 + [2502 - 4 * MOST_TOGETHER]
+    assert score.turns == [MAX_BATCH] * 4 + [2502 - 4 * MAX_BATCH]
 
 
 @pytest.mark.parametrize(("waiting", "size", "more"),
-                         [(MOST_WAITING - 1, 1, 1), (MOST_WAITING, 1, None), (1, 1, MOST_BYTES - 1),
-                          (1, 1, MOST_BYTES), (0, 1, 10 * MOST_BYTES)])
+                         [(MAX_WAITING - 1, 1, 1), (MAX_WAITING, 1, None), (1, 1, MAX_WAITING_BYTES - 1),
+                          (1, 1, MAX_WAITING_BYTES), (0, 1, 10 * MAX_WAITING_BYTES)])
 def test_both_sides_of_what_may_wait(waiting, size, more):
-    fits = waiting < MOST_WAITING and (not waiting or size + (more or 0) <= MOST_BYTES)
+    fits = waiting < MAX_WAITING and (not waiting or size + (more or 0) <= MAX_WAITING_BYTES)
 
     async def calls():
         queue = Batcher(Doubler())
@@ -59,7 +59,7 @@ def test_both_sides_of_what_may_wait(waiting, size, more):
             with pytest.raises(Overloaded):
                 queue.admit(more or 1)
         await asyncio.gather(*asked)
-        queue.admit(MOST_BYTES)  # what waited is answered: there is room again
+        queue.admit(MAX_WAITING_BYTES)  # what waited is answered: there is room again
 
     asyncio.run(calls())
 
@@ -82,13 +82,13 @@ def test_who_hangs_up_in_the_middle_is_scored_no_further():
 
     async def calls():
         queue = Batcher(lambda records: (setattr(caller, "disconnected", True), score(records))[1])
-        large = queue.answers(list(range(10 * MOST_TOGETHER)), 1, caller)
+        large = queue.answers(list(range(10 * MAX_BATCH)), 1, caller)
         with pytest.raises(ClientDisconnected):
             await large
         assert await queue.answers([1], 1) == [2]
 
     asyncio.run(calls())
-    assert score.turns == [MOST_TOGETHER, 1]
+    assert score.turns == [MAX_BATCH, 1]
 
 
 def test_a_record_that_cannot_be_scored_fails_its_request_alone():
@@ -99,7 +99,7 @@ def test_a_record_that_cannot_be_scored_fails_its_request_alone():
 
     async def calls():
         queue = Batcher(score)
-        large = [1] * (2 * MOST_TOGETHER) + [13] + [1] * MOST_TOGETHER
+        large = [1] * (2 * MAX_BATCH) + [13] + [1] * MAX_BATCH
         return await asyncio.gather(queue.answers([5], 1), queue.answers(large, 1), queue.answers([6], 1),
                                     return_exceptions=True)
 

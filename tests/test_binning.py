@@ -6,7 +6,7 @@ from datetime import datetime
 import numpy as np
 import pytest
 
-from contracts.core.binning import MAX_TEXT_LENGTH, MISSING, MOST_KNOWN, NEW, Bins, monitored_columns
+from contracts.core.binning import MAX_KNOWN, MAX_TEXT_LENGTH, MISSING, NEW, Bins, monitored_columns
 from contracts.flights import contract as flights
 from contracts.flights import source
 
@@ -72,7 +72,7 @@ def test_the_groups_of_uncommon_values_do_not_know_how_common_these_were():
 
 
 def test_free_text_has_bounded_bins_and_nothing_new():
-    texts = [f"{index:06d}" for index in range(MOST_KNOWN + 1)]
+    texts = [f"{index:06d}" for index in range(MAX_KNOWN + 1)]
     bins = categories(texts)
     assert bins.known is None and len(bins.labels) == 12
     assert by_label(bins, ["never", None]) == {MISSING: 1, f"(others from {bins.edges[-1]!r})": 1}

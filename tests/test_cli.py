@@ -48,11 +48,11 @@ def test_without_a_prefect_server_a_mistake_is_still_one_line(tmp_path):
       ("no file no.csv", ".parquet")),
      (("contract", "diff", "flights", "no.py"), ("no file no.py", "model@version")),
      (("history", "flights", "--at", "teatime"), ("teatime", "2013-07-01T12:00")),
-     (("history", "flights", "--at", ""), ("'' is no time", "2013-07-01T12:00")),
+     (("history", "flights", "--at", ""), ("'' is not a time", "2013-07-01T12:00")),
      (("ingest", "flights", "--start", "2013-03-01", "--end", "2013-02-01"),
       ("is empty", "an --end after --start")),
      (("monitor", "flights", "--window", "2013-01-02"),
-      ("2013-01-02T00:00:00 starts no window", "starts at 2012-12-31T00:00:00")),
+      ("2013-01-02T00:00:00 is not a window", "starts at 2012-12-31T00:00:00")),
      (("status", "..foo"), ("no contract '..foo'", "known: flights"))])
 def test_the_users_mistake_is_one_line_that_names_the_remedy(servers, tmp_path, words, named):
     said = perennial(*words, PERENNIAL_STORE=str(tmp_path / "store"), PERENNIAL_RUN=str(tmp_path / "run"),

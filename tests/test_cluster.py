@@ -51,7 +51,7 @@ def test_two_workers_find_what_one_machine_finds(scheduler, flights, tmp_path):
                              source.rows, cut, tmp_path)
     with dask_client(scheduler) as client:
         there = distribute(client, flights.contract, flights.store.address, source, cut)
-        assert there.workers == 2 and min(one.rows for one in there.facts) > 5_000
+        assert there.workers == 2 and min(one.rows for one in there.summaries) > 5_000
         assert (there.rows, there.older) == (here.rows, here.older)
         for name, values in here.sample.items():
             np.testing.assert_array_equal(sorted(there.sample[name].astype(str)), sorted(values.astype(str)))
@@ -90,7 +90,7 @@ def test_a_worker_without_rows_is_left_out(scheduler, pumps):
 def test_no_scheduler_and_no_workers_are_told_with_the_remedy(monkeypatch):
     from distributed import LocalCluster
 
-    monkeypatch.setattr(cluster, "PATIENCE", 1)
+    monkeypatch.setattr(cluster, "CONNECT_TIMEOUT", 1)
     with pytest.raises(Unavailable, match=f"no Dask scheduler answers at tcp://127.0.0.1:1: .*unset {DASK}"), dask_client("tcp://127.0.0.1:1"):
         pass
     with LocalCluster(n_workers=0, dashboard_address=None) as empty, \
@@ -102,7 +102,7 @@ def test_a_worker_that_fails_is_told_with_the_remedy():
     from service.model import xgboost
 
     lost = r"a worker of tcp://x was lost, or failed, while it trained: Poll error; .*run it again"
-    with pytest.raises(Unavailable, match=lost), cluster.lost_workers_named("tcp://x"):
+    with pytest.raises(Unavailable, match=lost), cluster.named_worker_losses("tcp://x"):
         raise xgboost.core.XGBoostError("Ring Allreduce failed\nPoll error")
 
 
@@ -120,9 +120,9 @@ def test_texts_of_all_are_what_one_would_have_counted(monkeypatch):
     values, older = np.array(["b", "a", None, "c", "a", "b", "b", "c"],
                              object), np.array([1, 1, 1, 1, 1, 0, 0, 0], bool)
     whole, first, second = CategoryVocabulary("x"), CategoryVocabulary("x"), CategoryVocabulary("x")
-    whole.numbered(values, older)
-    first.numbered(values[:3], older[:3])
-    second.numbered(values[3:], older[3:])
+    whole.numbers(values, older)
+    first.numbers(values[:3], older[:3])
+    second.numbers(values[3:], older[3:])
     both = CategoryVocabulary.of_all([first, second])
     assert ([both.vocabulary(True), both.vocabulary(False)]
             == [whole.vocabulary(True), whole.vocabulary(False)] == [("a",), ("a", "b", "c")])

@@ -281,7 +281,7 @@ def test_a_challenger_that_fails_requests_is_refused_and_callers_get_no_errors(t
         done = rollout.roll_out_version(context, second, reference)
     assert (done["outcome"], done["canary"]["kind"]) == ("refused", "errors")
     assert set(callers.results) == {200} and context.ledger.state().champion == first
-    assert running_versions(context) == {first} and rollout.served(context)
+    assert running_versions(context) == {first} and rollout.is_served(context)
     last = context.ledger.events()[-1]
     assert last.kind == "release_failed" and "failed" in last.data.why
 
@@ -293,7 +293,7 @@ def test_a_shadow_is_compared_and_callers_get_only_the_champions_answers(two_ver
         verdict = canary.shadow(context, second, artifact_of(context, second), share=0.5)
     assert verdict.passed
     assert verdict.figures.challenger.answered >= context.contract.rollout.requests
-    assert set(callers.results) == {200} and callers.versions == {first} and rollout.served(context)
+    assert set(callers.results) == {200} and callers.versions == {first} and rollout.is_served(context)
     assert context.ledger.state().of_kind(ShadowJudged)[-1].version == second
     assert profiled_rows(context, second) > 0
 
@@ -310,7 +310,7 @@ def test_a_rebuilt_image_of_the_champion_takes_over_and_is_used_by_rollbacks(two
     assert {replica.image for replica in fleet.running(context.run, "pumps")} == {image}
     never_served = f"{image[:-64]}{'0' * 64}"
     context.ledger.record(Imaged(version=first, image=never_served))
-    assert artifact_of(context, first) == image and rollout.served(context)
+    assert artifact_of(context, first) == image and rollout.is_served(context)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
@@ -329,7 +329,7 @@ def test_a_canary_that_is_interrupted_or_loses_the_balancer_is_withdrawn(two_ver
         rollout.roll_out_version(context, second, artifact_of(context, second))
     assert routes.challenger_urls(context.run, "pumps") == []
     assert load_balancer.start(context.run).url == balancer.url
-    assert running_versions(context) == {first} and rollout.served(context)
+    assert running_versions(context) == {first} and rollout.is_served(context)
     assert context.ledger.events()[-1].kind == "release_failed" and context.ledger.state().champion == first
 
 

@@ -10,6 +10,7 @@ from threading import Thread
 import httpx
 import psutil
 import pytest
+from msgspec import convert
 from prefect.blocks.notifications import CustomWebhookNotificationBlock
 from prefect.client.orchestration import get_client
 
@@ -23,7 +24,7 @@ from flows.monitoring.alerts import send as send_alerts
 from flows.monitoring.notifications import notify_through, to_pagerduty, to_webhook
 from flows.monitoring.windows import due
 from flows.reconcile import reconcile
-from flows.releasing.rollout import served
+from flows.releasing.rollout import is_served
 from flows.releasing.serving import roll_back
 from flows.train import train
 from registry.context import open_model
@@ -142,7 +143,7 @@ def test_a_webhook_is_told_once_of_a_cause_and_once_when_it_is_over(servers, hoo
     time.sleep(1)
     assert [monitor(PUMPS, after)["action"] for _ in range(2)] == ["fine", "fine"]
     until(lambda: len(told()) >= 6)
-    alert = AlertMessage(**{name: value for name, value in raised.items() if name != "id"})
+    alert = convert({name: value for name, value in raised.items() if name != "id"}, AlertMessage)
     send_alerts(context, [alert, alert])  # as by one that was killed before it wrote down that they were sent
     time.sleep(1)  # for what would be one too many
     [over] = of("/webhook", "'over'")
@@ -197,7 +198,7 @@ def test_a_lost_event_and_a_killed_run_are_made_up_for(servers, monkeypatch):
     until(lambda: context.ledger.state().claims[window].state == "finished", 120)
     kinds = [event.kind for event in context.ledger.events()]
     assert kinds.count("retrain_claimed") == 2 and kinds.count("retrain_finished") == 2
-    assert served(context)
+    assert is_served(context)
 
 
 def test_an_event_that_comes_again_trains_nothing(servers):
@@ -222,9 +223,9 @@ def test_a_champion_whose_replicas_died_is_brought_up_again(servers):
     context = open_model(PUMPS)
     for replica in replicas.running(context.run, "pumps"):
         processes.terminate(replica.log.__eq__, 5)
-    assert not served(context)
+    assert not is_served(context)
     assert reconcile([PUMPS])[PUMPS]["released"]["version"] == context.ledger.state().champion
-    assert served(context) and httpx.get(f"{servers.url}/pumps/readyz").status_code == 200
+    assert is_served(context) and httpx.get(f"{servers.url}/pumps/readyz").status_code == 200
 
 
 def test_the_orchestrator_shows_what_was_done(servers):

@@ -118,9 +118,9 @@ def test_a_unit_that_a_file_states_must_be_the_contracts(context, addresses, suf
                           ("junk.csv", b"\x9e\xff\x00", "junk.csv can't be read as .csv"),
                           ("junk.parquet", b"hello", "junk.parquet can't be read as .parquet"),
                           ("rows.txt", b"a,b", "rows.txt is a '.txt'; name a .parquet"),
-                          ("bare.csv", b"vibration\n1\n", "measured_at: column missing.*mend .*bare.csv"),
+                          ("bare.csv", b"vibration\n1\n", "measured_at: column missing.*correct .*bare.csv"),
                           ("head.csv", ",".join(readings(START, START)).encode(),
-                           "the batch has no rows.*mend .*head.csv")])
+                           "the batch has no rows.*correct .*head.csv")])
 def test_a_file_that_is_no_batch_says_what_to_mend(context, addresses, name, content, said):
     (addresses / name).write_bytes(content)
     with pytest.raises(PerennialError, match=said):
@@ -195,7 +195,7 @@ def test_a_file_is_cut_to_the_window_but_for_unreadable_times(context, addresses
 @pytest.fixture
 def large_file(context, addresses, monkeypatch):
     """Ten days of 400 readings, in no order, two without a time, of which 1,000 are much."""
-    monkeypatch.setattr("flows.ingest.MOST_ROWS", 1_000)
+    monkeypatch.setattr("flows.ingest.MAX_ROWS", 1_000)
     rows = readings(START, START + timedelta(days=10)).sample(frac=1, random_state=0, ignore_index=True)
     rows.loc[[5, 2_000], "measured_at"] = pd.NaT
     file = addresses / "large.parquet"
@@ -236,7 +236,7 @@ def test_what_a_large_file_lacks_and_bad_rows_of_all_its_batches_are_told(contex
     ingest_batch(context, START - timedelta(days=9), START - timedelta(days=8))
     verdict = ingest_batch(context, START, START + timedelta(days=10), file)[1]
     assert ((verdict.figures.rows, verdict.figures.bad) == (len(rows), 5)
-            and "nothing is held of" in verdict.reasons[0])
+            and "nothing is stored of" in verdict.reasons[0])
     assert sum(rule.count for rule in verdict.figures.by_rule if rule.column == "heat") == 3
 
 

@@ -10,7 +10,7 @@ from contracts.core.errors import PerennialError
 from contracts.flights import contract as flights
 from contracts.pumps import contract as pumps
 from flows.training.dataset import read_training_set
-from service.model import FORMAT, MANY, SERVED, columns_of_records, load_model, records_of_columns
+from service.model import FORMAT, PANDAS_ROWS, SERVED, columns_of_records, load_model, records_of_columns
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,8 @@ def test_many_rows_have_the_codes_that_each_has_alone(january, model):
     columns["carrier"][:4] = ["ZZ", None, np.nan, "UA"]
     parts = [model.matrix(some(columns, slice(start, start + 500)))
              for start in range(0, len(january[1]), 500)]
-    assert len(january[1]) > MANY and np.array_equal(model.matrix(columns), np.vstack(parts), equal_nan=True)
+    assert len(january[1]) > PANDAS_ROWS
+    assert np.array_equal(model.matrix(columns), np.vstack(parts), equal_nan=True)
 
 
 def test_the_weights_decide_which_class_is_named(model):

@@ -22,7 +22,7 @@ from flows.training.version import fit_version
 from registry.context import ModelContext, fetch_version, open_model
 from registry.events import WindowJudged
 from registry.folder_store import FolderStore
-from registry.traffic import _records, _replace, ship
+from registry.traffic import _put_profile, _records, ship
 from service import profiles
 from service.files import write_atomically
 from service.model import load_model
@@ -233,7 +233,7 @@ def test_a_version_that_the_contract_has_outgrown_is_not_asked(context, trained,
     leave(context, first, profile(context, first))
     context.ledger.promote(second, expect=first)
     ship(context)
-    monkeypatch.setitem(contract.__dict__, "serving", "of another contract")
+    monkeypatch.setitem(contract.__dict__, "serving_digest", "of another contract")
     assert due(context) == []
 
 
@@ -267,7 +267,7 @@ def test_of_two_shippers_at_once_none_fails_and_the_newer_profile_stays(context,
 
     monkeypatch.setattr(FolderStore, "read", together)
     with ThreadPoolExecutor(2) as pool:
-        shipped = sum(pool.map(lambda content: _replace(context, key, content), (large, small)))
+        shipped = sum(pool.map(lambda content: _put_profile(context, key, content), (large, small)))
     assert 1 <= shipped <= 2 and _records(context.store.get(key)) == 200
 
 
@@ -278,5 +278,5 @@ def test_junk_in_the_spool_stops_no_window(context, trained, junk, caplog):
     path = leave(context, trained[1], whole[:len(whole) // 2] if junk == "torn" else junk, replica="two")
     with caplog.at_level(logging.WARNING):
         assert judged()[1] == "fine"
-    assert ("1 files are no profiles" in caplog.text and str(path.with_suffix(".junk")) in caplog.text
+    assert ("1 files are not profiles" in caplog.text and str(path.with_suffix(".junk")) in caplog.text
             and not path.exists())

@@ -94,9 +94,10 @@ def test_a_crash_between_the_store_and_the_spool_logs_nothing_twice(context, ver
 
 def test_what_nobody_waits_for_is_packed_together(context, version, monkeypatch):
     answer(context, version, week().head(30))
-    assert ship(context, patient=True) == 1 and list(context.spool.rglob(f"*{SUFFIX}"))  # the profile alone
-    monkeypatch.setattr("registry.traffic.ENOUGH", 100)
-    ship(context, patient=True)
+    assert ship(context, wait_for_batch=True) == 1  # the profile alone
+    assert list(context.spool.rglob(f"*{SUFFIX}"))
+    monkeypatch.setattr("registry.traffic.BATCH_BYTES", 100)
+    ship(context, wait_for_batch=True)
     assert (not list(context.spool.rglob(f"*{SUFFIX}"))
             and len(logged_predictions(context, version, WINDOW)) == 30)
 
@@ -123,7 +124,7 @@ def test_the_contract_says_which_share_is_logged(context, version, share, tmp_pa
 
 
 def test_a_disk_that_fails_keeps_predictions_waiting_and_bounds_them(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr("service.prediction_log.WAITING", 100_000)
+    monkeypatch.setattr("service.prediction_log.MAX_WAITING_BYTES", 100_000)
     log = PredictionLog(contract, tmp_path / "log", "one")
     (tmp_path / "log").write_text("in the way")
     columns = contract.columns_of(week().head(10))
@@ -202,8 +203,8 @@ def test_labels_may_come_for_ids_before_after_and_twice(context, version):
                          [(pd.DataFrame({"id": ["one-1"]}), "no column arr_delay"),
                           (pd.DataFrame({"arr_delay": ["5"]}), "no column id"),
                           (pd.DataFrame({"id": ["a", "b"], "arr_delay": ["5", "late"]}),
-                           "arr_delay is 'late' in row 1, no float"),
-                          (pd.DataFrame({"id": [], "arr_delay": []}), "holds no row")])
+                           "arr_delay is 'late' in row 1, not of type float"),
+                          (pd.DataFrame({"id": [], "arr_delay": []}), "has no row")])
 def test_labels_that_can_not_be_read_are_refused(context, rows, said):
     file = context.run / "labels.csv"
     file.parent.mkdir(exist_ok=True)

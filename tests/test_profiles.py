@@ -25,7 +25,7 @@ from contracts.core.windows import by_window
 from contracts.flights import contract as flights
 from contracts.flights import source
 from service import profiles
-from service.profiler import REACH, Profiler
+from service.profiler import MAX_WINDOWS_AWAY, Profiler
 from service.profiles import merge
 from tests.left_by_replicas import collect, windows
 
@@ -314,7 +314,7 @@ def test_no_event_time_ends_the_profiler_or_costs_others_their_profile(tmp_path,
     profiler.close()
     assert profiles.rows(collect(tmp_path, "doors", "v1", DAY)) == 38
     views = [collect(tmp_path, "doors", "v1", start) for start in windows(tmp_path, "doors", "v1")]
-    assert sum(map(profiles.rows, views)) + sum(map(profiles.elsewhere, views)) == 41
+    assert sum(map(profiles.rows, views)) + sum(map(profiles.unprofiled, views)) == 41
 
 
 def test_a_profile_before_1970_can_be_written():
@@ -338,7 +338,7 @@ def test_a_wrong_clock_does_not_fill_the_disk_and_its_rows_are_counted(tmp_path,
     files = list(tmp_path.rglob("*.bin"))
     assert len(files) < 2 * len(days) and len(files) == len(windows(tmp_path, "doors", "v1"))
     views = [collect(tmp_path, "doors", "v1", start) for start in windows(tmp_path, "doors", "v1")]
-    assert sum(map(profiles.rows, views)) + sum(map(profiles.elsewhere, views)) == 3 * 5_000 + len(days) * 50
+    assert sum(map(profiles.rows, views)) + sum(map(profiles.unprofiled, views)) == 3 * 5_000 + len(days) * 50
     assert all(profiles.rows(collect(tmp_path, "doors", "v1", day)) >= 50 for day in days)
     assert "counted, not profiled" in caplog.text
 
@@ -346,13 +346,14 @@ def test_a_wrong_clock_does_not_fill_the_disk_and_its_rows_are_counted(tmp_path,
 def test_both_sides_of_the_reach(tmp_path):
     profiler = Profiler(doors, BINS, "v1", tmp_path)
     noon = DAY + timedelta(hours=12)
-    near, far = (np.datetime64(noon, "s") + np.timedelta64(REACH * 86_400 + more, "s") for more in (0, 1))
+    near, far = (np.datetime64(noon, "s") + np.timedelta64(MAX_WINDOWS_AWAY * 86_400 + more, "s")
+                 for more in (0, 1))
     for day in (np.datetime64(noon, "s"), near, far, np.datetime64(noon, "s"), np.datetime64(noon, "s")):
         columns, probabilities, classes = traffic(1)
         profiler.add(columns | {"seen": np.array([day])}, probabilities, classes)
     profiler.close()
-    assert windows(tmp_path, "doors", "v1") == [DAY, DAY + REACH * timedelta(days=1)]
-    assert (sum(profiles.elsewhere(collect(tmp_path, "doors", "v1", day))
+    assert windows(tmp_path, "doors", "v1") == [DAY, DAY + MAX_WINDOWS_AWAY * timedelta(days=1)]
+    assert (sum(profiles.unprofiled(collect(tmp_path, "doors", "v1", day))
                 for day in windows(tmp_path, "doors", "v1")) == 1)
 
 
@@ -381,7 +382,7 @@ def test_a_reader_never_sees_part_of_a_file(tmp_path):
     profiler.close()
     assert len(set(seen)) > 10 and seen == sorted(seen)
     assert profiles.rows(collect(tmp_path, "doors", "v1", DAY)) == sent
-    assert not list(tmp_path.rglob("*.tmp"))
+    assert not list(tmp_path.rglob(".*"))
 
 
 def test_a_failure_to_write_is_logged_and_the_rows_are_kept(tmp_path, caplog):

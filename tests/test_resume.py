@@ -206,7 +206,7 @@ def test_a_release(two_versions, tmp_path, monkeypatch, room, step):
     running = replicas.running(context.run, "pumps")
     assert [one.version for one in running] == [second] * rollout.REPLICAS
     assert (sorted(one.url for one in running) == routes.champion_urls(context.run, "pumps")
-            and rollout.served(context))
+            and rollout.is_served(context))
     assert context.ledger.state().champion == second
     assert [kinds(context).count(kind) for kind in ("promoted", "released", "release_failed")] == [2, 2, 0]
 
@@ -238,12 +238,12 @@ def test_killed_before_the_old_replicas_are_retired_the_reconciler_notices(two_v
         raise PowerFails
 
     with monkeypatch.context() as patch:
-        patch.setattr(rollout, "_retire", killed)
+        patch.setattr(rollout, "_stop_others", killed)
         with pytest.raises(PowerFails):
             rollout.roll_out_version(context, second, bento.build_bento(context, second))
-    assert len(replicas.running(context.run, "pumps")) == 2 and not rollout.served(context)
+    assert len(replicas.running(context.run, "pumps")) == 2 and not rollout.is_served(context)
     rollout.roll_out_version(context, second, bento.build_bento(context, second))
-    assert len(replicas.running(context.run, "pumps")) == 1 and rollout.served(context)
+    assert len(replicas.running(context.run, "pumps")) == 1 and rollout.is_served(context)
 
 
 def test_a_champion_with_other_features_is_asked_over_http(two_versions):

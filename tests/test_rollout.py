@@ -77,16 +77,17 @@ def test_one_rollout_at_a_time_and_a_rollback_is_heard_by_the_one_under_way(pump
     went = threading.Event()
 
     def back() -> None:
-        with rollout_lock.exclusive_rollout(pumps, hurry=True):
+        with rollout_lock.exclusive_rollout(pumps, urgent=True):
             went.set()
 
-    with rollout_lock.exclusive_rollout(pumps, hurry=False):
-        assert rollout_lock.is_under_way(pumps) and not rollout_lock.rollback_waits(pumps)
+    with rollout_lock.exclusive_rollout(pumps, urgent=False):
+        assert rollout_lock.is_under_way(pumps) and not rollout_lock.is_rollback_waiting(pumps)
         waiting = threading.Thread(target=back)
         waiting.start()
-        assert processes.wait_until(lambda: rollout_lock.rollback_waits(pumps), 5) and not went.is_set()
+        assert processes.wait_until(lambda: rollout_lock.is_rollback_waiting(pumps), 5) and not went.is_set()
     waiting.join()
-    assert went.is_set() and not rollout_lock.rollback_waits(pumps) and not rollout_lock.is_under_way(pumps)
+    assert went.is_set()
+    assert not rollout_lock.is_rollback_waiting(pumps) and not rollout_lock.is_under_way(pumps)
 
 
 def test_a_second_serve_of_a_model_is_refused(pumps):
@@ -111,5 +112,5 @@ def test_the_flag_of_a_rollback_that_was_killed_holds_nobody_up(pumps):
     with subprocess.Popen([sys.executable, "-c", ""]) as ended:
         pass
     pumps.run.mkdir(parents=True, exist_ok=True)
-    rollout_lock._flag(pumps).write_text(str(ended.pid))
-    assert not rollout_lock.rollback_waits(pumps)
+    rollout_lock._rollback_flag(pumps).write_text(str(ended.pid))
+    assert not rollout_lock.is_rollback_waiting(pumps)

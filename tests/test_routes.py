@@ -261,7 +261,7 @@ def test_a_canary_without_replicas_is_an_error():
 def test_a_body_larger_than_the_service_takes_is_refused(run, champion):
     balancer = load_balancer.start(run, None)
     routes.route(run, "m", urls(champion), "good")
-    size = limits.LARGEST_BODY
+    size = limits.MAX_BODY_BYTES
 
     def chunks(count):
         yield from (b"x" * 2**20 for _ in range(count))

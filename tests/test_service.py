@@ -28,9 +28,9 @@ from flows.releasing.replica_check import answers_like_trainer
 from registry.context import fetch_version
 from service import profiles
 from service.app import PredictionApi
-from service.limits import MOST_WAITING
+from service.limits import MAX_WAITING
 from service.model import load_model
-from service.schema import BAD_BODY, BOUNDS, HOLDS, RequestSchema
+from service.schema import BAD_BODY, BOUNDS, PREDICATES, RequestSchema
 from tests.left_by_replicas import collect, windows
 
 GOOD = {"departs": "2013-01-15T17:30:00", "arrives": 1200, "carrier": "UA", "origin": "EWR", "dest": "ORD",
@@ -165,7 +165,7 @@ def test_every_rule_that_a_contract_may_hold_is_held_against_callers():
     checks = {check.name for spec in parcels.columns.values() for check in spec.checks}
     assert (set(BOUNDS) | {"in_range", "isin", "str_matches", "str_length"} == FIELD_RULES
             and checks <= FIELD_RULES)
-    assert set(BOUNDS.values()) <= set(HOLDS)
+    assert set(BOUNDS.values()) <= set(PREDICATES)
 
 
 @pytest.mark.parametrize(("body", "record"),
@@ -270,12 +270,12 @@ def stopped(replica):
 
 
 def test_beyond_what_may_wait_the_answer_is_503_and_when_to_come_back(replica):
-    with callers(replica, 2 * MOST_WAITING) as connections:
+    with callers(replica, 2 * MAX_WAITING) as connections:
         heads = [each.recv(65_536).split(b"\r\n\r\n")[0].decode() for each in connections]
     refused = [head for head in heads if head.startswith("HTTP/1.1 503 ")]
     assert refused and all("retry-after: 1" in head for head in refused)
     assert (len([head for head in heads if head.startswith("HTTP/1.1 200 ")]) == len(heads) - len(refused)
-            >= MOST_WAITING)
+            >= MAX_WAITING)
     assert counted(replica, "bentoml_service_request_total", 'http_response_code="503"') >= len(refused)
     rows_of(replica, [GOOD])
 

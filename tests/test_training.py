@@ -32,7 +32,7 @@ def ready(rows, folder, cut=CUT, portions=1):
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(dataset, "MOST_ROWS", 6_000)
+    monkeypatch.setattr(dataset, "MAX_ROWS", 6_000)
 
 
 def test_the_same_rows_give_the_same_bytes_on_one_thread_or_two_in_any_portions(january, tmp_path):
@@ -93,7 +93,7 @@ def test_rows_in_any_order_are_trained_in_that_of_their_time(january, tmp_path):
 
 def test_blocks_learn_nearly_as_well_as_the_whole(january, tmp_path, monkeypatch):
     def loss(most, rounds):
-        monkeypatch.setattr(dataset, "MOST_ROWS", most)
+        monkeypatch.setattr(dataset, "MAX_ROWS", most)
         rows = ready(january, tmp_path)
         return classification_metrics(flights, *rows.newest(rows.fit(rounds, older=True))).log_loss
     whole, blocks, untrained = loss(10**6, 30), loss(10_000, 30), loss(10**6, 1)
@@ -132,7 +132,7 @@ def test_rows_that_repeat_a_pattern_are_in_every_share(january, tmp_path, monkey
 
 
 def test_of_few_older_rows_one_block_is_made(january, tmp_path, monkeypatch):
-    monkeypatch.setattr(dataset, "MOST_ROWS", 6_000)
+    monkeypatch.setattr(dataset, "MAX_ROWS", 6_000)
     rows = ready(january, tmp_path, cut=january["departs"].iloc[40].to_pydatetime())
     assert len(rows.block_files) == 5 and len(rows._groups(older=True)) == 1 and rows.older <= 40
     assert rows.rounds()["rounds"] >= 1 and rows.fit(3, older=True).booster.num_boosted_rounds() == 3
@@ -158,7 +158,7 @@ def test_a_category_of_numbers_is_refused(january, tmp_path):
     odd = replace(flights, features=(number("temp"), month), drift=replace(flights.drift, thresholds={}))
     with pytest.raises(
             PerennialError,
-            match="'month' is a category and has the value 516, no text; let its `compute` give texts"):
+            match="'month' is a category and has the value 516, not a text; let its `compute` return texts"):
         read_training_set(odd, [january], len(january), CUT, tmp_path)
 
 
@@ -171,7 +171,7 @@ def test_nothing_stays_on_the_disk(january, tmp_path):
 
 
 def test_a_version_is_read_in_portions_oldest_first(pumps, monkeypatch):
-    monkeypatch.setattr(data, "CHUNK", 1_000)
+    monkeypatch.setattr(data, "CHUNK_ROWS", 1_000)
     late = datetime(2024, 2, 12)
     data.append(pumps.store, pumps.contract, readings(late, late + timedelta(days=3)), late,
                 late + timedelta(days=3))

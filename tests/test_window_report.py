@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from prefect.states import Completed, Failed
 from typer.testing import CliRunner
 
-from contracts.core.binning import MOST_BINS, Bins
+from contracts.core.binning import MAX_BINS, Bins
 from contracts.core.drift import drift
 from contracts.core.errors import PerennialError
 from contracts.core.reference import BinnedComparison, Reference
@@ -24,7 +24,7 @@ from flows.monitor import draw_window
 from flows.monitoring.decision import record_and_decide
 from flows.monitoring.evaluation import evaluate_window
 from flows.reporting import artifacts, pages, window_report
-from flows.reporting.charts import BARS, bars
+from flows.reporting.charts import MAX_BARS, bars
 from flows.reporting.pages import report
 from registry.context import ModelContext, fetch_version, open_model
 from registry.events import AlertRaised, Registered, RetrainRefused, WindowJudged
@@ -150,7 +150,7 @@ def test_alerts_and_slow_drift_are_told_where_there_are_some(context, first):
     for window, doing in ((LAST.isoformat(), "a retraining was started"),
                           ("2024-01-01T00:00:00", "of another window")):
         context.ledger.record(AlertRaised(key=f"input drift {window}", kind="input drift", window=window,
-                                          what="heat moved", far={}, since=window, doing=doing,
+                                          message="heat moved", drift_scores={}, since=window, response=doing,
                                           version=first))
     page = judged_by_hand(context, first, cumulative={"vibration": 0.9, "heat": 2.54, "starts": 3.0})
     assert (f"alert raised v1 · {first[:12]}; input drift; a retraining was started" in page.text
@@ -242,7 +242,7 @@ def test_text_from_the_data_stays_text(context):
 
 
 @pytest.mark.parametrize("kind", ["number", "category"])
-@pytest.mark.parametrize("many", [BARS - 1, BARS, MOST_BINS, 5_000])
+@pytest.mark.parametrize("many", [MAX_BARS - 1, MAX_BARS, MAX_BINS, 5_000])
 def test_many_bins_stay_few_bars_and_lose_no_record(kind, many):
     rng = np.random.default_rng(many)
     edges = tuple(np.sort(rng.normal(size=many)).tolist())
@@ -250,7 +250,7 @@ def test_many_bins_stay_few_bars_and_lose_no_record(kind, many):
             else Bins("category", (), tuple(f"c{at:05}" for at in range(many)), ()))
     before, now = (rng.integers(0, 100, len(bins.labels)) for _ in range(2))
     found = bars(Reference(bins, before, {}), now)
-    assert len(found) <= BARS and len({bar.label for bar in found}) == len(found)
+    assert len(found) <= MAX_BARS and len({bar.label for bar in found}) == len(found)
     assert np.isclose(sum(bar.before for bar in found), 1) and np.isclose(sum(bar.now for bar in found), 1)
     changed = np.abs(before / before.sum() - now / now.sum())
     if kind == "category":

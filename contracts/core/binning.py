@@ -10,14 +10,15 @@ import pandas as pd
 
 from contracts.core.classification import PREDICTION, PROBABILITY
 from contracts.core.contract import Contract
+from contracts.core.digests import JsonObject
 from contracts.core.features import Columns
 
 # The file of a version that holds the bins of its columns, and what is ordinary in them.
 REFERENCE_FILE = "reference.json"
 DECILES = np.arange(1, 10) / 10
 COMMON = 0.01  # the least share in the training data for a category to have a bin of its own
-MOST_KNOWN = 2_000  # distinct categories beyond which a column counts as free text: new values are expected
-MOST_BINS = 120  # edges and names of a column beyond which the champion's bins are no longer divided
+MAX_KNOWN = 2_000  # distinct categories beyond which a column counts as free text: new values are expected
+MAX_BINS = 120  # edges and names of a column beyond which the champion's bins are no longer divided
 GROUPS = 10  # bins for the values of a category that are not common
 MAX_TEXT_LENGTH = 128  # characters of a text that are looked at
 MISSING, NEW = "(missing)", "(never seen)"
@@ -66,7 +67,7 @@ class Bins:
         """These bins cut at the edges and names of both."""
         names = tuple(sorted({*self.names, *by.names}))
         edges = tuple(sorted({*self.edges, *by.edges}))
-        if len(names) + len(edges) > MOST_BINS:
+        if len(names) + len(edges) > MAX_BINS:
             return by
         return Bins(self.kind, edges, names,
                     None if by.known is None else tuple(sorted({*by.known} - {*names})))
@@ -116,7 +117,7 @@ class Bins:
 
     def _number_codes(self, values: np.ndarray) -> np.ndarray:
         values = np.asarray(values, np.float64)
-        codes = np.ones(len(values), np.uint8)  # enough for MOST_BINS
+        codes = np.ones(len(values), np.uint8)  # enough for MAX_BINS
         for edge in self.edges:
             codes += values >= edge  # with so few edges much faster than np.searchsorted
         codes[~np.isfinite(values)] = 0
@@ -150,7 +151,7 @@ class Bins:
     def _known(self) -> frozenset[str]:
         return frozenset(self.known or ())
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> JsonObject:
         return {"kind": self.kind, "edges": list(self.edges), "names": list(self.names),
                 "known": None if self.known is None else list(self.known)}
 
@@ -190,7 +191,7 @@ def _category_bins(values: np.ndarray) -> Bins:
     others, upto = found[~common], np.cumsum(counts[~common])
     cuts = (np.unique(np.searchsorted(upto, upto[-1] * np.arange(1, GROUPS) / GROUPS)) if len(others)
             else np.zeros(0, int))
-    known = tuple(others.tolist()) if len(found) <= MOST_KNOWN else None
+    known = tuple(others.tolist()) if len(found) <= MAX_KNOWN else None
     return Bins("category", tuple(others[cuts[cuts > 0]].tolist()) if len(others) else (),
                 tuple(found[common].tolist()), known)
 

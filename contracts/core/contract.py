@@ -14,7 +14,7 @@ import pandera.pandas as pa
 
 from contracts.core.classification import PREDICTION, PROBABILITY, Label, is_output
 from contracts.core.dependencies import helpers_of
-from contracts.core.digests import digest_of, plain_json, source_of
+from contracts.core.digests import JsonObject, digest_of, plain_json, source_of
 from contracts.core.errors import ContractError, PerennialError
 from contracts.core.features import Columns, Feature
 from contracts.core.policies import Drift, Gate, Rollout
@@ -141,7 +141,7 @@ class Contract:
         yield "stop_share", self.stop_share, 0 < self.stop_share < 1, "a share between 0 and 1"
 
     @cached_property
-    def columns(self) -> dict[str, Any]:
+    def columns(self) -> dict[str, pa.Column]:
         """The schema's columns by name, each with dtype, nullability, checks and metadata."""
         columns = self.schema.to_schema().columns
         bare = [name for name, spec in columns.items() if not spec.metadata]
@@ -222,7 +222,7 @@ class Contract:
         """The class index of every row, int64."""
         return np.asarray(self.label.of(*self.columns_of(frame, self.label.needs).values()), dtype=np.int64)
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> JsonObject:
         """The whole contract as JSON values, functions as their source: what is digested and compared."""
         label = {"classes": list(self.label.classes), "needs": list(self.label.needs),
                  "of": source_of(self.label.of), "matures": str(self.label.matures),
@@ -232,7 +232,7 @@ class Contract:
                                    **_described_helpers(feature.compute)}
                     for feature in self.features}
         settings = ("event_time", "key", "rounds", "patience", "stop_share", "seed", "bad_rows", "logged")
-        facts: dict[str, Any] = plain_json(
+        facts: JsonObject = plain_json(
             {"name": self.name, "columns": {name: self._describe_column(name) for name in self.columns},
              "request": list(self.request_columns), "label": label, "features": features,
              "xgboost": dict(self.xgboost), "gate": asdict(self.gate), "drift": asdict(self.drift),
@@ -247,7 +247,7 @@ class Contract:
             raise PerennialError(f"contract {self.name} has no source; name a file: --file rows.parquet")
         return self.source(start, end)
 
-    def _describe_column(self, name: str) -> dict[str, Any]:
+    def _describe_column(self, name: str) -> JsonObject:
         spec = self.columns[name]
         rules = {check.name: check.statistics for check in spec.checks}
         return {
@@ -281,7 +281,7 @@ class Contract:
                             "label": {name: whole["label"][name] for name in ("classes", "weights")}})
 
 
-def _described_helpers(function: Callable[..., Any] | None) -> dict[str, Any]:
+def _described_helpers(function: Callable[..., Any] | None) -> JsonObject:
     """The source of the functions that a function calls; empty where it
     calls none, so that older digests, taken without it, stay the same."""
     helpers = helpers_of(function)

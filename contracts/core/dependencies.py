@@ -4,7 +4,7 @@ import ast
 import importlib.util
 import inspect
 import sysconfig
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any
@@ -109,7 +109,7 @@ def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, (bool, int, float, str, bytes))
 
 
-def _globals_read(code: CodeType, scope: dict[str, Any]) -> Iterator[tuple[str, str, Any]]:
+def _globals_read(code: CodeType, scope: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
     """Module, name and value of each global that the code
     names, also as an attribute of a module of the project."""
     for name in (name for name in code.co_names if name in scope):

@@ -3,7 +3,10 @@
 import hashlib
 import inspect
 import json
-from typing import Any
+from typing import Any, TypeAlias
+
+JsonObject: TypeAlias = dict[str, Any]
+"""A JSON object, as it is read from a file or a request, or about to be written."""
 
 
 def digest_of(value: Any) -> str:

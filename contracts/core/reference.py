@@ -15,6 +15,7 @@ from scipy.stats import chi2, t
 
 from contracts.core.binning import Bins, MonitoredColumn
 from contracts.core.classification import is_output
+from contracts.core.digests import JsonObject
 
 STARTS = 400  # the most windows of the training data that are compared with the rest of it
 WINDOWS = 4  # the least number that fit side by side into the training data; shorter ones are used if need be
@@ -36,7 +37,7 @@ class Reference:
     baseline_effect: Mapping[str, float]
     deciles: tuple[float, ...] = ()
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> JsonObject:
         rounded = {check: float(f"{value:.4g}") for check, value in self.baseline_effect.items()}
         return {"bins": self.bins.as_json(), "counts": self.counts.tolist(), "ordinary": rounded,
                 "deciles": list(self.deciles)}

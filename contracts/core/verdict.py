@@ -7,10 +7,12 @@ traffic). All are stored as JSON: a field that came later has a default, so that
 
 from collections.abc import Sequence
 from enum import StrEnum
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import msgspec
 from msgspec import Struct
+
+from contracts.core.digests import JsonObject
 
 
 class Outcome(StrEnum):
@@ -294,7 +296,7 @@ def gravest(found: Sequence[tuple[Kind, Sequence[str]]], fine: Kind) -> tuple[Ki
     return kind, outcomes.get(kind, Outcome.FAILED)
 
 
-def as_json(value: Struct) -> dict[str, Any]:
+def as_json(value: Struct) -> JsonObject:
     """A struct as JSON values."""
-    plain: dict[str, Any] = msgspec.to_builtins(value, str_keys=True)
+    plain: JsonObject = msgspec.to_builtins(value, str_keys=True)
     return plain

@@ -1,4 +1,4 @@
-"""Faults that `perennial demo --faults` puts into the data, and what should be found of each."""
+"""Faults that `perennial demo --faults` puts into the data, and the verdict that each should lead to."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -27,8 +27,9 @@ def a_day_ahead_in_every_third(rows: pd.DataFrame) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class Fault:
-    """From `first` to before `last` callers send spoiled rows, or labels come `labels`; a window in it must
-    be called `kind`, with a reason that `said` finds. `refused`: the service says 400 to such requests."""
+    """From `first` until before `last` callers send rows changed by `spoil`, or labels are ingested `labels`
+    ("once", "twice" or "never"). A window in it must get a verdict of `kind`, with a reason that the
+    pattern `said` matches. `refused`: the service answers such requests with 400."""
 
     name: str
     first: datetime
@@ -46,11 +47,13 @@ class Fault:
         return datetime.fromisoformat(week["window"]) < self.last and self.first < week["end"]
 
     def named(self, weeks: Sequence[Mapping[str, Any]]) -> bool:
-        """Whether the windows that it touches say so; of a fault that is none, that none of them pages."""
-        mine = [week for week in weeks if self.touches(week)]
-        told = [week["kind"] == self.kind and any(re.search(self.said, reason) for reason in week["reasons"])
-                for week in mine]
-        return bool(mine) and (all(told) if self.kind else not any(week["action"] == "page" for week in mine))
+        """Whether all windows that it touches name it; without a `kind`, whether none of them pages."""
+        touched = [week for week in weeks if self.touches(week)]
+        if not self.kind:
+            return bool(touched) and not any(week["action"] == "page" for week in touched)
+        named = [week["kind"] == self.kind and any(re.search(self.said, reason) for reason in week["reasons"])
+                 for week in touched]
+        return bool(touched) and all(named)
 
 
 FAULTS = (Fault("temperature in Celsius", datetime(2013, 5, 10), datetime(2013, 5, 20), "broken contract",
@@ -68,20 +71,20 @@ def corrupted(rows: pd.DataFrame, event_time: str, faults: Sequence[Fault]) -> p
     """The rows as callers send them."""
     times, parts = rows[event_time], [rows]
     for fault in faults:
-        here = (times >= fault.first) & (times < fault.last)
-        if fault.spoil and here.any():
-            parts = [*parts, fault.spoil(rows[here])]
+        affected = (times >= fault.first) & (times < fault.last)
+        if fault.spoil and affected.any():
+            parts = [*parts, fault.spoil(rows[affected])]
     return (pd.concat(parts).loc[lambda all_rows: ~all_rows.index.duplicated(keep="last")].sort_index()
             if len(parts) > 1 else rows)
 
 
 def refused(rows: pd.DataFrame, event_time: str, faults: Sequence[Fault]) -> np.ndarray:
-    """A mask of the rows that the service must refuse."""
+    """Whether the service must refuse each row, bool (n,)."""
     times = rows[event_time]
-    found = [((times >= fault.first) & (times < fault.last)).to_numpy() for fault in faults if fault.refused]
-    return np.any(found, axis=0) if found else np.zeros(len(rows), bool)
+    masks = [((times >= fault.first) & (times < fault.last)).to_numpy() for fault in faults if fault.refused]
+    return np.any(masks, axis=0) if masks else np.zeros(len(rows), bool)
 
 
 def labels_of(start: datetime, faults: Sequence[Fault]) -> str:
-    """How often the labels of the window that starts then come: once, twice or never."""
+    """How often labels of the window that starts at `start` are ingested: once, twice or never."""
     return next((fault.labels for fault in faults if fault.covers(start) and fault.labels != "once"), "once")

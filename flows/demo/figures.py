@@ -8,22 +8,23 @@ import pandas as pd
 
 from contracts.core.classification import classification_metrics
 from contracts.core.contract import Contract
+from contracts.core.digests import JsonObject
 from flows.demo.traffic import ReplayTraffic
 from registry.events import Event, Judged, Promoted
 
 
-def _report(traffic: ReplayTraffic, context: Any, weeks: list[dict[str, Any]], frozen: np.ndarray,
-            calendar: np.ndarray, until: datetime) -> dict[str, Any]:
-    """The report's figures; live, frozen and calendar are compared on the records that live answered."""
+def report_figures(traffic: ReplayTraffic, context: Any, weeks: list[JsonObject], frozen: np.ndarray,
+                   calendar: np.ndarray, until: datetime) -> JsonObject:
+    """The figures of the report; the three models are compared on the records that the live one answered."""
     contract, state = traffic.contract, context.ledger.state()
     answered = ~np.isnan(traffic.answers).any(axis=1)
     answers = {"live": traffic.answers, "frozen": frozen, "calendar": calendar}
     labels, times = contract.labels_of(traffic.rows), traffic.rows[contract.event_time]
     months = times.dt.strftime("%Y-%m").to_numpy()
 
-    def compared(chosen: np.ndarray) -> dict[str, Any]:
-        metrics = {name: classification_metrics(contract, labels[chosen], given[chosen])
-                   for name, given in answers.items()}
+    def compare(chosen: np.ndarray) -> JsonObject:
+        metrics = {name: classification_metrics(contract, labels[chosen], probabilities[chosen])
+                   for name, probabilities in answers.items()}
         return ({"n": int(chosen.sum())}
                 | {f"logloss_{name}": of_model.log_loss for name, of_model in metrics.items()}
                 | {f"auc_{name}": of_model.auc for name, of_model in metrics.items()})
@@ -34,7 +35,7 @@ def _report(traffic: ReplayTraffic, context: Any, weeks: list[dict[str, Any]], f
                         if fault.touches(week)]} for fault in traffic.faults if fault.first < until]
     for week in weeks:
         end = week.pop("end")
-        week |= compared(answered & ((times >= week["window"]) & (times < end)).to_numpy())
+        week |= compare(answered & ((times >= week["window"]) & (times < end)).to_numpy())
     events = context.ledger.events()
     judged = {event.data.version: event.data.verdict for event in events if isinstance(event.data, Judged)}
     refused = [version for version, verdict in judged.items() if not verdict.passed]
@@ -45,9 +46,9 @@ def _report(traffic: ReplayTraffic, context: Any, weeks: list[dict[str, Any]], f
             "retrains_triggered": sum(week["action"] == "retrain" for week in weeks),
             "promotions": sum(isinstance(event.data, Promoted) for event in events), "refusals": len(refused),
             "drift_events": sum("drift" in week["kind"] or "worse" in week["kind"] for week in weeks),
-            "months": [{"month": month, **compared(answered & (months == month))}
+            "months": [{"month": month, **compare(answered & (months == month))}
                        for month in dict.fromkeys(months)], "distance_limit": 1.0,
-            "total": compared(answered), "weeks": weeks, "versions": _versions(events, state, context),
+            "total": compare(answered), "weeks": weeks, "versions": _versions(events, state, context),
             "refused": [{"version": version, "at": _data_end(context, version),
                          "reasons": list(judged[version].reasons)} for version in refused],
             "calibration": _calibration(contract, labels[answered], traffic.answers[answered]),
@@ -60,7 +61,7 @@ def _data_end(context: Any, version: str) -> str:
     return str(models.manifest(context.store, context.name, version)["data"]["end"])[:10]
 
 
-def _versions(events: list[Event], state: Any, context: Any) -> list[dict[str, Any]]:
+def _versions(events: list[Event], state: Any, context: Any) -> list[JsonObject]:
     from registry import models
 
     promoted = [event.data.version for event in events if isinstance(event.data, Promoted)]
@@ -71,23 +72,22 @@ def _versions(events: list[Event], state: Any, context: Any) -> list[dict[str, A
 
 
 def _calibration(contract: Contract, labels: np.ndarray, probabilities: np.ndarray,
-                 bins: int = 10) -> dict[str, Any]:
+                 bins: int = 10) -> JsonObject:
     """Expected and observed frequency of each class in ten
     bins of its probability; None where a bin is empty."""
-    found = {}
+    curves: dict[str, JsonObject] = {}
     for index, name in enumerate(contract.label.classes):
         table = pd.DataFrame({"expected": probabilities[:, index], "observed": labels == index})
-        means = table.groupby((table["expected"] * bins).astype(int).clip(upper=bins - 1))
-        table = means.agg(expected=("expected", "mean"), observed=("observed", "mean"),
+        groups = table.groupby((table["expected"] * bins).astype(int).clip(upper=bins - 1))
+        table = groups.agg(expected=("expected", "mean"), observed=("observed", "mean"),
                           n=("observed", "size")).reindex(range(bins))
-        found[name] = {
-            "n": table["n"].fillna(0).astype(int).tolist()} | {column: [None if np.isnan(value) else value
-                                                                        for value in table[column]]
-                                                               for column in ("expected", "observed")}
-    return found
+        means = {column: [None if np.isnan(value) else value for value in table[column]]
+                 for column in ("expected", "observed")}
+        curves[name] = {"n": table["n"].fillna(0).astype(int).tolist(), **means}
+    return curves
 
 
-def _days(traffic: ReplayTraffic) -> list[dict[str, Any]]:
+def _days(traffic: ReplayTraffic) -> list[JsonObject]:
     table = pd.DataFrame(traffic.requests, columns=["day", "worked", "seconds"])
     days = table.groupby("day").agg(requests=("worked", "size"),
                                     failed=("worked", lambda worked: int((~worked).sum())),

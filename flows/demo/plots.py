@@ -13,8 +13,9 @@ from matplotlib.dates import date2num
 from matplotlib.figure import Figure
 
 from contracts.core.classification import is_output
+from contracts.core.digests import JsonObject
 
-Report = dict[str, Any]
+Report = JsonObject
 DAY, WEEK = "datetime64[D]", np.timedelta64(7, "D")
 WIDTH, LEFT, TOP, BOTTOM = 11.0, 1.7, 0.5, 0.42  # inches, the same in every plot: dates line up down the page
 INK, SOFT, BLUE, PALE, GREY, GREEN, RED = ("#1c2733", "#5b6875", "#0072b2", "#9cc3de", "#87909a", "#009e73",
@@ -34,7 +35,7 @@ STYLE: dict[Any, Any] = {"svg.fonttype": "none", "text.parse_math": False, "font
 
 
 def drawing(plot: Callable[[Axes, Report], float], report: Report) -> str:
-    """A plot as inline SVG whose text takes the page's font; `plot` says how many inches high it is."""
+    """A plot as inline SVG whose text has the page's font; `plot` draws it, and returns its height in inch."""
     with matplotlib.rc_context(STYLE):
         figure = Figure()
         axes = figure.add_subplot()
@@ -49,8 +50,7 @@ def drawing(plot: Callable[[Axes, Report], float], report: Report) -> str:
 
 
 def inline(figure: Figure, name: str) -> str:
-    """A figure as SVG inside a page; `name` is its own there,
-    for the ids of one plot must not meet another's."""
+    """A figure as SVG inside a page; its `name` makes its ids different from those of other plots."""
     file = io.StringIO()
     with matplotlib.rc_context(STYLE | {"svg.hashsalt": name}):
         figure.savefig(file, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
@@ -59,7 +59,7 @@ def inline(figure: Figure, name: str) -> str:
     return re.sub(r'<g id="[^"]*"', "<g", svg)
 
 
-def column(rows: list[dict[str, Any]], key: str, kind: str = "float") -> np.ndarray:
+def column(rows: list[JsonObject], key: str, kind: str = "float") -> np.ndarray:
     return np.array([row[key] for row in rows], kind)
 
 
@@ -108,19 +108,20 @@ def versions_in_service(axes: Axes, report: Report) -> float:
     starts = column(versions, "promoted", DAY)
     axes.barh(range(len(versions)), np.append(starts[1:], until) - starts, 0.6, starts, color=BLUE)
     axes.plot(column(refused, "at", DAY), [len(versions)] * len(refused), "x", color=RED, ms=7, mew=2)
-    names = [f"v{one['number']} · {one['version'][:6]} · {one['rows']:,} rows" for one in versions]
+    names = [f"v{version['number']} · {version['version'][:6]} · {version['rows']:,} rows"
+             for version in versions]
     axes.set_yticks(range(len(names) + 1), [*names, "refused" if refused else "none refused"], fontsize=8)
     axes.invert_yaxis()
     return 0.28 * (len(names) + 1)
 
 
 def drift_by_week(axes: Axes, report: Report) -> float:
-    """How far from the training data, 1 being what an ordinary week keeps;
-    amber to brown is beyond. Below the line: the model's answers."""
-    found, limit = distances(report), report.get("distance_limit", 1.0)
-    names, norm, height = list(found), TwoSlopeNorm(limit, 0, 4 * limit), 0.2 * max(len(found), 2)
-    for at, start in enumerate(column(report["weeks"], "start", DAY)):
-        heat = np.array([[found[name][at]] for name in names]).reshape(-1, 1)
+    """Distance from the training data in units of the threshold: above 1,
+    amber to brown, is drift. Below the line: the model's outputs."""
+    scores, limit = distances(report), report.get("distance_limit", 1.0)
+    names, norm, height = list(scores), TwoSlopeNorm(limit, 0, 4 * limit), 0.2 * max(len(scores), 2)
+    for week, start in enumerate(column(report["weeks"], "start", DAY)):
+        heat = np.array([[scores[name][week]] for name in names]).reshape(-1, 1)
         axes.pcolormesh([start, start + WEEK], range(len(names) + 1), heat, cmap=HEAT, norm=norm, ec="white")
     axes.set_yticks(np.arange(len(names)) + 0.5, names, fontsize=8)
     axes.set_ylim(max(len(names), 2), 0)
@@ -135,16 +136,16 @@ def drift_by_week(axes: Axes, report: Report) -> float:
 
 
 def distances(report: Report) -> dict[str, list[float]]:
-    """Each feature's distances by week, NaN where unknown:
-    the furthest inputs first, the model's answers last."""
+    """Each column's drift scores by week, NaN where unknown: inputs
+    with the largest mean first, the model's outputs last."""
     weeks = [week["distances"] for week in report["weeks"]]
-    found = {name: [week.get(name, np.nan) for week in weeks]
-             for name in {name for week in weeks for name in week}}
-    return dict(sorted(found.items(), key=lambda one: (is_output(one[0]), -np.nanmean(one[1]), one[0])))
+    scores = {name: [week.get(name, np.nan) for week in weeks]
+              for name in {name for week in weeks for name in week}}
+    return dict(sorted(scores.items(), key=lambda item: (is_output(item[0]), -np.nanmean(item[1]), item[0])))
 
 
 def calibration(axes: Axes, report: Report) -> float:
-    """What the live model expected against what came true: on the
+    """The live model's expected frequencies against the observed ones: on the
     dashed line they agree. A dot's area grows with its records."""
     axes.axis("off")
     for place, (name, curve) in enumerate(report["calibration"].items()):
@@ -155,12 +156,12 @@ def calibration(axes: Axes, report: Report) -> float:
         panel.scatter(expected, observed, 14 + 400 * n / max(n.sum(), 1), color=BLUE, alpha=0.75, lw=0,
                       clip_on=False)
         panel.set(xlim=(0, 1), ylim=(0, 1), title=name, xlabel="expected",
-                  ylabel="" if place else "came true")
+                  ylabel="" if place else "observed")
     return 2.8
 
 
 def requests_by_day(axes: Axes, report: Report) -> float:
-    """Requests through the load balancer; a red mark on top says that some of that day failed."""
+    """Requests through the load balancer; a red mark on top: some of that day failed."""
     days, requests, failed = (column(report["days"], *what)
                               for what in (("day", DAY), ("requests",), ("failed",)))
     axes.bar(days, requests - failed, 1, color=PALE, label="answered", align="edge")

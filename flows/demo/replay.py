@@ -1,4 +1,4 @@
-"""The replay: the flights of 2013 through the whole loop."""
+"""The replay: the flights of 2013 go through the whole loop, as requests and as labels."""
 
 import asyncio
 import os
@@ -15,19 +15,22 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from contracts.core.digests import JsonObject
 from contracts.core.errors import PerennialError
 from contracts.core.loading import load_contract
 from flows.demo.faults import Fault, labels_of
-from flows.demo.figures import _report
+from flows.demo.figures import report_figures
 from flows.demo.rivals import rival_probabilities
 from flows.demo.traffic import MODEL, TRAFFIC, TRAINING, YEAR, ReplayTraffic
 from registry.settings import alert_webhook, demo_folder
 
 
 def replay(until: datetime, keep: bool, folder: Path, console: Console,
-           faults: tuple[Fault, ...] = ()) -> dict[str, Any]:
-    """Run the year up to `until`, write report.json and report.html to `folder`, and
-    leave nothing running; with `faults` in what callers send and in the labels."""
+           faults: tuple[Fault, ...] = ()) -> JsonObject:
+    """Replay the year up to `until` and write report.json and report.html to `folder`.
+
+    `faults` are put into requests and labels. Nothing is left running, unless `keep`.
+    """
     from deployments import stack
 
     begun = time.monotonic()
@@ -37,17 +40,17 @@ def replay(until: datetime, keep: bool, folder: Path, console: Console,
         with console.status("starting the Prefect server, its worker and the load balancer …"):
             os.environ |= stack.environment(home, profile_seconds=0.5)
             up = stack.up(home)
-            # Only now does Prefect know where its server is.
+            # Imported now, as importing Prefect reads its server's address from the environment.
             from flows.monitoring.notifications import to_webhook
 
             to_webhook(alert_webhook())
-        _say_where(console, up)
+        _print_addresses(console, up)
         report = _run(until, up, begun, console, faults)
         from flows.demo.report import write
         write(report, folder)
         console.print(_summary(report), f"report: {folder / 'report.html'}", sep="\n")
         if keep:
-            _say_where(console, up)
+            _print_addresses(console, up)
             console.print("left running; `perennial down` ends it")
         return report
     finally:
@@ -56,12 +59,12 @@ def replay(until: datetime, keep: bool, folder: Path, console: Console,
                 stack.down(home)
 
 
-def _say_where(console: Console, up: Any) -> None:
+def _print_addresses(console: Console, up: Any) -> None:
     console.print(f"Prefect UI {up.ui}   API {up.url}/{MODEL}/predict   Traefik {up.api}/dashboard/")
 
 
 def _run(until: datetime, up: Any, begun: float, console: Console,
-         faults: tuple[Fault, ...]) -> dict[str, Any]:
+         faults: tuple[Fault, ...]) -> JsonObject:
     from flows.ingest import ingest
     from flows.train import train
     from registry.context import fetch_version, open_model
@@ -76,22 +79,22 @@ def _run(until: datetime, up: Any, begun: float, console: Console,
     rows = contract.source_rows(TRAFFIC, until)
     traffic = ReplayTraffic(contract, rows, f"{up.url}/{MODEL}/predict", faults)
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        peers = pool.submit(rival_probabilities, str(fetch_version(context, first)), until)
+        rivals = pool.submit(rival_probabilities, str(fetch_version(context, first)), until)
         weeks = asyncio.run(_year(traffic, context, console))
         with console.status("scoring the frozen and the calendar models …"):
-            frozen, calendar = _result(peers)
-    return _report(traffic, context, weeks, frozen, calendar,
-                   until) | {"seconds": round(time.monotonic() - begun, 1)}
+            frozen, calendar = _result(rivals)
+    return report_figures(traffic, context, weeks, frozen, calendar,
+                          until) | {"seconds": round(time.monotonic() - begun, 1)}
 
 
-def _result(peers: Future[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-    return peers.result(timeout=TRAINING * 2)
+def _result(rivals: Future[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    return rivals.result(timeout=TRAINING * 2)
 
 
-async def _year(traffic: ReplayTraffic, context: Any, console: Console) -> list[dict[str, Any]]:
-    """Day after day; a day after a window's end its labels come in and its profiles are judged."""
+async def _year(traffic: ReplayTraffic, context: Any, console: Console) -> list[JsonObject]:
+    """Send the traffic day by day; a day after a window's end ingest its labels and judge it."""
     contract = traffic.contract
-    weeks: list[dict[str, Any]] = []
+    weeks: list[JsonObject] = []
     days = {day: np.flatnonzero(traffic.day == day) for day in dict.fromkeys(traffic.day)}
     ingested = TRAFFIC
     columns = (TextColumn("{task.description:<34}"), BarColumn(), TextColumn("{task.completed}/{task.total} "
@@ -109,16 +112,17 @@ async def _year(traffic: ReplayTraffic, context: Any, console: Console) -> list[
                 for week in closed.values():
                     if week["action"] == "retrain":
                         progress.update(bar, description=f"{day}: {week['kind']}: retraining")
-                        indices = await traffic.trickle(
-                            indices, partial(_finished, context, week["window"]), partial(_canary, context))
+                        indices = await traffic.send_singly(
+                            indices, partial(_is_finished, context, week["window"]),
+                            partial(_has_canary, context))
             progress.update(bar, description=f"{day}: traffic")
             await traffic.send_day(indices)
             progress.advance(bar)
     return weeks
 
 
-def _close_window(context: Any, start: datetime, end: datetime, labels: str) -> dict[str, dict[str, Any]]:
-    """Take in the labels of a window, and judge all that are due; by the windows' starts."""
+def _close_window(context: Any, start: datetime, end: datetime, labels: str) -> dict[str, JsonObject]:
+    """Ingest the labels of a window and judge all windows that are due; the results by their starts."""
     from flows.ingest import ingest
     from flows.monitor import monitor
     from flows.monitoring.windows import due
@@ -129,27 +133,28 @@ def _close_window(context: Any, start: datetime, end: datetime, labels: str) -> 
     time.sleep(1.0)  # two rounds of the replicas' profiler
     ship(context)
     judged = {window.isoformat(): monitor(context.name, window.isoformat()) for window in due(context)}
-    return {window: _week(context, window, one["verdict"], one["action"]) for window, one in judged.items()}
+    return {window: _week(context, window, result["verdict"], result["action"])
+            for window, result in judged.items()}
 
 
-def _week(context: Any, window: str, verdict: dict[str, Any], action: str) -> dict[str, Any]:
+def _week(context: Any, window: str, verdict: JsonObject, action: str) -> JsonObject:
     start = datetime.fromisoformat(window)
     return {"window": window, "start": start.date().isoformat(), "end": start + context.contract.drift.window,
             "kind": verdict["kind"], "action": action, "reasons": list(verdict["reasons"]),
             "distances": context.ledger.state().windows[window].verdict.figures.drift_scores}
 
 
-def _finished(context: Any, window: str) -> bool:
+def _is_finished(context: Any, window: str) -> bool:
     return not context.ledger.state().claims[window].is_granted
 
 
-def _canary(context: Any) -> bool:
+def _has_canary(context: Any) -> bool:
     from deployments.routes import challenger_urls
 
     return bool(challenger_urls(context.run, context.name))
 
 
-def _summary(report: dict[str, Any]) -> Table:
+def _summary(report: JsonObject) -> Table:
     shown = Table("month", "flights", "live", "frozen", "calendar",
                   title="log loss on the same records (lower is better)")
     for row in [*report["months"], {"month": "all", **report["total"]}]:

@@ -21,13 +21,13 @@ from service.files import write_text
 
 
 def write(report: Report, folder: Path) -> None:
-    """Put report.html and report.json into `folder`, each whole or not at all."""
+    """Write report.html and report.json to `folder`."""
     write_text(folder / "report.html", render(report))
     write_text(folder / "report.json", json.dumps(report, indent=1, allow_nan=False))
 
 
 def render(report: Report) -> str:
-    """The page: one HTML document that asks nothing of the network and runs no script."""
+    """One self-contained HTML document, without scripts or links to other files."""
     plots = (log_loss_by_week, gain_by_month, versions_in_service, drift_by_week, calibration,
              requests_by_day, latency_by_day)
     drawn = [(plot.__name__.replace("_", " ").capitalize(), plot.__doc__, drawing(plot, report))
@@ -39,15 +39,15 @@ def render(report: Report) -> str:
 
 
 def headline(report: Report) -> str:
-    """The verdict in one sentence, whichever way it went; under a twentieth of a percent counts as level."""
-    live, beaten, said = report["total"]["logloss_live"], [], []
+    """The result in one sentence; a difference below a twentieth of a percent counts as level."""
+    live, beaten, comparisons = report["total"]["logloss_live"], [], []
     if live is None:
         return "No verdict: no record was scored against its label."
     for rival, name in (("frozen model", "frozen"), ("monthly calendar", "calendar")):
         gain = round(1 - live / report["total"][f"logloss_{name}"], 3)
         beaten += [rival] * (gain > 0)
         way = f"{abs(gain):.1%} {'lower' if gain > 0 else 'higher'} than" if gain else "level with"
-        said.append(f"{way} the {rival}’s")
+        comparisons.append(f"{way} the {rival}’s")
     lead = ("The loop did not pay", f"The loop beat only the {''.join(beaten)}",
             "The loop beat both rivals")[len(beaten)]
-    return f"{lead}: its log loss is {' and '.join(said)}."
+    return f"{lead}: its log loss is {' and '.join(comparisons)}."

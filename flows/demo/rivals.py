@@ -1,4 +1,4 @@
-"""What the replay is compared with: a model that is never retrained, and one retrained every month."""
+"""The models that the replay is compared with: one never retrained, and one retrained every month."""
 
 from contextlib import closing
 from datetime import datetime
@@ -17,8 +17,8 @@ from service.model import Model, load_model
 
 
 def rival_probabilities(first: str, until: datetime) -> tuple[np.ndarray, np.ndarray]:
-    """Probabilities for all the traffic: the first model
-    frozen, and one retrained at each month's start, no gate."""
+    """The probabilities of both for all the traffic, (n, classes): of the `first` model's files, and
+    of a model retrained at the start of each month without a gate."""
     contract = load_contract(MODEL)
     rows = contract.source_rows(YEAR, until)
     columns, times = contract.columns_of(rows), rows[contract.event_time]

@@ -1,4 +1,4 @@
-"""The replay's callers: they send the flights of a week as requests."""
+"""The replay's callers, who send the flights of each day as requests."""
 
 import asyncio
 import time
@@ -19,17 +19,17 @@ from service.model import records_of_columns
 
 MODEL = "flights"
 YEAR, TRAFFIC = datetime(2013, 1, 1), datetime(2013, 3, 1)
-BATCH, AT_ONCE = 100, 4  # records a request; requests under way together
-# Seconds between one-record requests while a retraining runs, and while its canary is judged.
-PACE, FAST = 0.1, 0.01
-# Of a day's records, for the canary: a training on a busy machine would else leave it without traffic.
+BATCH, CONCURRENT = 100, 4  # records in a request; requests at a time
+# Seconds between requests of one record while a retraining runs, and while its canary is judged.
+TRAINING_PACE, CANARY_PACE = 0.1, 0.01
+# Records of a day kept for the canary, which would get no traffic after a long training otherwise.
 RESERVE = 400
-TRAINING = 300  # seconds that a retraining may take before the replay gives up on it
+TRAINING = 300  # seconds that a retraining may take before the replay gives up
 
 
 @dataclass
 class ReplayTraffic:
-    """Every record of the replay, what the live service answered, and how each request went."""
+    """The records of the replay, the live service's answers (n, classes), and the result of each request."""
 
     contract: Contract
     rows: pd.DataFrame
@@ -48,40 +48,40 @@ class ReplayTraffic:
         self.day = self.rows[self.contract.event_time].dt.strftime("%Y-%m-%d").to_numpy()
 
     async def send(self, client: httpx.AsyncClient, indices: np.ndarray) -> None:
-        """One request; its answers are kept, a failure is counted and never repeated."""
-        begun, worked = time.perf_counter(), False
+        """Send one request and keep its answers; a failure is counted and not repeated."""
+        begun, succeeded = time.perf_counter(), False
         try:
             reply = await client.post(self.url, json={"records": [self.records[i] for i in indices]})
-            worked = reply.status_code == (400 if self.refused[indices].any() else 200)
+            succeeded = reply.status_code == (400 if self.refused[indices].any() else 200)
             if reply.status_code == 200:
-                self.answers[indices] = [list(one["probabilities"].values())
-                                         for one in reply.json()["predictions"]]
+                self.answers[indices] = [list(prediction["probabilities"].values())
+                                         for prediction in reply.json()["predictions"]]
         except httpx.HTTPError:
-            pass  # a failed request: counted below, and the replay's first figure
-        self.requests.append((self.day[indices[0]], worked, time.perf_counter() - begun))
+            pass  # counted below as a failed request
+        self.requests.append((self.day[indices[0]], succeeded, time.perf_counter() - begun))
 
     async def send_day(self, indices: np.ndarray) -> None:
-        """A day's records in batches, a few at once."""
-        gate = asyncio.Semaphore(AT_ONCE)
+        """Send a day's records in batches, CONCURRENT of them at a time."""
+        limit = asyncio.Semaphore(CONCURRENT)
         async with httpx.AsyncClient(timeout=30) as client:
-            async def one(batch: np.ndarray) -> None:
-                async with gate:
-                    await self.send(client, batch)
-            await asyncio.gather(*(one(indices[at:at + BATCH]) for at in range(0, len(indices), BATCH)))
+            async def send_batch(start: int) -> None:
+                async with limit:
+                    await self.send(client, indices[start:start + BATCH])
+            await asyncio.gather(*map(send_batch, range(0, len(indices), BATCH)))
 
-    async def trickle(self, indices: np.ndarray, finished: Callable[[], bool],
-                      watched: Callable[[], bool]) -> np.ndarray:
-        """Single records, one after another, until `finished()`,
-        faster while `watched()`; what is left of the day."""
+    async def send_singly(self, indices: np.ndarray, is_finished: Callable[[], bool],
+                          has_canary: Callable[[], bool]) -> np.ndarray:
+        """Send single records one after another until `is_finished()`, faster
+        while `has_canary()`; returns the indices that are left of the day."""
         async with httpx.AsyncClient(timeout=30) as client:
             sent, deadline = 0, time.monotonic() + TRAINING
-            while not await asyncio.to_thread(finished):
+            while not await asyncio.to_thread(is_finished):
                 if time.monotonic() > deadline:
                     log = demo_folder() / "run" / "logs" / "prefect-worker.log"
                     raise PerennialError(f"the retraining did not end in {TRAINING} s; its worker's log says "
                                          f"why: {log}")
-                seen = await asyncio.to_thread(watched)
-                pace, kept = (FAST, BATCH) if seen else (PACE, BATCH + RESERVE)
+                fast = await asyncio.to_thread(has_canary)
+                pace, kept = (CANARY_PACE, BATCH) if fast else (TRAINING_PACE, BATCH + RESERVE)
                 for _ in range(round(0.5 / pace)):
                     if sent < len(indices) - kept:
                         await self.send(client, indices[sent:sent + 1])

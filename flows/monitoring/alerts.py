@@ -12,31 +12,34 @@ from contracts.core.errors import Unavailable
 from contracts.core.retraining import RefusalRule
 from contracts.core.verdict import Action, Outcome, WindowVerdict, as_json
 from registry.context import ModelContext
-from registry.events import AlertOver, AlertRaised, AlertSent, AlertState
+from registry.events import ALERT_KEYS, AlertOver, AlertRaised, AlertSent, AlertState
 from registry.state import Alert, State
 
-# What follows from a window that a person should hear of.
+# The actions that raise an alert.
 ALERTING = (Action.PAGE, Action.RETRAIN, Action.WAIT)
 MAX_COLUMNS = 5  # columns whose drift scores an alert gives
 
 
-class AlertMessage(Struct, frozen=True, kw_only=True):
-    """What a person is told of a cause that was raised or is over: `what`, how `far` each column
-    is in units of its threshold, `since` when, of which version, and what is being done."""
+class AlertMessage(Struct, frozen=True, kw_only=True, rename=ALERT_KEYS):
+    """An alert that was raised or has ended, as it is sent to Prefect.
+
+    `drift_scores`: each drifted column's largest effect, in units of its threshold.
+    `response`: what is being done about it, or why it ended.
+    """
 
     model: str
     kind: str
     state: AlertState
-    what: str
-    far: dict[str, float]
+    message: str
+    drift_scores: dict[str, float]
     since: str
     window: str
     version: str
-    doing: str
+    response: str
 
     @property
     def id(self) -> UUID:
-        """The same, however often it is sent, so that Prefect and whoever is told can keep one of many."""
+        """The same however often it is sent, so that Prefect and other receivers can drop repetitions."""
         return uuid5(NAMESPACE_URL,
                      f"perennial/{self.model}/alert/{key_of(self.kind, self.window)}/{self.state}")
 
@@ -46,17 +49,16 @@ def key_of(kind: str, window: str) -> str:
 
 
 def update_alerts(context: ModelContext, window: str, verdict: WindowVerdict, action: Action) -> None:
-    """Raise and end what the window's verdict asks for, and send all that nobody has confirmed yet."""
+    """Raise and end alerts as the window's verdict asks for, and send those that Prefect doesn't have yet."""
     send(context, record_alerts(context, window, verdict, action))
 
 
 def record_alerts(context: ModelContext, window: str, verdict: WindowVerdict,
                   action: Action) -> list[AlertMessage]:
-    """Record what the window raises, and what is over; gives
-    every alert that was not sent yet, whoever recorded it.
+    """Record the alert that the window raises and those that have ended; returns all that are unsent.
 
-    Windows may be judged twice, late and in any order: a cause is raised once, and
-    it ends with the first window from there on that answers and does not show it.
+    Windows may be judged twice, late and in any order: a cause raises one alert, which ends with the
+    first later window that has a verdict without this cause.
     """
     if action in ALERTING:
         context.ledger.decide(lambda state: new_alert(state, context.name, window, verdict, action))
@@ -67,23 +69,24 @@ def record_alerts(context: ModelContext, window: str, verdict: WindowVerdict,
 
 def new_alert(state: State, model: str, window: str, verdict: WindowVerdict,
               action: Action) -> AlertRaised | None:
-    """The event that raises the window's alert; None where
-    its cause is open, or had ended later than this window."""
+    """The event that raises the window's alert; None if an alert
+    of its kind is open, or one has ended with a later window."""
     claim = state.claims.get(window)
     is_breaker = action is Action.PAGE and claim is not None and claim.rule is RefusalRule.CIRCUIT_BREAKER
     kind = str(RefusalRule.CIRCUIT_BREAKER if is_breaker else verdict.kind)
     of_kind = [alert for alert in state.alerts.values() if alert.kind == kind]
-    if any(alert.over is None or alert.window == window or alert.over > window for alert in of_kind):
+    if any(alert.ended_by is None or alert.window == window or alert.ended_by > window for alert in of_kind):
         return None
     scores, figures = verdict.figures.drift_scores, verdict.figures
+    response = _response(action, claim.why if claim else "", model)
     furthest = sorted(scores, key=lambda name: -scores[name])[:MAX_COLUMNS]
-    return AlertRaised(key=key_of(kind, window), kind=kind, window=window, what="; ".join(verdict.reasons),
-                       far={name: round(scores[name], 2) for name in furthest if scores[name] > 1},
-                       since=figures.since or window, doing=_doing(action, claim.why if claim else "", model),
+    return AlertRaised(key=key_of(kind, window), kind=kind, window=window, message="; ".join(verdict.reasons),
+                       drift_scores={name: round(scores[name], 2) for name in furthest if scores[name] > 1},
+                       since=figures.since or window, response=response,
                        version=figures.version or state.champion or "")
 
 
-def _doing(action: Action, why: str, model: str) -> str:
+def _response(action: Action, why: str, model: str) -> str:
     if action is Action.RETRAIN:
         return "a retraining was started"
     if action is Action.WAIT:
@@ -93,19 +96,19 @@ def _doing(action: Action, why: str, model: str) -> str:
 
 
 def ended_alert(state: State) -> AlertOver | None:
-    """The event that ends one open alert whose cause is over; None where all go on."""
+    """The event that ends the first open alert whose cause is over; None if there is none."""
     for alert in state.open_alerts:
-        over = _over(state, alert)
-        if over:
+        ended_by = _ended_by(state, alert)
+        if ended_by:
             is_breaker = alert.kind == RefusalRule.CIRCUIT_BREAKER
             ended = ("a version was promoted" if is_breaker
-                     else f"nothing more: the window {over} shows it no longer")
-            return AlertOver(key=alert.key, over=over, ended=ended)
+                     else f"nothing more: the window {ended_by} shows it no longer")
+            return AlertOver(key=alert.key, ended_by=ended_by, ended=ended)
     return None
 
 
-def _over(state: State, alert: Alert) -> str | None:
-    """The window with which the alert's cause was over."""
+def _ended_by(state: State, alert: Alert) -> str | None:
+    """The first window without the alert's cause; None if it is not over."""
     if alert.kind == RefusalRule.CIRCUIT_BREAKER:
         return None if state.refusals else max([alert.window, *state.windows])
     later = ((window, judged.verdict) for window, judged in sorted(state.windows.items())
@@ -121,16 +124,17 @@ def unsent(model: str, state: State) -> list[AlertMessage]:
 
 
 def _message(model: str, alert: Alert, state: AlertState) -> AlertMessage:
-    return AlertMessage(model=model, kind=alert.kind, state=state, what=alert.what, far=alert.far,
-                        since=alert.since, window=alert.window, version=alert.version,
-                        doing=alert.doing if state is AlertState.RAISED else alert.ended or "")
+    return AlertMessage(model=model, kind=alert.kind, state=state, message=alert.message,
+                        drift_scores=alert.drift_scores, since=alert.since, window=alert.window,
+                        version=alert.version,
+                        response=alert.response if state is AlertState.RAISED else alert.ended or "")
 
 
 def send(context: ModelContext, alerts: Iterable[AlertMessage]) -> None:
-    """Hand alerts to Prefect and record that it has them. Killed
-    between the two, it sends them again, under the same id."""
+    """Send alerts to Prefect and record that it has them. If killed between
+    the two, the next run sends them again under the same id."""
     with get_client(sync_client=True) as client:
-        for alert in alerts:  # not by `emit_event`: it returns before the server has the event
+        for alert in alerts:  # not `emit_event`, which returns before the server has the event
             try:
                 client.request("POST", "/events", json=[event_of(alert).model_dump(mode="json")])
             except HTTPError as error:

@@ -1,4 +1,4 @@
-"""Evaluate a window: gather its traffic, labels and events, and ask for the drift verdict."""
+"""Evaluate a window: collect its traffic, labels and events, and compute its verdict."""
 
 from collections.abc import Iterator, Mapping
 from datetime import datetime
@@ -22,7 +22,7 @@ from flows.monitoring.outcomes import (
     joins_if_shifted,
     probabilities_of,
 )
-from flows.monitoring.windows import WIDEST, champions, first_traffic, labelled_until
+from flows.monitoring.windows import MAX_WINDOWS, champions, first_traffic, labelled_until
 from registry import layout, models
 from registry.context import ModelContext, fetch_version
 from registry.traffic import window_counts
@@ -36,16 +36,17 @@ def evaluate_window(context: ModelContext, start: datetime) -> WindowVerdict:
     version that answered most of it, and that version's performance on matured
     labels. The figures name the version; without traffic it is the champion.
 
-    Where the window has too few rows it is widened by those
-    before it, of the same version, WIDEST windows in all.
+    A window with too few rows is judged together with those of the
+    same version before it, MAX_WINDOWS in all.
     """
-    contract, (version, counts, others) = context.contract, _served(context, start)
+    contract, (version, counts, others) = context.contract, _traffic_by_version(context, start)
     model, events = load_model(contract, fetch_version(context, version)), ingested_events(context, start)
     outcomes = join_outcomes(context, version, start, events)
-    performance, skew = measured(context, model, outcomes, events), skew_of(context, model, outcomes, events)
+    performance = performance_of(context, model, outcomes, events)
+    skew = skew_of(context, model, outcomes, events)
     logged = logged_rows(context, model, outcomes)
     before = context.ledger.state().windows.get((start - contract.drift.window).isoformat())
-    for compared in _ever_wider(context, start, version, counts, others):
+    for compared in _widening_comparisons(context, start, version, counts, others):
         verdict = drift(contract, compared.reference, compared.counts, rows=compared.rows, bad=counts.bad,
                         performance=performance, skew=skew, logged=logged, refused_fields=counts.at_fault,
                         events=len(events) if _must_have_traffic(context, start) else None,
@@ -60,19 +61,19 @@ def evaluate_window(context: ModelContext, start: datetime) -> WindowVerdict:
 
 
 def _must_have_traffic(context: ModelContext, start: datetime) -> bool:
-    """Whether a champion served by then, and later events are in."""
+    """Whether a champion had served before the window, and the window's events are all in."""
     started = first_traffic(context)
     return (started is not None and started <= start
             and start + context.contract.drift.window <= labelled_until(context))
 
 
 def recount_window(context: ModelContext, start: datetime, verdict: WindowVerdict) -> BinnedComparison:
-    """The counts that a window's verdict was given on, counted
-    anew; raises NotFound where its profiles are gone."""
+    """The counts behind a window's verdict, read again; raises NotFound if its profiles are gone."""
     version, since = str(verdict.figures.version), datetime.fromisoformat(str(verdict.figures.since))
     others = {other: window_counts(context, other, start) for other in champions(context) if other != version}
     others = {other: counts for other, counts in others.items() if counts.rows}
-    for compared in _ever_wider(context, start, version, window_counts(context, version, start), others):
+    own = window_counts(context, version, start)
+    for compared in _widening_comparisons(context, start, version, own, others):
         if compared.since <= since:
             break
     if verdict.figures.rows and not compared.rows:
@@ -83,20 +84,20 @@ def recount_window(context: ModelContext, start: datetime, verdict: WindowVerdic
     return compared
 
 
-def _ever_wider(context: ModelContext, start: datetime, version: str, counted: WindowCounts,
-                others: Mapping[str, WindowCounts]) -> Iterator[BinnedComparison]:
-    """The version's training data with the window's counts, its
-    own and those of `others`; then with windows before it."""
+def _widening_comparisons(context: ModelContext, start: datetime, version: str, own: WindowCounts,
+                          others: Mapping[str, WindowCounts]) -> Iterator[BinnedComparison]:
+    """The version's training data and the window's counts (its `own` and
+    other versions'); then the same with one more window before it, and so on."""
     reference = decode_references((fetch_version(context, version) / REFERENCE_FILE).read_bytes())
-    for since in (start - back * context.contract.drift.window for back in range(WIDEST)):
-        counted = counted if since == start else window_counts(context, version, since) + counted
-        counts, compared = counted.counts, reference
-        # A week whose first days another champion answered is a week all the same.
-        for other, theirs in others.items():
+    for since in (start - back * context.contract.drift.window for back in range(MAX_WINDOWS)):
+        own = own if since == start else window_counts(context, version, since) + own
+        counts, compared = own.counts, reference
+        # Another champion may have answered a part of the window: its requests are drift's evidence too.
+        for other, other_counts in others.items():
             bins = profiles.bins_in(fetch_version(context, other))
-            compared, counts = merge_versions(compared, counts, bins, theirs.counts)
-        yield BinnedComparison(compared, counts, max((int(now.sum()) for now in counts.values()), default=0),
-                               since)
+            compared, counts = merge_versions(compared, counts, bins, other_counts.counts)
+        rows = max((int(column.sum()) for column in counts.values()), default=0)
+        yield BinnedComparison(compared, counts, rows, since)
 
 
 def _cumulative(context: ModelContext, version: str, compared: BinnedComparison) -> dict[str, float]:
@@ -109,21 +110,21 @@ def _cumulative(context: ModelContext, version: str, compared: BinnedComparison)
     return {name: round(score, 3) for name, score in scores.items()}
 
 
-def _served(context: ModelContext, start: datetime) -> tuple[str, WindowCounts, dict[str, WindowCounts]]:
-    """Of all champions so far, the one that answered most
-    of the window, its counts, and those of the others."""
+def _traffic_by_version(context: ModelContext,
+                        start: datetime) -> tuple[str, WindowCounts, dict[str, WindowCounts]]:
+    """The champion that answered most of the window, its counts, and those of other champions."""
     counts = {version: window_counts(context, version, start) for version in champions(context)}
     most = max(counts, key=lambda version: (counts[version].rows, counts[version].bad), default=None)
     version = (most if most and (counts[most].rows or counts[most].bad)
                else models.resolve(context.ledger, "champion"))
-    others = {other: counted for other, counted in counts.items() if other != version and counted.rows}
+    others = {other: theirs for other, theirs in counts.items() if other != version and theirs.rows}
     return version, counts.get(version, NO_TRAFFIC), others
 
 
-def measured(context: ModelContext, model: Model, outcomes: Outcomes,
-             events: pd.DataFrame) -> Performance | None:
-    """The performance of the answers on the window's matured labels; the model's where no answer
-    can be joined with its label, as without a log or a key. None while there are no labels."""
+def performance_of(context: ModelContext, model: Model, outcomes: Outcomes,
+                   events: pd.DataFrame) -> Performance | None:
+    """The performance of the logged answers on the window's matured labels. If they can't be joined
+    (no log, or no key) the model predicts the events again. None while there are no labels."""
     contract, labelled = context.contract, outcomes.labelled
     if len(labelled):
         return measure_performance(
@@ -135,8 +136,8 @@ def measured(context: ModelContext, model: Model, outcomes: Outcomes,
 
 
 def skew_of(context: ModelContext, model: Model, outcomes: Outcomes, events: pd.DataFrame) -> list[Skew]:
-    """Where requests differ from the ingested events, answers from
-    the registered model's, and a caller's clock from ours."""
+    """The differences between requests and ingested events, between answers and
+    the registered model's, and between a caller's clock and ours."""
     contract, joined = context.contract, outcomes.joined
     if joined.empty:
         return []
@@ -152,7 +153,7 @@ def skew_of(context: ModelContext, model: Model, outcomes: Outcomes, events: pd.
 
 
 def logged_rows(context: ModelContext, model: Model, outcomes: Outcomes) -> LoggedRows | None:
-    """The logged predictions' times, values and slices; None without any."""
+    """The logged predictions' times, monitored columns and slices; None if there are none."""
     contract, logged = context.contract, outcomes.logged
     if logged.empty:
         return None

@@ -26,11 +26,11 @@ TEXT = ("{{ event.payload.what }}\n\nSince {{ event.payload.since }}, version {{
 
 
 def to_webhook(url: str | None) -> None:
-    """Have every alert posted to `url` as JSON; without one, no longer."""
+    """Post every alert to `url` as JSON from now on; with None, stop."""
     if url:
         if not url.startswith(("http://", "https://")):
-            raise PerennialError(f"{ALERT_WEBHOOK} is {url!r}, no address of a webhook; it begins with "
-                                 f"https:// or http://")
+            raise PerennialError(f"{ALERT_WEBHOOK} is {url!r}; it must be a webhook's address, "
+                                 f"which begins with https:// or http://")
         return notify_through("webhook", json_webhook(url))
     with get_client(sync_client=True) as client:
         for automation in client.read_automations_by_name(_name("webhook")):
@@ -38,8 +38,8 @@ def to_webhook(url: str | None) -> None:
 
 
 def to_pagerduty(routing_key: str, url: str = "https://events.pagerduty.com/v2/enqueue") -> None:
-    """Have a cause open one incident, and its end resolve it;
-    Prefect's own block for PagerDuty would open a second one."""
+    """Open a PagerDuty incident for each alert, and resolve it when the alert ends;
+    Prefect's own block for PagerDuty would open a second incident instead."""
     notify_through("pagerduty", json_webhook(url), INCIDENT.replace("ROUTING_KEY", routing_key))
 
 
@@ -48,20 +48,20 @@ def json_webhook(url: str) -> Webhook:
 
 
 def notify_through(name: str, block: Block, payload: str = JSON) -> None:
-    """Hand every alert to a Prefect block from now on: `payload`,
-    a template, to a webhook, a text to a block that notifies."""
-    kept: Any = block.save(f"perennial-alerts-{name}", overwrite=True)
-    action = (CallWebhook(block_document_id=kept, payload=payload) if isinstance(block, Webhook) else
-              SendNotification(block_document_id=kept, subject=TITLE, body=TEXT))
+    """Send every alert to a Prefect block from now on: the template `payload`
+    to a webhook, a text to a block for notifications."""
+    block_id: Any = block.save(f"perennial-alerts-{name}", overwrite=True)
+    action = (CallWebhook(block_document_id=block_id, payload=payload) if isinstance(block, Webhook) else
+              SendNotification(block_document_id=block_id, subject=TITLE, body=TEXT))
     trigger = EventTrigger(
         expect={"perennial.alert.raised", "perennial.alert.over"}, for_each={"prefect.resource.id"},
         match={"prefect.resource.id": "perennial.model.*"}, posture=Posture.Reactive, threshold=1)
     automation = AutomationCore(name=_name(name), trigger=trigger, actions=[action],
                                 description="one alert a cause and one when it is over; the ledger decides")
     with get_client(sync_client=True) as client:
-        known = client.read_automations_by_name(automation.name)
-        if known:
-            client.update_automation(known[0].id, automation)
+        existing = client.read_automations_by_name(automation.name)
+        if existing:
+            client.update_automation(existing[0].id, automation)
         else:
             client.create_automation(automation)
 

@@ -20,7 +20,7 @@ from registry.context import ModelContext
 from registry.events import LabelsStored
 from registry.traffic import labels_by_id, logged_predictions, parquet, read_predictions
 
-INGESTED = ".later"  # ends the name of a column as it was ingested, beside the one that the caller sent
+INGESTED = ".later"  # suffix of a column as it was ingested, beside the one that the caller sent
 
 SHIFTS = {f"{abs(hours)} hours {'earlier' if hours < 0 else 'later'}": timedelta(hours=hours)
           for hours in (-24, -12, -1, 1, 12, 24)}
@@ -28,10 +28,10 @@ SHIFTS = {f"{abs(hours)} hours {'earlier' if hours < 0 else 'later'}": timedelta
 
 @dataclass(frozen=True)
 class Outcomes:
-    """A version's logged predictions of a window; those that are joined with an ingested event
-    by its key; and all whose label is in: the event's, or one stored for the prediction's id.
+    """A version's logged predictions of a window: all (`logged`), those `joined` with an ingested
+    event by its key, and those `labelled` by that event or by a label for the prediction's id.
 
-    `can_join`: whether callers sent the key, or labels came for ids.
+    `can_join`: whether callers sent the key, or labels were sent for ids.
     """
 
     logged: pd.DataFrame
@@ -50,25 +50,25 @@ class Outcomes:
 
 def unlabelled_windows(context: ModelContext) -> dict[str, Estimate]:
     """The estimated performance on windows whose labels are not all in, by their starts, oldest first."""
-    contract, labels, promoted = context.contract, data.newest(
-        context.store, context.name).end, context.ledger.state().promoted
-    open_: dict[datetime, list[str]] = {}
+    contract, promoted = context.contract, context.ledger.state().promoted
+    labels = data.newest(context.store, context.name).end
+    unlabelled: dict[datetime, list[str]] = {}
     for key in context.store.list(layout.traffic(layout.PREDICTIONS, context.name)):
         version, start = layout.parse_traffic(key)
         if version in promoted and (start + contract.drift.window).isoformat() > labels:
-            open_.setdefault(start, []).append(key)
-    if not open_:
+            unlabelled.setdefault(start, []).append(key)
+    if not unlabelled:
         return {}
     from contracts.core.performance import estimate_performance  # scipy is slow to import
 
     return {start.isoformat(): estimate_performance(probabilities_of(contract,
                                                                      read_predictions(context, keys)))
-            for start, keys in sorted(open_.items())}
+            for start, keys in sorted(unlabelled.items())}
 
 
 def join_outcomes(context: ModelContext, version: str, start: datetime, events: pd.DataFrame) -> Outcomes:
-    """A window's predictions and events, joined on the contract's
-    key; none is where it names no key or callers send none."""
+    """A window's predictions joined with its events on the contract's key,
+    and with labels sent for ids; without a key, with the latter alone."""
     logged, key = logged_predictions(context, version, start), list(context.contract.key)
     with_key = logged.dropna(subset=key) if key and {*key} <= {*logged} else logged.head(0)
     joined = (with_key if with_key.empty
@@ -80,7 +80,7 @@ def join_outcomes(context: ModelContext, version: str, start: datetime, events: 
 
 
 def _labelled(contract: Contract, rows: pd.DataFrame) -> pd.DataFrame:
-    """Ids, probabilities and the columns that the label is made of, as they came with the label."""
+    """Ids, probabilities, and the columns that the label is made from."""
     if rows.empty:
         return pd.DataFrame()
     needs = {f"{name}{INGESTED}" if f"{name}{INGESTED}" in rows else name: name
@@ -90,8 +90,8 @@ def _labelled(contract: Contract, rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def store_labels(context: ModelContext, file: str) -> int:
-    """Keep the labels of predictions by their ids, from a .parquet or .csv file; how many. The
-    same file again changes nothing; of an id that comes again the label stays that came first."""
+    """Store labels of prediction ids from a .parquet or .csv file; returns how many. The same
+    file again changes nothing; of an id with several labels the first one holds."""
     from contracts.core.cells import read_cells
 
     needs, rows = context.contract.label.needs, read_table(Path(file))
@@ -99,14 +99,14 @@ def store_labels(context: ModelContext, file: str) -> int:
         raise PerennialError(f"{file} has no column {', '.join(lacking)}; it holds a prediction's id and "
                              f"{', '.join(needs)} on each row")
     if rows.empty:
-        raise PerennialError(f"{file} holds no row; name a file with a prediction's id and its label on each")
+        raise PerennialError(f"{file} has no row; name a file with a prediction's id and its label on each")
     typed = {name: read_cells(rows[name], context.contract.python_type(name)) for name in needs}
     for name, values in typed.items():
         if (bad := rows[name].notna() & values.isna()).any():
             raise PerennialError(f"{file}: {name} is {rows.loc[bad, name].iloc[0]!r} in row "
-                                 f"{int(bad.to_numpy().argmax())}, no "
+                                 f"{int(bad.to_numpy().argmax())}, not of type "
                                  f"{context.contract.python_type(name).__name__}; {int(bad.sum())} rows are "
-                                 f"like it: mend them")
+                                 f"like it: correct them")
     content = parquet(pa.table({"id": rows["id"].astype(str).to_numpy(object),
                                 **{name: values.to_numpy() for name, values in typed.items()}}))
     digest = sha256(content).hexdigest()
@@ -121,8 +121,8 @@ def _last_of_key(key: list[str], events: pd.DataFrame) -> pd.DataFrame:
 
 
 def joins_if_shifted(contract: Contract, outcomes: Outcomes, events: pd.DataFrame) -> dict[str, int]:
-    """How many of the predictions without an event have one,
-    that no other prediction has, if their clock is shifted."""
+    """By the name of a time shift, how many of the predictions without an event
+    have one, that no other prediction has, if their event time is shifted."""
     key, time, unjoined = list(contract.key), contract.event_time, outcomes.unjoined
     if unjoined.empty:
         return {}
@@ -133,7 +133,7 @@ def joins_if_shifted(contract: Contract, outcomes: Outcomes, events: pd.DataFram
 
 
 def ingested_events(context: ModelContext, start: datetime) -> pd.DataFrame:
-    """The events of a window as they were ingested, typed as a request's columns are."""
+    """The ingested events of a window, with a request's types."""
     contract = context.contract
     rows = data.read(context.store, data.newest(context.store, context.name), start,
                      start + contract.drift.window)

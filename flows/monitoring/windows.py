@@ -1,4 +1,4 @@
-"""Which windows are closed, due, or to be judged again."""
+"""Which windows are closed, and which are due to be judged, or judged again."""
 
 import json
 from datetime import datetime
@@ -11,19 +11,20 @@ from registry.context import ModelContext
 from registry.events import LabelsStored
 from service.model import SERVED, is_of
 
-WIDEST = 4  # windows that are judged together where one has too few rows
+MAX_WINDOWS = 4  # that are judged together where one has too few rows
 
 
 def closed(context: ModelContext, window: str) -> datetime:
-    """The window's start; refuses what starts no window, and a window whose labels are not all in."""
+    """The start of a closed window; raises PerennialError if `window`
+    is not a window's start, or its labels are not all in yet."""
     contract, name = context.contract, context.name
     try:
         start, end = contract.window_of(datetime.fromisoformat(window))
-    except (ValueError, TypeError, OverflowError):  # no time, one with a zone, or one at the end of all times
-        raise PerennialError(f"{window!r} starts no window of {name}; name its start without a zone, as "
+    except (ValueError, TypeError, OverflowError):  # not a time, one with a zone, or too late a year
+        raise PerennialError(f"{window!r} is not a window of {name}; name its start without a zone, as "
                              f"2013-07-01T00:00:00") from None
     if start.isoformat() != window:
-        raise PerennialError(f"{window} starts no window of {name}; the one around it starts at "
+        raise PerennialError(f"{window} is not a window of {name}; the one around it starts at "
                              f"{start.isoformat()}: name that")
     if end > (labelled := labelled_until(context)):
         last = contract.window_of(labelled)[0] - contract.drift.window
@@ -38,18 +39,18 @@ def labelled_until(context: ModelContext) -> datetime:
 
 
 def due(context: ModelContext) -> list[datetime]:
-    """Closed windows to judge, from the first one with a champion's traffic on: those that nobody
-    judged, without traffic too, and the newest ones that wait for labels, where some came."""
+    """Closed windows to judge, from the first with a champion's traffic on: those without a verdict,
+    with or without traffic, and of the newest the provisional ones, if more labels are in."""
     started = first_traffic(context)
     if started is None:
         return []
     policy, newest, judged = context.contract.drift, labelled_until(context), context.ledger.state().windows
-    labels, oldest = known_labels(context), newest - (WIDEST + 1) * policy.window
+    labels, oldest = known_labels(context), newest - (MAX_WINDOWS + 1) * policy.window
 
     def to_judge(start: datetime) -> bool:
-        known = judged.get(start.isoformat())
-        return (known is None
-                or (start >= oldest and known.labels != labels and is_provisional(known.verdict, policy)))
+        earlier = judged.get(start.isoformat())
+        return (earlier is None
+                or (start >= oldest and earlier.labels != labels and is_provisional(earlier.verdict, policy)))
 
     return [start
             for start in (started + policy.window * index
@@ -57,7 +58,7 @@ def due(context: ModelContext) -> list[datetime]:
 
 
 def known_labels(context: ModelContext) -> str:
-    """A name for all labels that are in, with events or for ids: another one whenever more came."""
+    """A text that names all labels that are in, and changes whenever more come."""
     by_id = context.ledger.state().of_kind(LabelsStored)
     return " ".join([data.newest(context.store, context.name).digest,
                      *(stored.labels[:12] for stored in by_id[-1:])])
@@ -74,7 +75,7 @@ def windows_of_traffic(context: ModelContext) -> set[datetime]:
 
 
 def stale(context: ModelContext) -> WindowVerdict | None:
-    """A verdict where labels stay away though traffic goes on; None where they don't."""
+    """A verdict that labels are missing though there is newer traffic; None if they are not."""
     newest, window = max(windows_of_traffic(context), default=None), context.contract.drift.window
     if newest is None or newest - (labels := labelled_until(context)) < 2 * window:
         return None
@@ -85,8 +86,8 @@ def stale(context: ModelContext) -> WindowVerdict | None:
 
 
 def champions(context: ModelContext) -> list[str]:
-    """The champion and those before it, but for those that the
-    contract has outgrown: their traffic can't be judged."""
+    """The champion and earlier ones; without those whose features or classes
+    the contract has changed since, as their traffic can't be judged."""
     state = context.ledger.state()
 
     def is_current(version: str) -> bool:

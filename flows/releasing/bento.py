@@ -20,46 +20,44 @@ ENVIRONMENT = {"OTEL_SDK_DISABLED": "true", "OMP_NUM_THREADS": "1", "WHYLOGS_NO_
 
 
 def build_bento(context: ModelContext, version: str) -> Path:
-    """The bento of a version: the model's files and the code
-    that answers with them, nothing else; built once."""
+    """The bento of a version, built once: the model's files and the code that serves them."""
     home = context.run / "bentoml"
     bento = home / "bentos" / context.name / version[:16]
     if (bento / "bento.yaml").exists():
         return bento
-    shutil.rmtree(bento, ignore_errors=True)  # of an older perennial that was killed while it built
+    shutil.rmtree(bento, ignore_errors=True)  # left by a release before 0.1.0 that was killed while building
     bento.parent.mkdir(parents=True, exist_ok=True)
-    # Staged outside of `.perennial`: BentoML reads no hidden
-    # path. Built on the run folder's file system, for the rename.
-    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory(dir=home,
-                                                                              prefix="building-") as beside:
+    # Staged outside of `.perennial`, as BentoML reads no hidden path;
+    # built on the run folder's file system, to be renamed.
+    with (tempfile.TemporaryDirectory() as folder,
+          tempfile.TemporaryDirectory(dir=home, prefix="building-") as bento_home):
         stage = _stage(context, version, Path(folder))
         command = [sys.executable, "-m", "bentoml", "build", "--version", version[:16], str(stage)]
-        built = subprocess.run(command, cwd=stage, capture_output=True, text=True, check=False,
-                               env=os.environ | ENVIRONMENT | {"BENTOML_HOME": beside})
-        if built.returncode:
+        completed = subprocess.run(command, cwd=stage, capture_output=True, text=True, check=False,
+                               env=os.environ | ENVIRONMENT | {"BENTOML_HOME": bento_home})
+        if completed.returncode:
             raise ReleaseFailed(f"{context.name}: the bento of {version[:12]} was not "
-                                f"built:\n{built.stdout}{built.stderr}")
+                                f"built:\n{completed.stdout}{completed.stderr}")
         try:
-            Path(beside, "bentos", context.name, version[:16]).rename(bento)
-        except OSError:  # another process was first, with the same bytes
+            Path(bento_home, "bentos", context.name, version[:16]).rename(bento)
+        except OSError:  # another process has built the same
             if not (bento / "bento.yaml").exists():
                 raise
     return bento
 
 
 def _stage(context: ModelContext, version: str, folder: Path) -> Path:
-    """The build context: the code that the service and the contract
-    import, each module at its own place, and the model."""
+    """Fill the build context: the modules that the service and the contract import, and the model's files."""
     for name, file in imported_modules("service.bento", context.contract.module).items():
-        to = (folder / name.replace(".", "/") / file.name if file.name == "__init__.py"
+        target = (folder / name.replace(".", "/") / file.name if file.name == "__init__.py"
               else folder / f"{name.replace('.', '/')}.py")
-        to.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(file, to)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, target)
     files = models.fetch(context.store, context.name, version, context.run / "models")
     shutil.copytree(files, folder / "model")
     manifest = json.loads((files / "manifest.json").read_bytes())
-    served = manifest | {"version": version, "module": context.contract.module}
-    (folder / "model" / "manifest.json").write_text(json.dumps(served))
+    manifest_with_names = manifest | {"version": version, "module": context.contract.module}
+    (folder / "model" / "manifest.json").write_text(json.dumps(manifest_with_names))
     shutil.copy(ROOT / "requirements-service.txt", folder)
     (folder / "bentofile.yaml").write_text(yaml.safe_dump({
         "service": "service.bento:service", "name": context.name, "include": ["*.py", "model/"],

@@ -10,26 +10,27 @@ from contracts.core.verdict import CanaryKind, CanaryVerdict, Outcome
 from deployments import canary_metrics, fleet, routes
 from deployments.fleet import Server
 from deployments.routes import SplitMode, TrafficSplit
-from flows.releasing.rollout_lock import exclusive_rollout, rollback_waits
+from flows.releasing.rollout_lock import exclusive_rollout, is_rollback_waiting
 from registry.context import ModelContext
 from registry.events import CanaryJudged, ShadowJudged
 
 LOOK, PROGRESS = 0.5, 15  # seconds between two looks at a canary, and between two lines of progress
-FINAL = (CanaryKind.DIED, CanaryKind.ERRORS)  # findings that no further request can mend
+FINAL = (CanaryKind.DIED, CanaryKind.ERRORS)  # findings that more requests can't change
 log = logging.getLogger("perennial.rollout")
 
 
-def run_canary(context: ModelContext, champion: str | None, version: str, mine: list[Server],
+def run_canary(context: ModelContext, champion: str | None, version: str, challengers: list[Server],
                mode: SplitMode = SplitMode.CANARY, share: float | None = None) -> CanaryVerdict | None:
-    """Let a challenger see its share of the traffic, and judge
-    it by what both sides did; None where no champion serves."""
-    old = [each.url for each in fleet.running(context.run, context.name) if each.version == champion]
-    if not old or champion is None or champion == version:
+    """Send a challenger its share of the traffic and judge it against the
+    champion; None if no other version serves."""
+    champion_urls = [server.url for server in fleet.running(context.run, context.name)
+                     if server.version == champion]
+    if not champion_urls or champion is None or champion == version:
         return None
-    policy, urls = context.contract.rollout, tuple(each.url for each in mine)
-    routes.route(context.run, context.name, old, champion,
+    policy, urls = context.contract.rollout, tuple(server.url for server in challengers)
+    routes.route(context.run, context.name, champion_urls, champion,
                  TrafficSplit(urls, policy.share if share is None else share, mode))
-    verdict = _await_verdict(context, mine, _expected_distance(context, version))
+    verdict = _await_verdict(context, challengers, _expected_distance(context, version))
     judged = CanaryJudged if mode is SplitMode.CANARY else ShadowJudged
     context.ledger.record(judged(version=version, against=champion, verdict=verdict))
     return verdict
@@ -52,7 +53,7 @@ def _await_verdict(context: ModelContext, challengers: list[Server], class_dista
              context.name, challengers[0].version[:12], policy.requests, policy.minutes)
     while True:
         time.sleep(LOOK)
-        if rollback_waits(context):
+        if is_rollback_waiting(context):
             raise ReleaseFailed(f"{context.name}: the rollout gave way to a rollback; release it again when "
                                 f"it is wanted")
         died = sum(server.deaths - deaths[server.url] for server in challengers)
@@ -72,22 +73,22 @@ def _await_verdict(context: ModelContext, challengers: list[Server], class_dista
             return verdict
 
 
-def shadow(context: ModelContext, version: str, what: Path | str, share: float) -> CanaryVerdict:
-    """Let one replica of a version see a share of the
-    traffic, whose callers all get the champion's answers."""
-    # Refuses a share that can't be before anything is started.
+def shadow(context: ModelContext, version: str, artifact: Path | str, share: float) -> CanaryVerdict:
+    """Send one replica of a version a copy of a share of the
+    traffic; all callers get the champion's answers."""
+    # Raises an error for an impossible share before anything is started.
     TrafficSplit(("the challenger",), share, SplitMode.SHADOW)
-    with exclusive_rollout(context, hurry=False):
+    with exclusive_rollout(context, urgent=False):
         champion = context.ledger.state().champion
-        mine = fleet.start(what, version, 1, context.run, context.name,
+        challengers = fleet.start(artifact, version, 1, context.run, context.name,
                            {"PERENNIAL_PROFILES": str(context.spool)})
         try:
-            fleet.wait_ready(mine)
-            fleet.raise_cpu_shares(mine)
-            verdict = run_canary(context, champion, version, mine, SplitMode.SHADOW, share)
+            fleet.wait_ready(challengers)
+            fleet.raise_cpu_shares(challengers)
+            verdict = run_canary(context, champion, version, challengers, SplitMode.SHADOW, share)
         finally:
             end_canary(context, champion)
-            fleet.stop(mine, context.run, context.name)
+            fleet.stop(challengers, context.run, context.name)
     if verdict is None:
         raise ReleaseFailed(f"{context.name}: no other champion serves here whose traffic {version[:12]} "
                             f"could see; run: perennial serve {context.name}")
@@ -100,7 +101,8 @@ def is_allowed(context: ModelContext, verdict: CanaryVerdict) -> bool:
 
 
 def end_canary(context: ModelContext, champion: str | None) -> None:
-    """End a canary or a shadow: all the traffic is the champion's, and nobody else sees it."""
+    """End a canary or a shadow: the champion alone gets the traffic."""
     if champion and routes.challenger_urls(context.run, context.name):
-        urls = [each.url for each in fleet.running(context.run, context.name) if each.version == champion]
+        urls = [server.url for server in fleet.running(context.run, context.name)
+                if server.version == champion]
         routes.route(context.run, context.name, urls, champion)

@@ -14,7 +14,7 @@ from registry.events import Released, RolloutFailed
 
 
 def kustomization_folder() -> Path | None:
-    """The folder that releases write into, if the environment names one."""
+    """The folder of PERENNIAL_KUSTOMIZATION; None if it is not set. Raises PerennialError without images."""
     folder = settings.kustomization()
     if folder and not images.configured():
         raise PerennialError(f"PERENNIAL_KUSTOMIZATION is {folder} and PERENNIAL_IMAGES is not set: a "
@@ -24,11 +24,10 @@ def kustomization_folder() -> Path | None:
 
 def release_to_kubernetes(context: ModelContext, version: str, image: str, folder: Path,
                           decide: Callable[[str | None], Any] | None = None) -> RolloutResult:
-    """Name a version champion and write its image into a
-    kustomization: the cluster does the rest, by its own probes.
+    """Promote a version and write its image into a kustomization; the cluster rolls it out.
 
-    What can be wrong with the file is found before the ledger learns anything; a run that was killed
-    between the two is made up for by running it again, or by the reconciler's release of the champion.
+    Faults of the file are found before the promotion. After a kill between promotion and file,
+    another run or the reconciler's release of the champion writes the file.
     """
     before = context.ledger.state().champion
     kustomize.current_image(folder)

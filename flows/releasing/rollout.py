@@ -6,108 +6,110 @@ from typing import Any, NotRequired, TypedDict
 
 from prefect.exceptions import TerminationSignal
 
+from contracts.core.digests import JsonObject
 from contracts.core.errors import ReleaseFailed
 from contracts.core.verdict import as_json
 from deployments import fleet, load_balancer, processes, routes
 from deployments.fleet import Server
 from flows.releasing.canary import end_canary, is_allowed, run_canary
 from flows.releasing.replica_check import CheckedReplica, answers_like_trainer
-from flows.releasing.rollout_lock import exclusive_rollout, is_under_way, record_release, rollback_waits
+from flows.releasing.rollout_lock import exclusive_rollout, is_rollback_waiting, is_under_way, record_release
 from registry.context import ModelContext
 from registry.events import Released, RolloutFailed
 
-STOPPED = (KeyboardInterrupt, SystemExit, TerminationSignal)  # Ctrl-C, and what Prefect makes of SIGTERM
+INTERRUPTIONS = (KeyboardInterrupt, SystemExit, TerminationSignal)  # Ctrl-C, and Prefect's for SIGTERM
 REPLICAS = 2
-READY = 60  # seconds in which new replicas must answer
+READY_TIMEOUT = 60  # seconds within which new replicas must answer
 
 
 class RolloutResult(TypedDict):
-    """`outcome` is "released", or "refused" by the canary;
-    `replicas` are the urls, or the image, that serve now."""
+    """`outcome` is "released", or "refused" by the canary; `replicas`: the
+    urls, or the image, that serve now; `before`: the champion so far."""
 
     outcome: str
     version: str
     before: str | None
     replicas: NotRequired[list[str]]
-    canary: dict[str, Any] | None
+    canary: JsonObject | None
     checked: list[CheckedReplica]
 
 
-def roll_out_version(context: ModelContext, version: str, what: Path | str,
+def roll_out_version(context: ModelContext, version: str, artifact: Path | str,
                      decide: Callable[[str | None], Any] | None = None) -> RolloutResult:
-    """Start replicas beside the old, check them, give them a
-    share, let the ledger decide, shift the rest, stop the old.
+    """Start replicas of a version, check them, run a canary, promote the
+    version, send it all traffic, and stop the old replicas.
 
-    `what` is a bento's folder or an image's reference. `decide` writes the ledger's event, given the champion
-    before, and takes the canary's place; by default the promotion. Until the ledger names the new champion a
-    failure leaves everything as it was. Run again after a kill, it takes up replicas that run. A challenger
-    that the canary refuses is no error: `outcome` says "refused".
+    `artifact` is a bento's folder or an image's reference. `decide`, for a rollback, appends another event
+    than the promotion, given the champion so far, and leaves out the canary. A failure before that event
+    leaves everything as it was. After a kill, running again goes on with the replicas that run. If the
+    canary refuses the challenger, nothing is raised: the `outcome` is "refused".
     """
-    with exclusive_rollout(context, hurry=decide is not None):
+    is_rollback = decide is not None
+    with exclusive_rollout(context, urgent=is_rollback):
         before = context.ledger.state().champion
-        if decide is None:
-            # Asked again by the promotion; here, before anything is started.
+        if not is_rollback:
+            # The promotion checks it again; here it is checked before anything is started.
             context.ledger.must_allow(version)
-        mine = [each for each in fleet.running(context.run, context.name) if each.version == version
-                and fleet.is_made_from(each, what)]
-        # What serves is not taken away by a failure.
-        there = {each.url for each in mine} if version == before else set()
+        servers = [server for server in fleet.running(context.run, context.name)
+                   if server.version == version and fleet.is_made_from(server, artifact)]
+        # Replicas that serve the champion stay, whatever fails.
+        kept_urls = {server.url for server in servers} if version == before else set()
         try:
             load_balancer.start(context.run)
-            mine += fleet.start(what, version, REPLICAS - len(mine), context.run, context.name,
+            servers += fleet.start(artifact, version, REPLICAS - len(servers), context.run, context.name,
                                 {"PERENNIAL_PROFILES": str(context.spool)},
-                                urgent=before is None or decide is not None)
-            _wait_ready(context, mine, hurried=decide is not None)
-            checked = [answers_like_trainer(context, each) for each in mine]
-            fleet.raise_cpu_shares(mine)
-            verdict = None if decide else run_canary(context, before, version, mine)
+                                urgent=before is None or is_rollback)
+            _wait_ready(context, servers, urgent=is_rollback)
+            checked = [answers_like_trainer(context, server) for server in servers]
+            fleet.raise_cpu_shares(servers)
+            verdict = None if decide else run_canary(context, before, version, servers)
             if verdict and not is_allowed(context, verdict):
-                _withdraw(context, before, version, mine, there, "; ".join(verdict.reasons))
+                _withdraw(context, before, version, servers, kept_urls, "; ".join(verdict.reasons))
                 return {"outcome": "refused", "version": version, "before": before,
                         "canary": as_json(verdict), "checked": checked}
             decide(before) if decide else context.ledger.promote(version, expect=before)
-        except (Exception, *STOPPED) as error:
-            # Else the challenger would go on with its share, and nobody judge it.
-            _withdraw(context, before, version, mine, there, f"{type(error).__name__}: {error}")
+        except (Exception, *INTERRUPTIONS) as error:
+            # Otherwise the challenger would keep its share of the traffic, and nobody would judge it.
+            _withdraw(context, before, version, servers, kept_urls, f"{type(error).__name__}: {error}")
             raise
         try:
-            routes.route(context.run, context.name, [each.url for each in mine], version)
+            routes.route(context.run, context.name, [server.url for server in servers], version)
         except Exception as error:
-            _go_back(context, before, version, mine, error)
+            _restore_champion(context, before, version, servers, error)
             raise
-        _retire(context, mine, seconds=10 if decide else 30)
-        image = what if isinstance(what, str) else None
-        record_release(context, Released(version=version, replicas=len(mine), image=image))
+        _stop_others(context, servers, seconds=10 if is_rollback else 30)
+        image = artifact if isinstance(artifact, str) else None
+        record_release(context, Released(version=version, replicas=len(servers), image=image))
     return {"outcome": "released", "version": version, "before": before,
-            "replicas": [each.url for each in mine], "canary": as_json(verdict) if verdict else None,
+            "replicas": [server.url for server in servers], "canary": as_json(verdict) if verdict else None,
             "checked": checked}
 
 
-def _wait_ready(context: ModelContext, mine: list[Server], hurried: bool) -> None:
-    """Wait until all answer; a release that a rollback waits for gives up."""
-    def over() -> bool:
-        return ((not hurried and rollback_waits(context))
-                or all(processes.is_answering(f"{each.url}/readyz") or each.deaths for each in mine))
+def _wait_ready(context: ModelContext, servers: list[Server], urgent: bool) -> None:
+    """Wait until all answer; unless `urgent`, give up when a rollback is waiting."""
+    def is_over() -> bool:
+        return ((not urgent and is_rollback_waiting(context))
+                or all(processes.is_answering(f"{server.url}/readyz") or server.deaths for server in servers))
 
-    processes.wait_until(over, READY)
-    if not hurried and rollback_waits(context):
+    processes.wait_until(is_over, READY_TIMEOUT)
+    if not urgent and is_rollback_waiting(context):
         raise ReleaseFailed(f"{context.name}: the rollout gave way to a rollback; release it again when it "
                             f"is wanted")
-    fleet.wait_ready(mine, 1)
+    fleet.wait_ready(servers, 1)
 
 
-def _withdraw(context: ModelContext, before: str | None, version: str, mine: list[Server], there: set[str],
-              why: str) -> None:
-    """The champion has all the traffic, as before; what was started
-    is gone, and the ledger says why, whatever else fails."""
+def _withdraw(context: ModelContext, before: str | None, version: str, servers: list[Server],
+              kept_urls: set[str], why: str) -> None:
+    """Give the champion all the traffic again, stop what was
+    started, and record why; a failing step is recorded too."""
     try:
         if version != before:
-            load_balancer.start(context.run)  # it may be what has failed
+            load_balancer.start(context.run)  # which may be what failed
             end_canary(context, before)
     except Exception as error:
         why += f"; the traffic was not taken back: {type(error).__name__}: {error}"
     try:
-        started = [each for each in mine if each.url not in there]
+        started = [server for server in servers if server.url not in kept_urls]
         fleet.drain(started, 5)
         fleet.stop(started, context.run, context.name, seconds=5)
     except Exception as error:
@@ -115,33 +117,32 @@ def _withdraw(context: ModelContext, before: str | None, version: str, mine: lis
     context.ledger.record(RolloutFailed(version=version, why=why))
 
 
-def _go_back(context: ModelContext, before: str | None, version: str, mine: list[Server],
+def _restore_champion(context: ModelContext, before: str | None, version: str, servers: list[Server],
              error: Exception) -> None:
-    """The traffic could not be shifted: the old version is champion again, and its replicas never stopped."""
+    """After traffic could not be shifted: make the old version champion again; its replicas still run."""
     context.ledger.record(RolloutFailed(version=version, why=f"{type(error).__name__}: {error}"))
     if before and before != version:
         context.ledger.roll_back(f"traffic was not shifted: {error}", to=before)
-        old = [each.url for each in fleet.running(context.run, context.name) if each.version == before]
-        routes.route(context.run, context.name, old, before)
-        fleet.stop(mine, context.run, context.name)
+        urls = [server.url for server in fleet.running(context.run, context.name) if server.version == before]
+        routes.route(context.run, context.name, urls, before)
+        fleet.stop(servers, context.run, context.name)
 
 
-def _retire(context: ModelContext, mine: list[Server], seconds: float) -> None:
-    """Drain and stop every other replica, within about twice so
-    many seconds; the balancer sends them nothing any more."""
-    urls = {each.url for each in mine}
-    old = [each for each in fleet.running(context.run, context.name) if each.url not in urls]
-    fleet.drain([each for each in old if processes.is_answering(f"{each.url}/livez")], seconds)
-    fleet.stop(old, context.run, context.name, seconds=int(seconds))
+def _stop_others(context: ModelContext, servers: list[Server], seconds: float) -> None:
+    """Drain and stop all other replicas, within about twice `seconds`; no new requests reach them."""
+    urls = {server.url for server in servers}
+    others = [server for server in fleet.running(context.run, context.name) if server.url not in urls]
+    fleet.drain([server for server in others if processes.is_answering(f"{server.url}/livez")], seconds)
+    fleet.stop(others, context.run, context.name, seconds=int(seconds))
 
 
-def served(context: ModelContext) -> bool:
-    """Whether the champion has all its replicas here; true
-    as well where this machine does not serve the model."""
+def is_served(context: ModelContext) -> bool:
+    """Whether all replicas on this machine are the champion's and
+    complete; also true if this machine does not serve the model."""
     champion, routed = context.ledger.state().champion, routes.champion_urls(context.run, context.name)
     alive = fleet.running(context.run, context.name)
     if not (routed or alive) or is_under_way(context):
         return True
-    whole = len(alive) >= REPLICAS and {each.version for each in alive} == {champion}
-    return (whole and sorted(each.url for each in alive) == routed
+    is_complete = len(alive) >= REPLICAS and {server.version for server in alive} == {champion}
+    return (is_complete and sorted(server.url for server in alive) == routed
             and not routes.challenger_urls(context.run, context.name))

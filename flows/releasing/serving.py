@@ -15,8 +15,8 @@ from registry.context import ModelContext, open_model
 
 @contextmanager
 def serving(context: ModelContext) -> Iterator[None]:
-    """One `perennial serve` of a model at a time: else the
-    end of one would take the replicas of the other."""
+    """Allow one `perennial serve` of a model at a time: the
+    end of one would stop the replicas of another."""
     context.run.mkdir(parents=True, exist_ok=True)
     with open(context.run / f"{context.name}.serve", "w") as file:
         try:
@@ -28,7 +28,7 @@ def serving(context: ModelContext) -> Iterator[None]:
 
 
 def serve_champion(context: ModelContext, port: int = 8080) -> str:
-    """Bring the champion up behind the balancer; the balancer's address."""
+    """Start the champion's replicas behind the load balancer; returns its address."""
     version = models.resolve(context.ledger, "champion")
     address = load_balancer.start(context.run, port).url
     roll_out_version(context, version, artifact_of(context, version))
@@ -36,7 +36,7 @@ def serve_champion(context: ModelContext, port: int = 8080) -> str:
 
 
 def roll_back(model: str, to: str, reason: str) -> dict[str, str]:
-    """Make an earlier version champion; where this machine serves the model, its replicas are up before."""
+    """Make an earlier version champion; its replicas are started first if this machine serves the model."""
     context = open_model(model)
     before, target = models.resolve(context.ledger, "champion"), models.resolve(context.ledger, to)
 

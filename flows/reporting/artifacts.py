@@ -1,4 +1,4 @@
-"""The Prefect artifacts that show in the UI what a run found."""
+"""The Prefect artifacts that show a run's results in the UI."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -25,7 +25,8 @@ from contracts.core.verdict import (
 )
 from registry.data import DataVersion
 
-MARKS = {Outcome.PASSED: "✅ passed", Outcome.FAILED: "❌ failed", Outcome.INSUFFICIENT: "❔ insufficient"}
+OUTCOME_MARKS = {Outcome.PASSED: "✅ passed", Outcome.FAILED: "❌ failed",
+                 Outcome.INSUFFICIENT: "❔ insufficient"}
 
 
 def show_data_check(model: str, version: DataVersion, verdict: DataVerdict) -> None:
@@ -46,7 +47,7 @@ def show_gate(model: str, version: str, verdict: GateVerdict) -> None:
     rows += [(f"recall of {name}", _short(value), _short(champion.recall.get(name) if champion else None))
              for name, value in challenger.recall.items()]
     rows += [(name, _short(getattr(figures, name)), "") for name in ("latency_ms", "size_mb", "disagreement")]
-    slices = [(one.column, one.value, one.rows, f"{one.behind:+.4f}") for one in figures.slices]
+    slices = [(entry.column, entry.value, entry.rows, f"{entry.behind:+.4f}") for entry in figures.slices]
     paired = figures.paired
     compared = paired and (f"Log loss, challenger minus champion, same rows: **{paired.difference:+.4f}** "
                            f"[{paired.low:+.4f}, {paired.high:+.4f}]")
@@ -57,13 +58,13 @@ def show_gate(model: str, version: str, verdict: GateVerdict) -> None:
 
 
 def show_window(model: str, window: str, verdict: WindowVerdict, action: Action, report: str | None) -> None:
-    """`report`: where its page is kept; None where it could not be drawn."""
+    """`report`: the address of the window's page; None if it could not be drawn."""
     figures, scores = verdict.figures, verdict.figures.drift_scores
     ranked = [(name, f"{scores[name]:.2f}",
                *(_effect(figures.checks[name].get(check)) for check in CheckKind))
               for name in sorted(scores, key=lambda name: -scores[name])]
     _show(model, "window", _heading(f"Window {window} of {model}: {verdict.kind}", verdict),
-          f"{figures.rows:,} records answered, {figures.bad:,} refused. What is done: **{action}**.",
+          f"{figures.rows:,} records answered, {figures.bad:,} refused. Action: **{action}**.",
           f"Report: {f'`{report}`' if report else 'none could be drawn, the log says why'}; with what has "
           f"happened since: `perennial report {model} --window {window}`.",
           table(("column", "times its threshold", "distance of values", "missing, change of share",
@@ -72,16 +73,17 @@ def show_window(model: str, window: str, verdict: WindowVerdict, action: Action,
 
 
 def show_release(model: str, version: str, released: Mapping[str, Any]) -> None:
-    rows = [(one["url"], one["records"], f"{one['latency_ms']:.1f} ms") for one in released["checked"]]
+    rows = [(replica["url"], replica["records"], f"{replica['latency_ms']:.1f} ms")
+            for replica in released["checked"]]
     canary = released["canary"] and convert(released["canary"], CanaryVerdict)
     _show(model, "release", f"# Release of {model} `{version[:12]}`: {released['outcome']}",
           f"Champion before: `{(released['before'] or 'none')[:12]}`.",
-          table(("replica", "sample records answered as by the trainer", "one record in"), rows),
-          *((_heading("Canary", canary), _sides(canary.figures)) if canary else ("No canary: nothing served "
-                                                                                 "before.",)))
+          table(("replica", "sample records with the trainer's answers", "one record in"), rows),
+          *((_heading("Canary", canary), _canary_table(canary.figures)) if canary
+            else ("No canary: nothing served before.",)))
 
 
-def _sides(figures: CanaryFigures) -> str:
+def _canary_table(figures: CanaryFigures) -> str:
     names = [name for name in SideFigures.__struct_fields__ if name != "classes"]
     return table(("figure", "champion", "challenger"),
                  [(name.replace("_", " "), _short(getattr(figures.stable, name)),
@@ -93,7 +95,7 @@ def _effect(check: ColumnCheck | None) -> str:
 
 
 def tag_run(model: str) -> None:
-    """Give this flow run the model's tag, whoever started it: an automation can't."""
+    """Tag this flow run with its model; an automation that starts runs can't."""
     with get_client(sync_client=True) as client:
         client.update_flow_run(UUID(flow_run.get_id()), tags=sorted({*flow_run.get_tags(), f"model:{model}"}))
 
@@ -107,7 +109,7 @@ def table(head: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
 
 def _heading(title: str, verdict: Verdict) -> str:
     reasons = "\n".join(f"- {reason}" for reason in verdict.reasons)
-    return f"# {title}: {MARKS[verdict.outcome]}\n\n{reasons}"
+    return f"# {title}: {OUTCOME_MARKS[verdict.outcome]}\n\n{reasons}"
 
 
 def _short(value: Any) -> str:

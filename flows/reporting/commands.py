@@ -16,11 +16,11 @@ app.add_typer(contracts, name="contract")
 
 @app.command()
 def status(model: Model, as_json: AsJson = False) -> None:
-    """What serves, what it was trained on, and what was last judged."""
+    """Show the champion, its data, the last judged window, open alerts and the replicas here."""
     from flows.reporting.status import facts, table
 
-    found = facts(model)
-    print_json(found) if as_json else console.print(table(found))
+    status_facts = facts(model)
+    print_json(status_facts) if as_json else console.print(table(status_facts))
 
 
 @app.command()
@@ -29,7 +29,7 @@ def history(
     at: Annotated[str | None, typer.Option(help="What served at this time (ISO, UTC)?")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """The ledger: every event of a model, or what served at a time."""
+    """List the ledger's events of a model, or show its champion at a time."""
     from flows.reporting.status import events
     from registry.context import open_model
 
@@ -41,10 +41,10 @@ def history(
     rows = events(context)
     if as_json:
         return print_json(rows)
-    shown = Table("#", "when (UTC)", "by", "what", "about")
+    rows_table = Table("#", "when (UTC)", "by", "what", "about")
     for row in rows:
-        shown.add_row(str(row["seq"]), row["at"][:19], row["by"], row["kind"], row["about"])
-    console.print(shown)
+        rows_table.add_row(str(row["seq"]), row["at"][:19], row["by"], row["kind"], row["about"])
+    console.print(rows_table)
 
 
 @app.command()
@@ -55,11 +55,10 @@ def report(
     out: Annotated[Path | None, typer.Option(
         help="The file; default: build/reports/MODEL/WINDOW.html.")] = None,
 ) -> None:
-    """Draw a judged window as one HTML file: what drifted
-    and how far, the windows before, scores, what followed.
+    """Write the report of a judged window to an HTML file.
 
-    It is drawn from what the store and the ledger hold now, so an old window shows what came of it.
-    The monitor keeps each window's page, as it was when it was judged, under reports/ in the store.
+    It shows each column's drift, the windows before, the scores, and the events that followed until now.
+    The page as it was when the window was judged is under reports/ in the store.
 
     perennial report flights --window 2013-07-01 --out july.html
     """
@@ -69,22 +68,21 @@ def report(
     from service.files import write_atomically
 
     context = open_model(model)
-    named = window.isoformat() if window else window_report.newest(context)
-    content, file = page(context, named), out or Path("build") / window_report.key(context, named)
+    start = window.isoformat() if window else window_report.newest(context)
+    content, file = page(context, start), out or Path("build") / window_report.key(context, start)
     write_atomically(file, content)
-    console.print(f"{model}: window {named}: {file}", highlight=False, soft_wrap=True)
+    console.print(f"{model}: window {start}: {file}", highlight=False, soft_wrap=True)
 
 
 @app.command()
 def metrics(
     models: Annotated[list[str] | None, typer.Argument(
         help="Contracts; default: every one in contracts/.")] = None,
-    port: Annotated[int, typer.Option(help="Where Prometheus asks.")] = 9464,
+    port: Annotated[int, typer.Option(help="The port to listen on.")] = 9464,
     host: Annotated[str, typer.Option(
         help="The address to listen on; this machine alone by default.")] = "127.0.0.1",
 ) -> None:
-    """Gauges for Prometheus: drift, scores, ages and alerts,
-    read from the store at each scrape, until Ctrl-C."""
+    """Export metrics to Prometheus until Ctrl-C: drift, scores, ages and alerts, read at each scrape."""
     from contracts.core.loading import known_models
     from flows.reporting.exporter import serve
 
@@ -96,7 +94,7 @@ def contract_diff(
         old: Annotated[
             str, typer.Argument(help="A contract, a .py file, or a version: flights@champion, flights@3.")],
         new: Annotated[str, typer.Argument(help="As OLD.")], as_json: AsJson = False) -> None:
-    """What changed between two contracts, and what breaks callers (exit code 1 if something does)."""
+    """List the changes between two contracts; exit code 1 if one of them breaks callers."""
     from dataclasses import asdict
 
     from contracts.core.diff import diff_contracts
@@ -106,10 +104,10 @@ def contract_diff(
     if as_json:
         print_json([asdict(change) for change in changes])
     else:
-        shown = Table("path", "old", "new", "breaks callers")
+        rows_table = Table("path", "old", "new", "breaks callers")
         for change in changes:
-            shown.add_row(change.path, str(change.old), str(change.new), change.breaks or "",
+            rows_table.add_row(change.path, str(change.old), str(change.new), change.breaks or "",
                           style="red" if change.breaks else "")
-        console.print(shown if changes else "no difference")
+        console.print(rows_table if changes else "no difference")
     if any(change.breaks for change in changes):
         raise typer.Exit(1)

@@ -10,6 +10,7 @@ from typing import Any, TypedDict
 
 from rich.table import Table
 
+from contracts.core.digests import JsonObject
 from contracts.core.errors import PerennialError
 from contracts.core.loading import contract_of_module, load_contract
 from contracts.core.verdict import Verdict, as_json
@@ -18,10 +19,10 @@ from registry.context import ModelContext, open_model
 from registry.events import Recorded, encode_data
 
 
-def facts(model: str) -> dict[str, Any]:
+def facts(model: str) -> JsonObject:
     """The champion, its lineage, the newest data, the last window and the replicas on this machine."""
     from deployments import (
-        fleet,  # the other questions need none of these
+        fleet,  # imported here: `history` and `contract diff` need none of these
         routes,
     )
     from flows.monitoring.outcomes import unlabelled_windows
@@ -39,34 +40,35 @@ def facts(model: str) -> dict[str, Any]:
                            for window, estimate in unlabelled_windows(context).items()] if versions else [],
             "open_alerts": [as_json(alert) for alert in state.open_alerts],
             "open_claims": [key for key, claim in state.claims.items() if claim.is_granted],
-            "replicas": [{"url": one.url, "version": one.version, "pid": one.pid}
-                         for one in fleet.running(context.run, context.name)],
+            "replicas": [{"url": server.url, "version": server.version, "pid": server.pid}
+                         for server in fleet.running(context.run, context.name)],
             "routed": routes.champion_urls(context.run, context.name),
             "callers": routes.model_url(context.run, context.name)}
 
 
-def table(found: dict[str, Any]) -> Table:
-    shown = Table(show_header=False, title=found["model"])
-    shown.add_column(no_wrap=True)
-    shown.add_column(overflow="fold")  # a digest is there to be copied
-    window = found["last_window"]
+def table(facts: JsonObject) -> Table:
+    """The facts for a terminal."""
+    table = Table(show_header=False, title=facts["model"])
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")  # never cut: digests are copied from here
+    window = facts["last_window"]
     rows = {
-        "store": found["store"], "champion": found["champion"] or "none: perennial train " + found["model"],
-        "previous": found["previous"] or "", "versions": str(found["versions"]),
-        "data": f"{found['data']['rows']:,} rows up to {found['data']['end']}" if found["data"] else "none",
+        "store": facts["store"], "champion": facts["champion"] or "none: perennial train " + facts["model"],
+        "previous": facts["previous"] or "", "versions": str(facts["versions"]),
+        "data": f"{facts['data']['rows']:,} rows up to {facts['data']['end']}" if facts["data"] else "none",
         "last window": f"{window['window']}: {window['verdict']['kind']}" if window else "none judged",
         "waits for labels": _lines(
-            found["unlabelled"],
+            facts["unlabelled"],
             "{window}: {rows:,} predictions, log loss {log_loss:.3f} (estimate)") or "nothing",
-        "retraining": ", ".join(found["open_claims"]) or "none in flight",
-        "alerts": _lines(found["open_alerts"], "{kind} since {since}: {doing}") or "none open",
-        "callers ask": (f"POST {found['callers']}/predict" if found["callers"]
-                         else "nothing here: perennial serve " + found["model"]),
-        "replicas": _lines(found["replicas"], "{url} {version:.12} (pid {pid})") or "none here",
+        "retraining": ", ".join(facts["open_claims"]) or "none in flight",
+        "alerts": _lines(facts["open_alerts"], "{kind} since {since}: {doing}") or "none open",
+        "callers ask": (f"POST {facts['callers']}/predict" if facts["callers"]
+                         else "nothing here: perennial serve " + facts["model"]),
+        "replicas": _lines(facts["replicas"], "{url} {version:.12} (pid {pid})") or "none here",
     }
     for name, value in rows.items():
-        shown.add_row(name, value)
-    return shown
+        table.add_row(name, value)
+    return table
 
 
 def _lines(items: Iterable[Mapping[str, Any]], template: str) -> str:
@@ -81,7 +83,7 @@ class EventRow(TypedDict):
     by: str
     kind: str
     about: str
-    data: dict[str, Any]
+    data: JsonObject
 
 
 def events(context: ModelContext) -> list[EventRow]:
@@ -102,14 +104,14 @@ def _about(event: Recorded) -> str:
     return " ".join(parts)
 
 
-def described(name: str) -> dict[str, Any]:
-    """A contract's description: of a contract here, of a .py
-    file, or as kept with a version (flights@champion)."""
+def described(name: str) -> JsonObject:
+    """`Contract.describe()` of a contract here, of a .py file, or as
+    stored with a version (flights@champion)."""
     if "@" in name:
         model, _, ref = name.partition("@")
         context = open_model(model)
         version = models.resolve(context.ledger, ref)
-        facts: dict[str, Any] = json.loads(context.store.get(layout.version_file(context.name, version,
+        facts: JsonObject = json.loads(context.store.get(layout.version_file(context.name, version,
                                                                                  "contract.json")))
         return facts
     if not name.endswith(".py"):
@@ -124,6 +126,6 @@ def _run(file: str) -> ModuleType:
     if spec is None or spec.loader is None:
         raise PerennialError(f"{file} is no Python file; name a contract's file, as contracts/flights.py")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # inspect.getsource of a class asks here
+    sys.modules[spec.name] = module  # where inspect.getsource looks for a class
     spec.loader.exec_module(module)
     return module

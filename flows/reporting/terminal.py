@@ -1,4 +1,4 @@
-"""What all commands share: how a model is named, and how answers are printed."""
+"""What all commands share: their common arguments, and how results are printed."""
 
 import json
 from typing import Annotated, Any

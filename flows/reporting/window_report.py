@@ -1,12 +1,12 @@
-"""What the report of a window says: sentences, tables and trends."""
+"""The contents of a window's report: sentences, tables and trends."""
 
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from itertools import takewhile
-from typing import Any
 
 from contracts.core.classification import is_output
 from contracts.core.contract import Contract
+from contracts.core.digests import JsonObject
 from contracts.core.drift import all_missing
 from contracts.core.errors import NotFound
 from contracts.core.policies import Drift
@@ -19,12 +19,12 @@ from registry.context import ModelContext
 from registry.events import Event, WindowJudged
 from registry.state import State
 
-Report = dict[str, Any]
-TRENDS = 6  # columns whose windows before are shown
-BEFORE = 26  # windows before this one that are shown: half a year of weeks
+Report = JsonObject
+MAX_TRENDS = 6  # columns whose history is shown
+MAX_EARLIER = 26  # windows shown before this one: half a year of weeks
 CHECKS = {CheckKind.VALUES: "distance of values", CheckKind.MISSING: "missing, share apart",
           CheckKind.NEW: "never seen, share"}
-FOUND = {
+HEADLINES = {
     WindowKind.FINE: "The traffic is like the training data",
     WindowKind.INSUFFICIENT: "There is too little traffic to tell",
     WindowKind.BROKEN_CONTRACT: "The data breaks its contract",
@@ -39,7 +39,7 @@ RESULTS = {"released": "which was released", "passed": "which passed the gate an
 
 
 def key(context: ModelContext, window: str) -> str:
-    """Where the store keeps the window's page."""
+    """The key of the window's page in the store."""
     return layout.window_page(context.name, datetime.fromisoformat(window))
 
 
@@ -53,21 +53,19 @@ def newest(context: ModelContext) -> str:
 
 
 def judged(context: ModelContext, window: str) -> WindowVerdict:
-    """The verdict that the ledger keeps of a window; raises NotFound."""
+    """A window's verdict in the ledger; raises NotFound."""
     windows = context.ledger.state().windows
     if window not in windows:
-        start, known = context.contract.window_of(
-            datetime.fromisoformat(window))[0].isoformat(), sorted(windows)
-        there = f"{len(known)} are, the last {known[-1]}" if known else "none is"
-        raise NotFound(f"no window of {context.name} that starts at {window} was judged, {there}; name a "
-                       f"start that `perennial history {context.name}` lists, or run: perennial monitor "
-                       f"{context.name} --window {start}")
+        start = context.contract.window_of(datetime.fromisoformat(window))[0].isoformat()
+        judged_so_far = f"{len(windows)} are, the last {max(windows)}" if windows else "none is"
+        raise NotFound(f"no window of {context.name} that starts at {window} was judged, {judged_so_far}; "
+                       f"name a start that `perennial history {context.name}` lists, or run: perennial "
+                       f"monitor {context.name} --window {start}")
     return windows[window].verdict
 
 
 def window_report(context: ModelContext, window: str, action: Action, compared: BinnedComparison) -> Report:
-    """All that the page says; `action` is what was decided,
-    `compared` the counts that the verdict was given on."""
+    """The values of the page's template; `compared`: the counts behind the verdict."""
     verdict, state = judged(context, window), context.ledger.state()
     figures, policy = verdict.figures, context.contract.drift
     history, columns = _history(state, window), ranked(figures, compared)
@@ -79,8 +77,9 @@ def window_report(context: ModelContext, window: str, action: Action, compared: 
             "ignored": list(policy.ignore), "cumulative": _cumulative(figures), "columns": columns,
             "first": next(iter(history)),
             "trends": [{"name": column["name"], "score": column["score"]}
-                       | _trend(history, state, column["name"]) for column in columns[:TRENDS]],
-            "scores": scores(context.contract, history, state, window), "followed": followed(context, window)}
+                       | _trend(history, state, column["name"]) for column in columns[:MAX_TRENDS]],
+            "scores": scores(context.contract, history, state, window),
+            "followed": consequences(context, window)}
 
 
 def _trend(history: Mapping[str, WindowFigures], state: State, column: str) -> Line:
@@ -89,17 +88,17 @@ def _trend(history: Mapping[str, WindowFigures], state: State, column: str) -> L
 
 
 def _cumulative(figures: WindowFigures) -> dict[str, float]:
-    """The columns beyond their threshold by the training data of the first champion, the furthest first."""
+    """The columns above their threshold against the first champion's training data, the highest first."""
     scores = figures.cumulative
     return {name: scores[name] for name in sorted(scores, key=lambda name: -scores[name]) if scores[name] > 1}
 
 
 def headline(state: State, window: str, action: Action, policy: Drift) -> str:
-    """What was found, how much, since when, and what is done about it, in one sentence."""
+    """One sentence: what was found, how large it is, since when, and what is done about it."""
     verdict = state.windows[window].verdict
-    first, found = _first_of_kind(state, window), FOUND[verdict.kind] + _how_much(verdict, policy)
+    first, sentence = _first_of_kind(state, window), HEADLINES[verdict.kind] + _how_much(verdict, policy)
     since = "" if first == window else f", in every window since {first.removesuffix('T00:00:00')}"
-    return f"{found}{since}: {_done(state, window, action, policy)}."
+    return f"{sentence}{since}: {_response(state, window, action, policy)}."
 
 
 def _how_much(verdict: WindowVerdict, policy: Drift) -> str:
@@ -115,15 +114,15 @@ def _how_much(verdict: WindowVerdict, policy: Drift) -> str:
 
 
 def _first_of_kind(state: State, window: str) -> str:
-    """The first of the judged windows, up to this one, that were all of its kind."""
+    """The start of the unbroken run of windows of the same kind that ends with this one."""
     kinds = {start: judged.verdict.kind for start, judged in state.windows.items() if start <= window}
     return min(takewhile(lambda start: kinds[start] is kinds[window], sorted(kinds, reverse=True)))
 
 
-def _done(state: State, window: str, action: Action, policy: Drift) -> str:
+def _response(state: State, window: str, action: Action, policy: Drift) -> str:
     enough, of = policy.persist
     if window in state.claims:
-        return _claimed(state, state.claims[window])
+        return _retraining_result(state, state.claims[window])
     return {
         Action.FINE: "nothing is to be done", Action.INSUFFICIENT: "it is judged again when there is more",
         Action.PAGE: "a person must look, and nothing is trained on it",
@@ -132,8 +131,8 @@ def _done(state: State, window: str, action: Action, policy: Drift) -> str:
     }[action]
 
 
-def _claimed(state: State, claim: Claim) -> str:
-    """What became of the retraining that a window asked for."""
+def _retraining_result(state: State, claim: Claim) -> str:
+    """The result of the retraining that a window asked for, as part of a sentence."""
     if claim.state is ClaimState.REFUSED:
         return f"no retraining was granted ({claim.why})"
     if claim.state is ClaimState.CLAIMED:
@@ -145,11 +144,11 @@ def _claimed(state: State, claim: Claim) -> str:
     return f"a retraining was granted and made v{state.number(claim.version)}, {result}"
 
 
-def ranked(figures: WindowFigures, compared: BinnedComparison) -> list[dict[str, Any]]:
-    """Each judged column with its checks and its picture, the furthest first."""
+def ranked(figures: WindowFigures, compared: BinnedComparison) -> list[JsonObject]:
+    """Each judged column with its checks and its chart, the highest drift score first."""
     scores = figures.drift_scores
 
-    def column(name: str) -> dict[str, Any]:
+    def column(name: str) -> JsonObject:
         reference, checks = compared.reference[name], figures.checks[name]
         drifted = any(check.drifted for check in checks.values())
         counts = compared.counts.get(name, all_missing(reference, compared.rows))
@@ -164,53 +163,53 @@ def ranked(figures: WindowFigures, compared: BinnedComparison) -> list[dict[str,
 
 
 def _history(state: State, window: str) -> dict[str, WindowFigures]:
-    """The figures of the window and of those before it, oldest first."""
+    """The figures of the window and of up to MAX_EARLIER before it, oldest first."""
     starts = sorted(start for start in state.windows if start <= window)
-    return {start: state.windows[start].verdict.figures for start in starts[-BEFORE - 1:]}
+    return {start: state.windows[start].verdict.figures for start in starts[-MAX_EARLIER - 1:]}
 
 
 def scores(contract: Contract, history: Mapping[str, WindowFigures], state: State,
-           window: str) -> dict[str, Any]:
-    """The performance on the window's labels, and on those
-    of the windows before; what is not known is None."""
-    known = {start: figures.performance for start, figures in history.items() if figures.performance}
-    mine, policy, estimate = known.get(window), contract.drift, history[window].estimate
-    spans = {start: (one.low, one.high) for start, one in known.items() if one.low is not None
-             and one.high is not None}
+           window: str) -> JsonObject:
+    """The performance on the window's labels and on those of the windows before; None where unknown."""
+    performances = {start: figures.performance for start, figures in history.items() if figures.performance}
+    own, policy, estimate = performances.get(window), contract.drift, history[window].estimate
+    spans = {start: (performance.low, performance.high) for start, performance in performances.items()
+             if performance.low is not None and performance.high is not None}
+    log_losses = {start: performance.log_loss for start, performance in performances.items()}
+    gaps = {start: performance.gap for start, performance in performances.items()}
     return {
-        "mine": mine, "span": spans.get(window), "limit": policy.label_gap, "least": policy.min_labels,
+        "mine": own, "span": spans.get(window), "limit": policy.label_gap, "least": policy.min_labels,
         "estimate": {name: value for name, value in as_json(estimate).items() if value is not None}
         if estimate else {},
-        "classes": [Bar(name, mine.expected[name], mine.observed[name])
-                    for name in _in_order(contract, mine.observed)] if mine else [],
-        "log_loss": line(history, state, {start: one.log_loss for start, one in known.items()}, spans=spans),
-        "gap": line(history, state, {start: one.gap for start, one in known.items()}, limit=policy.label_gap)}
+        "classes": [Bar(name, own.expected[name], own.observed[name])
+                    for name in _in_order(contract, own.observed)] if own else [],
+        "log_loss": line(history, state, log_losses, spans=spans),
+        "gap": line(history, state, gaps, limit=policy.label_gap)}
 
 
 def _in_order(contract: Contract, names: Iterable[str]) -> list[str]:
-    """The contract's order of the classes; one that it no longer has comes last."""
+    """The names in the contract's order of classes; those it no longer has come last."""
     return sorted(names, key=[*contract.label.classes, *names].index)
 
 
-def followed(context: ModelContext, window: str) -> list[dict[str, str]]:
-    """The ledger's events about the window, its alerts' among
-    them, and about the version that its retraining made."""
+def consequences(context: ModelContext, window: str) -> list[dict[str, str]]:
+    """The ledger's events about the window, its alerts, and the version that its retraining made."""
     state, events = context.ledger.state(), context.ledger.events()
     claim = state.claims.get(window)
-    about = [event for event in events if _names(event, window)
+    related = [event for event in events if _mentions(event, window)
              or (claim and claim.version and getattr(event.data, "version", None) == claim.version)]
     return [{"at": event.at[:19], "kind": event.kind.replace("_", " "), "about": _about(state, event)}
-            for event in about]
+            for event in related]
 
 
-def _names(event: Event, window: str) -> bool:
-    return any(window in str(getattr(event.data, name, "")) for name in ("key", "window", "over"))
+def _mentions(event: Event, window: str) -> bool:
+    return any(window in str(getattr(event.data, name, "")) for name in ("key", "window", "ended_by"))
 
 
 def _about(state: State, event: Event) -> str:
     data, verdict = event.data, getattr(event.data, "verdict", None)
     version = getattr(data, "version", None)
-    words = [getattr(data, name, None) for name in ("kind", "state", "outcome", "why", "doing", "ended")]
+    words = [getattr(data, name, None) for name in ("kind", "state", "outcome", "why", "response", "ended")]
     words += [getattr(verdict, name, None) for name in ("outcome", "kind")]
     is_window = isinstance(data, WindowJudged)  # its reasons are at the top of the page
     reasons = verdict.reasons if verdict and not is_window else ()

@@ -15,18 +15,18 @@ from flows.training.vocabulary import CategoryVocabulary
 
 @dataclass(frozen=True)
 class Block:
-    """Rows in the order of their event time: features, float32 (n, features), categories
-    numbered as `CategoryVocabulary` does; class indices, float32 (n,); event times."""
+    """Rows in the order of their event time: features, float32 (n, features), categories as
+    numbers of `CategoryVocabulary`; class indices, float32 (n,); event times."""
 
     matrix: np.ndarray
     labels: np.ndarray
     times: np.ndarray
 
-    def rows(self, chosen: slice | np.ndarray) -> "Block":
-        return Block(self.matrix[chosen], self.labels[chosen], self.times[chosen])
+    def rows(self, index: slice | np.ndarray) -> "Block":
+        return Block(self.matrix[index], self.labels[index], self.times[index])
 
     def copy(self) -> "Block":
-        """Rows that do not hold on to those they were among."""
+        """A copy that shares no memory with the block it was cut from."""
         return Block(self.matrix.copy(), self.labels.copy(), self.times.copy())
 
     def first_from(self, time: datetime) -> int:
@@ -35,14 +35,14 @@ class Block:
 
 
 class BlockFile:
-    """One block's rows on disk, in files without a name: they are gone with the process, however it ends."""
+    """One block's rows in nameless temporary files, which the system deletes when the process ends."""
 
     # Of a block's matrix, labels and times.
     KINDS: tuple[Any, ...] = (np.float32, np.float32, "datetime64[s]")
 
     def __init__(self, folder: Path, features: int):
         self._features = features
-        self._files = [TemporaryFile(dir=folder) for _ in self.KINDS]  # noqa: SIM115, each is closed when nobody holds it
+        self._files = [TemporaryFile(dir=folder) for _ in self.KINDS]  # noqa: SIM115, `close` closes them
 
     def add(self, matrix: np.ndarray, labels: np.ndarray, times: np.ndarray) -> None:
         for file, kind, part in zip(self._files, self.KINDS, (matrix, labels, times)):
@@ -63,7 +63,7 @@ class BlockFile:
         return Block(block.matrix[order], block.labels[order], block.times[order])
 
 
-def _joined(parts: list[Block]) -> Block:
+def join_blocks(parts: list[Block]) -> Block:
     whole = Block(*(np.concatenate([getattr(part, name) for part in parts])
                     for name in ("matrix", "labels", "times")))
     return whole.rows(np.argsort(whole.times, kind="stable"))
@@ -71,11 +71,10 @@ def _joined(parts: list[Block]) -> Block:
 
 def encode_categories(contract: Contract, block: Block, category_counts: Mapping[str, CategoryVocabulary],
                       vocabularies: Mapping[str, tuple[str, ...]]) -> Block:
-    """The block, in which categories now have the codes of a model
-    with these vocabularies in place of their texts' numbers."""
+    """The block with each category's number replaced by its code in these vocabularies."""
     for position, feature in enumerate(contract.features):
         if feature.kind == "category":
-            codes, numbers = category_counts[feature.name].codes(
-                vocabularies[feature.name]), block.matrix[:, position]
+            codes = category_counts[feature.name].codes(vocabularies[feature.name])
+            numbers = block.matrix[:, position]
             block.matrix[:, position] = codes[np.where(np.isnan(numbers), -1, numbers).astype(int)]
     return block

@@ -1,7 +1,7 @@
 """Train an XGBoost booster on blocks, with early stopping."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypedDict
 
 import xgboost
 
@@ -9,22 +9,30 @@ from contracts.core.contract import Contract
 from flows.training.blocks import Block
 
 
-def train_booster(contract: Contract, blocks: Iterator[Block], turns: int, rounds: int, threads: int,
-             held_out: Block | None = None) -> xgboost.Booster:
-    """A booster of `rounds` rounds, each of the first `turns` blocks
-    growing its share of them; fewer where `held_out` says stop."""
+class StoppingResult(TypedDict):
+    """How many `rounds` early stopping found, with the log loss on the `stop_rows` held out for it."""
+
+    rounds: int
+    stop_log_loss: float
+    stop_rows: int
+
+
+def train_booster(contract: Contract, blocks: Iterator[Block], block_count: int, rounds: int, threads: int,
+                  held_out: Block | None = None) -> xgboost.Booster:
+    """A booster of `rounds` trees a class, each of the first `block_count` blocks training
+    an equal part of them; fewer if the loss on the rows `held_out` stops falling."""
     evals = [(dmatrix(contract, held_out), "newest")] if held_out else []
     stop = [xgboost.callback.EarlyStopping(rounds=contract.patience)] if held_out else []
     booster: xgboost.Booster | None = None
     done = 0
-    for turn, block in zip(range(1, turns + 1), blocks):
-        upto = rounds * turn // turns
+    for number, block in zip(range(block_count), blocks):
+        target = rounds * (number + 1) // block_count
         params = booster_params(contract, threads)
-        params["seed"] += turn - 1  # else each block would draw the same columns
-        booster = xgboost.train(params, dmatrix(contract, block), upto - done, evals=evals, callbacks=stop,
+        params["seed"] += number  # else each block would draw the same columns
+        booster = xgboost.train(params, dmatrix(contract, block), target - done, evals=evals, callbacks=stop,
                                 xgb_model=booster, verbose_eval=False)
         done = booster.num_boosted_rounds()
-        if done < upto:
+        if done < target:
             break
     if booster is None:
         raise ValueError("no block to train on")
@@ -32,7 +40,7 @@ def train_booster(contract: Contract, blocks: Iterator[Block], turns: int, round
 
 
 def booster_params(contract: Contract, threads: int) -> dict[str, Any]:
-    """What XGBoost is asked for."""
+    """XGBoost's parameters: those of the task, and the contract's."""
     return {"tree_method": "hist", "objective": "multi:softprob", "num_class": len(contract.label.classes),
             "seed": contract.seed, "nthread": threads, **contract.xgboost}
 

@@ -17,7 +17,7 @@ from contracts.core.errors import PerennialError, Unavailable
 from contracts.core.features import Columns
 from contracts.core.loading import load_contract
 from flows.training.blocks import Block, encode_categories
-from flows.training.booster import booster_params, feature_types
+from flows.training.booster import StoppingResult, booster_params, feature_types
 from flows.training.dataset import read_training_set, sorted_sample
 from flows.training.vocabulary import CategoryVocabulary
 from registry import data
@@ -25,8 +25,8 @@ from registry.settings import DASK
 from registry.store import open_store
 from service.model import Model
 
-PATIENCE = 10  # seconds in which the scheduler must answer
-QUANTILES = np.linspace(0, 1, 1001)
+CONNECT_TIMEOUT = 10  # seconds within which the scheduler must answer
+QUANTILES = np.linspace(0, 1, 1001)  # of a worker's event times
 
 
 @contextmanager
@@ -38,9 +38,9 @@ def dask_client(address: str) -> Iterator[Any]:
         raise PerennialError(f"{DASK} is {address} and Dask is not installed ({error}); run: pip install "
                              f"'perennial[cluster]'") from None
     try:
-        client = distributed.Client(address, timeout=PATIENCE)
+        client = distributed.Client(address, timeout=CONNECT_TIMEOUT)
     except (OSError, ValueError, TimeoutError) as error:
-        raise Unavailable(f"no Dask scheduler answers at {address}: {error}; start it, or mend or unset "
+        raise Unavailable(f"no Dask scheduler answers at {address}: {error}; start it, or correct or unset "
                           f"{DASK}") from error
     with client:
         if not client.scheduler_info()["workers"]:
@@ -50,22 +50,21 @@ def dask_client(address: str) -> Iterator[Any]:
 
 
 @contextmanager
-def lost_workers_named(address: str) -> Iterator[None]:
-    """Raises Unavailable where a worker ends in the midst of a
-    training, which XGBoost and Dask tell of in their own many ways."""
+def named_worker_losses(address: str) -> Iterator[None]:
+    """Raise Unavailable if a worker ends during a training; XGBoost and Dask raise errors of many kinds."""
     import distributed
 
     try:
         yield
     except (xgboost.core.XGBoostError, distributed.KilledWorker, CancelledError, OSError) as error:
-        told = str(error).strip().splitlines()[-1:] or [type(error).__name__]
-        raise Unavailable(f"a worker of {address} was lost, or failed, while it trained: {told[0]}; nothing "
-                          f"was registered: see the worker's log and run it again") from error
+        last_line = str(error).strip().splitlines()[-1:] or [type(error).__name__]
+        raise Unavailable(f"a worker of {address} was lost, or failed, while it trained: {last_line[0]}; "
+                          f"nothing was registered: see the worker's log and run it again") from error
 
 
 @dataclass(frozen=True)
-class Share:
-    """What one worker holds: its rows, categories numbered by its own `category_counts`."""
+class WorkerRows:
+    """The rows of one worker, categories as numbers of its own `category_counts`."""
 
     block: Block
     category_counts: dict[str, CategoryVocabulary]
@@ -73,8 +72,8 @@ class Share:
 
 
 @dataclass(frozen=True)
-class Facts:
-    """What the others must know of a share."""
+class RowSummary:
+    """What is gathered of a worker's rows; `times`: QUANTILES of its older rows' event times."""
 
     rows: int
     older: int
@@ -84,53 +83,53 @@ class Facts:
 
 
 def read_share(module: str, address: str, source: data.DataVersion, cut: datetime,
-               share: tuple[int, int]) -> Share:
-    """Runs on a worker."""
+               share: tuple[int, int]) -> WorkerRows:
+    """Read a worker's share (i, n) of a data version's files; runs on the worker."""
     contract = load_contract(module)
     rows = data.chunks(open_store(address), source, contract.training_columns, share)
-    found = read_training_set(contract, rows, source.rows, cut, Path(gettempdir()), blocks=1)
-    return Share(found.block_files[0].read(), dict(found.category_counts), found.sample)
+    training_set = read_training_set(contract, rows, source.rows, cut, Path(gettempdir()), blocks=1)
+    return WorkerRows(training_set.block_files[0].read(), dict(training_set.category_counts),
+                      training_set.sample)
 
 
-def facts_of(share: Share, cut: datetime) -> Facts:
-    """Runs on a worker."""
+def summarize(share: WorkerRows, cut: datetime) -> RowSummary:
+    """Summarize a worker's rows; runs on the worker."""
     older = share.block.times[:share.block.first_from(cut)]
     times = np.quantile(older.astype(np.int64), QUANTILES) if len(older) else np.zeros(0)
-    return Facts(len(share.block.labels), len(older), share.category_counts, share.sample, times)
+    return RowSummary(len(share.block.labels), len(older), share.category_counts, share.sample, times)
 
 
-def part_of(module: str, share: Share, vocabularies: dict[str, tuple[str, ...]], start: datetime | None,
-            end: datetime | None) -> Block:
-    """The rows of [start, end) with the codes that these vocabularies give; runs on a worker."""
+def block_between(module: str, share: WorkerRows, vocabularies: dict[str, tuple[str, ...]],
+                  start: datetime | None, end: datetime | None) -> Block:
+    """A worker's rows of [start, end), categories coded by these vocabularies; runs on the worker."""
     first = 0 if start is None else share.block.first_from(start)
     last = None if end is None else share.block.first_from(end)
     return encode_categories(load_contract(module), share.block.rows(slice(first, last)).copy(),
                              share.category_counts, vocabularies)
 
 
-def answers_to(part: Block, booster: Any) -> np.ndarray:
-    """Runs on a worker."""
+def predict_block(part: Block, booster: Any) -> np.ndarray:
+    """The booster's probabilities, (n, classes); runs on a worker."""
     return np.asarray(booster.inplace_predict(part.matrix))
 
 
 @dataclass(frozen=True)
 class DistributedTrainingSet:
-    """A data version's rows, ready to train on where they lie; what
-    `flows.training.dataset.TrainingSet` offers, for a cluster."""
+    """A data version's rows on a cluster's workers, with the methods of `TrainingSet`."""
 
     contract: Contract
     cut: datetime
     client: Any
     shares: tuple[Any, ...]
-    facts: tuple[Facts, ...]
+    summaries: tuple[RowSummary, ...]
 
     @property
     def rows(self) -> int:
-        return sum(one.rows for one in self.facts)
+        return sum(summary.rows for summary in self.summaries)
 
     @property
     def older(self) -> int:
-        return sum(one.older for one in self.facts)
+        return sum(summary.older for summary in self.summaries)
 
     @property
     def workers(self) -> int:
@@ -138,12 +137,13 @@ class DistributedTrainingSet:
 
     @property
     def sample(self) -> Columns:
-        return sorted_sample(self.contract, [one.sample for one in self.facts])
+        return sorted_sample(self.contract, [summary.sample for summary in self.summaries])
 
-    def rounds(self) -> dict[str, Any]:
-        """As `Prepared.rounds`; the newest rows are those from a time on."""
-        vocabularies, newest = self._vocabularies(older=True), self._newest_of_the_older()
-        if newest <= np.datetime64(int(min(one.times[0] for one in self.facts if one.older)), "s").item():
+    def rounds(self) -> StoppingResult:
+        """As `TrainingSet.rounds`; the newest rows are those from a certain time on."""
+        vocabularies, newest = self._vocabularies(older=True), self._stopping_time()
+        oldest = min(summary.times[0] for summary in self.summaries if summary.older)
+        if newest <= np.datetime64(int(oldest), "s").item():
             raise PerennialError(f"{self.contract.name}: the older rows all happened by {newest}: none is "
                                  f"left to learn from before the newest {self.contract.stop_share:.0%}; "
                                  f"ingest more, or unset {DASK}")
@@ -155,39 +155,39 @@ class DistributedTrainingSet:
                 "stop_rows": held_out[1]}
 
     def fit(self, rounds: int, older: bool = False) -> Model:
-        """Train on every row, or on the older ones; sums are added in
-        the workers' order: the last bits depend on their number."""
+        """Train on every row, or on the older ones. The workers' sums are
+        added up, so the last bits depend on how many workers there are."""
         vocabularies = self._vocabularies(older)
         matrix, _ = self._matrix(vocabularies, None, self.cut if older else None)
         return Model(self.contract, vocabularies, self._train(matrix, rounds))
 
     def newest(self, model: Model) -> tuple[np.ndarray, np.ndarray]:
-        """As `Prepared.newest`."""
+        """As `TrainingSet.newest`."""
         parts = self._parts(model.vocabularies, self.cut, None)
-        answers = self.client.gather(self.client.map(answers_to, [part for part, _ in parts],
+        answers = self.client.gather(self.client.map(predict_block, [part for part, _ in parts],
                                                      booster=model.booster, pure=False))
         return np.concatenate([labels for _, labels in parts]).astype(np.int64), np.concatenate(answers)
 
     def _vocabularies(self, older: bool) -> dict[str, tuple[str, ...]]:
-        counts = {name: [facts.category_counts[name] for facts in self.facts]
-                  for name in self.facts[0].category_counts}
+        counts = {name: [summary.category_counts[name] for summary in self.summaries]
+                  for name in self.summaries[0].category_counts}
         return {name: CategoryVocabulary.of_all(parts).vocabulary(older) for name, parts in counts.items()}
 
-    def _newest_of_the_older(self) -> datetime:
-        """The time from which on the newest `stop_share` of the
-        older rows happened, to a thousandth of a share's rows."""
-        times = np.concatenate([one.times for one in self.facts])
-        weights = np.concatenate([np.full(len(one.times), one.older) for one in self.facts])
+    def _stopping_time(self) -> datetime:
+        """The event time from which on the newest `stop_share` of the older
+        rows happened, exact to a thousandth of a worker's rows."""
+        times = np.concatenate([summary.times for summary in self.summaries])
+        weights = np.concatenate([np.full(len(summary.times), summary.older) for summary in self.summaries])
         order = np.argsort(times)
-        upto = np.cumsum(weights[order]) / weights.sum()
-        return np.datetime64(int(times[order][np.searchsorted(upto, 1 - self.contract.stop_share)]),
+        cumulative = np.cumsum(weights[order]) / weights.sum()
+        return np.datetime64(int(times[order][np.searchsorted(cumulative, 1 - self.contract.stop_share)]),
                              "s").item()
 
     def _parts(self, vocabularies: Any, start: datetime | None,
                end: datetime | None) -> list[tuple[Any, np.ndarray]]:
-        """The rows of [start, end): where a share has some, the future of its Block, and the labels."""
-        module = self.contract.schema.__module__
-        parts = [self.client.submit(part_of, module, share, vocabularies, start, end, pure=False)
+        """The rows of [start, end): of each worker with some, the future of its Block, and its labels."""
+        module = self.contract.module
+        parts = [self.client.submit(block_between, module, share, vocabularies, start, end, pure=False)
                  for share in self.shares]
         return [(part, labels)
                 for part, labels in zip(parts,
@@ -206,11 +206,11 @@ class DistributedTrainingSet:
         return _dask().DaskDMatrix(self.client, matrix, labels, feature_types=feature_types(self.contract),
                                    enable_categorical=True), len(labels)
 
-    def _train(self, matrix: Any, rounds: int, **named: Any) -> Any:
-        # Dask knows a worker's threads.
+    def _train(self, matrix: Any, rounds: int, **options: Any) -> Any:
+        # The number of threads is each worker's own.
         params = {name: value for name, value in booster_params(self.contract, 0).items()
                   if name != "nthread"}
-        return _dask().train(self.client, params, matrix, rounds, verbose_eval=False, **named)["booster"]
+        return _dask().train(self.client, params, matrix, rounds, verbose_eval=False, **options)["booster"]
 
 
 def _labels(part: Block) -> np.ndarray:
@@ -225,11 +225,11 @@ def _dask() -> Any:
 
 def distribute(client: Any, contract: Contract, address: str, source: data.DataVersion,
                cut: datetime) -> DistributedTrainingSet:
-    """Let each worker read its share of the files of a data version
-    in the store at `address`; a worker without rows is left out."""
-    workers, module = sorted(client.scheduler_info()["workers"]), contract.schema.__module__
+    """Have each worker read its share of a data version's files from the
+    store at `address`; workers without rows are left out."""
+    workers, module = sorted(client.scheduler_info()["workers"]), contract.module
     shares = [client.submit(read_share, module, address, source, cut, (index, len(workers)), workers=[worker],
                             allow_other_workers=True, pure=False) for index, worker in enumerate(workers)]
-    facts = client.gather(client.map(facts_of, shares, cut=cut, pure=False))
-    held = [(share, fact) for share, fact in zip(shares, facts) if fact.rows]
-    return DistributedTrainingSet(contract, cut, client, *map(tuple, zip(*held)))
+    summaries = client.gather(client.map(summarize, shares, cut=cut, pure=False))
+    non_empty = [(share, summary) for share, summary in zip(shares, summaries) if summary.rows]
+    return DistributedTrainingSet(contract, cut, client, *map(tuple, zip(*non_empty)))

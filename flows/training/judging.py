@@ -1,5 +1,4 @@
-"""Put a challenger before the gate: the figures it is
-judged by, and the champion's answers to the same rows."""
+"""Judge a challenger: measure what the gate needs, and get the champion's answers to the same rows."""
 
 import json
 import subprocess
@@ -30,27 +29,27 @@ from service.model import (
 )
 
 LATENCY_RECORDS = 300
-PATIENCE = 300  # seconds in which a new process must answer the samples
+ANSWER_TIMEOUT = 300  # seconds within which a new process must answer the sample records
 
 
 def judge(context: ModelContext, version: str) -> GateVerdict:
-    """The gate's Verdict on a version, against the champion
-    on the newest labelled window; kept in the ledger."""
+    """The gate's verdict on a version, against the champion on the
+    newest labelled window; recorded in the ledger."""
     contract, state = context.contract, context.ledger.state()
-    if version == state.champion:  # a run that was killed after the promotion, or nothing new to train on
+    if version == state.champion:  # an earlier run was killed after the promotion, or there was no new data
         return state.verdicts[version][-1].verdict
     manifest = models.manifest(context.store, context.name, version)
     source = data.DataVersion.from_json(manifest["data"])
     files = fetch_version(context, version)
-    with saved_answers(context, files) as answering:
+    with saved_answers(context, files) as process:
         rows = data.read(context.store, source, start=datetime.fromisoformat(manifest["judged_from"]))
         columns, labels = contract.columns_of(rows), contract.labels_of(rows)
         served, twin = (load_model(contract, files, stem).probabilities(columns) for stem in (SERVED, TWIN))
         champion = champion_probabilities(context, state.champion, rows)
-        apart = disagreement(answering, files)  # awaited before the latency is measured
+        difference = disagreement(process, files)  # awaited before the latency is measured
     verdict = gate(
         contract, labels, twin, champion, {name: rows[name].to_numpy() for name in contract.gate.slices},
-        latency_ms=latency(load_model(contract, files), files), disagreement=apart,
+        latency_ms=latency(load_model(contract, files), files), disagreement=difference,
         size_mb=sum(file.stat().st_size for file in files.iterdir()) / 2**20,
         refit_shift=float(np.abs(served - twin).mean()))
     context.ledger.judged(version, verdict, state.champion, source.digest)
@@ -59,25 +58,25 @@ def judge(context: ModelContext, version: str) -> GateVerdict:
 
 def champion_probabilities(context: ModelContext, champion: str | None,
                            rows: pd.DataFrame) -> np.ndarray | None:
-    """What the champion says of the judged rows; refuses rows
-    that it was trained on, on which nobody could win."""
+    """The champion's probabilities for the judged rows, (n, classes); None without a champion.
+    Raises PerennialError for rows that it was trained on, where no challenger could win."""
     if champion is None:
         return None
-    seen = models.manifest(context.store, context.name, champion)["data"]["end"]
-    if seen > rows[context.contract.event_time].min().isoformat():
-        raise PerennialError(f"{context.name}: the champion was trained on events up to {seen}, so nothing "
-                             f"fresh is left to judge on; ingest newer events first: perennial ingest "
-                             f"{context.name}")
+    trained_until = models.manifest(context.store, context.name, champion)["data"]["end"]
+    if trained_until > rows[context.contract.event_time].min().isoformat():
+        raise PerennialError(f"{context.name}: the champion was trained on events up to {trained_until}, so "
+                             f"nothing fresh is left to judge on; ingest newer events first: perennial "
+                             f"ingest {context.name}")
     contract, files = context.contract, fetch_version(context, champion)
     if is_compatible(contract, files):
         return load_model(contract, files).probabilities(contract.columns_of(rows))
-    wanted = json.loads((files / "contract.json").read_bytes())["request"]
-    known = contract.columns_of(rows, tuple(name for name in wanted if name in contract.columns))
+    request_columns = json.loads((files / "contract.json").read_bytes())["request"]
+    known = contract.columns_of(rows, tuple(name for name in request_columns if name in contract.columns))
     return answered_by(context, champion, records_of_columns(contract, known))
 
 
 def latency(model: Model, files: Path) -> float:
-    """Milliseconds: 99th percentile of one record from columns to probabilities."""
+    """The 99th percentile of the milliseconds that one record takes, from columns to probabilities."""
     records = json.loads((files / "samples.json").read_bytes())["records"]
     times = []
     for index in range(LATENCY_RECORDS):
@@ -90,21 +89,20 @@ def latency(model: Model, files: Path) -> float:
 
 @contextmanager
 def saved_answers(context: ModelContext, files: Path) -> Iterator[subprocess.Popen[str]]:
-    """A new process that answers the version's sample records from its
-    saved files; it ends where nobody wants its answers any more."""
-    command = [sys.executable, "-m", "service.model", context.contract.schema.__module__, str(files)]
+    """A new process that answers the version's sample records from its saved files; killed at the end."""
+    command = [sys.executable, "-m", "service.model", context.contract.module, str(files)]
     with subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE,
-                          stderr=subprocess.PIPE) as answering:
+                          stderr=subprocess.PIPE) as process:
         try:
-            yield answering
+            yield process
         finally:
-            answering.kill()  # no more than a formality where it has ended
+            process.kill()  # does nothing if it has ended
 
 
-def disagreement(answering: subprocess.Popen[str], files: Path) -> float:
+def disagreement(process: subprocess.Popen[str], files: Path) -> float:
     """The largest difference between the trainer's sample answers and those of `saved_answers`."""
-    answers, told = answering.communicate(timeout=PATIENCE)
-    if answering.returncode:
-        raise PerennialError(f"the saved model does not answer in a new process:\n{told.strip()}")
+    answers, errors = process.communicate(timeout=ANSWER_TIMEOUT)
+    if process.returncode:
+        raise PerennialError(f"the saved model does not answer in a new process:\n{errors.strip()}")
     expected = json.loads((files / "samples.json").read_bytes())["probabilities"]
     return float(np.abs(np.asarray(json.loads(answers)) - np.asarray(expected)).max())

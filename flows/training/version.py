@@ -9,7 +9,6 @@ from contextlib import closing, contextmanager
 from datetime import datetime
 from hashlib import sha256
 from importlib.metadata import version as installed
-from typing import Any
 
 import numpy as np
 
@@ -18,7 +17,7 @@ from contracts.core.binning import REFERENCE_FILE, Bins, monitored_columns
 from contracts.core.classification import classification_metrics
 from contracts.core.contract import Contract
 from contracts.core.dependencies import imported_modules
-from contracts.core.digests import digest_of
+from contracts.core.digests import JsonObject, digest_of
 from contracts.core.errors import PerennialError
 from contracts.core.features import Columns
 from contracts.core.verdict import as_json
@@ -42,16 +41,17 @@ def judged_from(context: ModelContext, source: data.DataVersion) -> datetime:
 
 
 def fit_version(context: ModelContext) -> str:
-    """Train on the newest data version and register the result; gives the version's digest.
+    """Train on the newest data version and register the result; returns the version's digest.
 
-    A version holds the recipe trained twice: the *twin* on all but the newest labelled window, for the
-    gate to judge on rows it never saw, and the model that serves, on every row, in as many rounds.
+    A version is trained twice with the same number of rounds: the *twin* on all rows but the newest labelled
+    window, so that the gate can judge it there, and the model that serves on every row.
     """
     source = data.newest(context.store, context.name)
-    with gathered(context, source) as rows:
-        files, metrics = fitted(context, rows)
-    manifest = _manifest(context, source, metrics,
-                         rows.older) | ({"workers": rows.workers} if rows.workers > 1 else {})
+    with training_rows(context, source) as rows:
+        files, metrics = train_files(context, rows)
+    manifest = _manifest(context, source, metrics, rows.older)
+    if rows.workers > 1:
+        manifest["workers"] = rows.workers
     version = models.save(context.store, context.name, files, manifest)
     context.ledger.registered(Registered(
         version=version, data=source.digest, rounds=metrics["rounds"], git=git_revision(),
@@ -60,13 +60,12 @@ def fit_version(context: ModelContext) -> str:
 
 
 @contextmanager
-def gathered(context: ModelContext,
+def training_rows(context: ModelContext,
              source: data.DataVersion) -> Iterator[TrainingSet | cluster.DistributedTrainingSet]:
-    """The rows of a data version as they are trained on: here,
-    or on the Dask cluster that the environment names."""
+    """A data version's training set: on this machine, or on the Dask cluster of PERENNIAL_DASK."""
     cut, address = judged_from(context, source), settings.dask_address()
     if address:
-        with cluster.dask_client(address) as client, cluster.lost_workers_named(address):
+        with cluster.dask_client(address) as client, cluster.named_worker_losses(address):
             yield cluster.distribute(client, context.contract, context.store.address, source, cut)
     else:
         chunks = data.chunks(context.store, source, context.contract.training_columns)
@@ -75,50 +74,52 @@ def gathered(context: ModelContext,
             yield rows
 
 
-def fitted(context: ModelContext,
-           rows: TrainingSet | cluster.DistributedTrainingSet) -> tuple[dict[str, bytes], dict[str, Any]]:
+def train_files(
+    context: ModelContext, rows: TrainingSet | cluster.DistributedTrainingSet,
+) -> tuple[dict[str, bytes], models.TrainingMetrics]:
     """A version's files by name, and its metrics."""
-    if rows.older < 2 or rows.older == rows.rows:  # early stopping holds back one of those that train
+    if rows.older < 2 or rows.older == rows.rows:  # early stopping needs one row besides those it trains on
         raise PerennialError(f"{context.name}: {rows.older} of {rows.rows} rows are older than the gate's "
                              f"window, which starts at {rows.cut}; 2 must be, to train, and 1 in it, to "
                              f"judge: ingest more first")
-    contract, history = context.contract, rows.rounds()
-    model, champion = rows.fit(history["rounds"]), context.ledger.state().champion
+    contract, stopping = context.contract, rows.rounds()
+    model, champion = rows.fit(stopping["rounds"]), context.ledger.state().champion
     before = bins_in(fetch_version(context, champion)) if champion else {}
-    # What is learnt of ordinary traffic keeps one core busy, and a training hardly notices.
-    with ThreadPoolExecutor(1) as beside:
-        training, sample = beside.submit(rows.fit, history["rounds"], older=True), rows.sample
+    # Learning the reference keeps one core busy, which hardly slows the training down.
+    with ThreadPoolExecutor(1) as executor:
+        training, sample = executor.submit(rows.fit, stopping["rounds"], older=True), rows.sample
         references = learn_references(model, sample, before)
         twin = training.result()
-    return (model.files() | twin.files(TWIN)
-            | {REFERENCE_FILE: reference.encode_references(references),
-               "samples.json": json.dumps(_samples(model, sample)).encode(),
-               "contract.json": json.dumps(contract.describe(), indent=1, sort_keys=True,
-                                           ensure_ascii=False).encode()},
-            history | {"newest_window": as_json(classification_metrics(contract, *rows.newest(twin)))})
+    metrics: models.TrainingMetrics = {
+        **stopping, "newest_window": as_json(classification_metrics(contract, *rows.newest(twin)))}
+    return {**model.files(), **twin.files(TWIN),
+            REFERENCE_FILE: reference.encode_references(references),
+            "samples.json": json.dumps(_sample_records(model, sample)).encode(),
+            "contract.json": json.dumps(contract.describe(), indent=1, sort_keys=True,
+                                        ensure_ascii=False).encode()}, metrics
 
 
 def learn_references(model: Model, sample: Columns,
                      before: Mapping[str, Bins]) -> dict[str, reference.Reference]:
-    """What later traffic of a model is compared with, in bins that divide the champion's."""
+    """The reference of the model's later traffic, in bins that divide the champion's."""
     contract, probabilities = model.contract, model.probabilities(sample)
-    seen = monitored_columns(contract, sample, probabilities, model.classes(probabilities))
-    return reference.learn_reference(seen, sample[contract.event_time], contract.drift.window,
+    monitored = monitored_columns(contract, sample, probabilities, model.classes(probabilities))
+    return reference.learn_reference(monitored, sample[contract.event_time], contract.drift.window,
                                      contract.drift.false_alarms, before)
 
 
-def _samples(model: Model, columns: Columns) -> dict[str, Any]:
-    """Records as a caller would send them, and what the trainer answers: every replica must say the same.
+def _sample_records(model: Model, columns: Columns) -> JsonObject:
+    """Sample records as a caller would send them, and the trainer's answers, which every replica must give.
 
-    Spread over all the rows: those of a single cold night would show no fault in how the temperature is read.
+    They are spread over all rows: those of a single cold night would not show that a replica misreads heat.
     """
     rows = np.linspace(0, len(columns[model.contract.event_time]) - 1, SAMPLES).astype(int)
-    some = {name: values[rows] for name, values in columns.items()}
-    return {"records": records_of_columns(model.contract, some),
-            "probabilities": model.probabilities(some).tolist()}
+    sampled = {name: values[rows] for name, values in columns.items()}
+    return {"records": records_of_columns(model.contract, sampled),
+            "probabilities": model.probabilities(sampled).tolist()}
 
 
-def _manifest(context: ModelContext, source: data.DataVersion, metrics: dict[str, Any],
+def _manifest(context: ModelContext, source: data.DataVersion, metrics: models.TrainingMetrics,
               twin_rows: int) -> models.Manifest:
     contract = context.contract
     return {"model": context.name, "contract": contract.digest, "classes": list(contract.label.classes),
@@ -130,15 +131,15 @@ def _manifest(context: ModelContext, source: data.DataVersion, metrics: dict[str
 
 
 def code_digest(contract: Contract) -> str:
-    """The digest of the code that fits a model and answers
-    with it: its contract, what that imports, and the core."""
-    needed = imported_modules("service.bento", contract.module)
-    needed |= {name: file for name, file in imported_modules(__name__).items()
+    """The digest of the code that trains a model and serves it: its
+    contract and what that imports, the service, the core, and the training."""
+    modules = imported_modules("service.bento", contract.module)
+    modules |= {name: file for name, file in imported_modules(__name__).items()
                if name.startswith(("contracts.core", "flows.training"))}
-    return digest_of({name: sha256(file.read_bytes()).hexdigest() for name, file in needed.items()})
+    return digest_of({name: sha256(file.read_bytes()).hexdigest() for name, file in modules.items()})
 
 
 def git_revision() -> str | None:
-    asked = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True,
+    completed = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True,
                            check=False)
-    return asked.stdout.strip() if asked.returncode == 0 else None
+    return completed.stdout.strip() if completed.returncode == 0 else None
