@@ -49,8 +49,8 @@ class Model:
         return self.booster.inplace_predict(self.matrix(columns))
 
     def classes(self, probabilities: np.ndarray) -> np.ndarray:
-        """The index of the predicted class, int64 (n,): the largest probability times the class's weight."""
-        return np.asarray(np.argmax(probabilities * self.contract.weights, axis=1))
+        """The index of the predicted class, int64 (n,)."""
+        return self.contract.label.predicted(probabilities)
 
     def files(self, stem: str = SERVED) -> dict[str, bytes]:
         """The model's files by name: JSON for the preprocessing, UBJSON for the booster."""

@@ -7,7 +7,6 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from contracts.core.classification import PROBABILITY
 from contracts.core.contract import Contract
 from contracts.core.digests import JsonObject
 from contracts.core.features import Columns
@@ -28,7 +27,7 @@ class PredictionLog:
     """The share `Contract.logged` of a replica's predictions; each `add` makes a file for its window."""
 
     def __init__(self, contract: Contract, folder: Path, replica: str):
-        self._classes, self._share = contract.label.classes, contract.logged
+        self._label, self._share = contract.label, contract.logged
         self._folder, self._replica, self._turn = folder, replica, 0
         self._waiting: dict[Path, bytes] = {}
 
@@ -37,8 +36,7 @@ class PredictionLog:
         """Queue n predictions of one window, whose ids end in `numbers`, int64 (n,)."""
         logged = numbers * GOLDEN_RATIO % 1 < self._share
         if logged.any():
-            values = {**columns,
-                    **{PROBABILITY + name: values for name, values in zip(self._classes, probabilities.T)}}
+            values = {**columns, **self._label.probability_columns(probabilities)}
             path = self._folder / window / f"{self._replica}-{self._turn}{SUFFIX}"
             index = slice(None) if logged.all() else logged  # without a copy where it is all of them
             packed = {name: msgspec.Raw(_ENCODE(_packed(values[name][index]))) for name in steps(values)}

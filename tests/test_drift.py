@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from contracts.core.binning import MonitoredColumn
+from contracts.core.classification import measure_performance
 from contracts.core.drift import drift, find_drift
 from contracts.core.drift_tests import rows_needed
-from contracts.core.performance import measure_performance
 from contracts.core.policies import Drift
 from contracts.core.reference import learn_reference
 from contracts.core.retraining import needs_person, wants_retraining

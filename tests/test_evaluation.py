@@ -219,7 +219,7 @@ def test_a_model_of_other_classes_is_a_verdict():
     labels, good, shops = world()
     three = np.column_stack([good * 0.5, np.full(len(good), 0.5)])
     assert (judged(labels, good, three, shops).reasons == ("the champion answers 3 classes, the contract "
-                                                           "names 2: nothing to compare with",))
+                                                           "has 2: nothing to compare with",))
     assert judged(labels, good, three, shops).outcome == "insufficient"
     assert judged(labels, three, good, shops).outcome == "failed"
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from contracts.core.binning import MonitoredColumn
+from contracts.core.classification import estimate_performance, measure_performance
 from contracts.core.contract import Contract
 from contracts.core.drift import drift
 from contracts.core.localization import LoggedRows, locate_drift
-from contracts.core.performance import estimate_performance, measure_performance
 from contracts.core.reference import learn_reference
 from contracts.core.skew import find_skew, when, where
 from contracts.core.verdict import ColumnCheck

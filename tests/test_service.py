@@ -67,7 +67,7 @@ def test_each_record_gets_a_class_by_name_every_probability_and_an_id_of_its_own
     for one in predictions:
         assert (set(one) == {"id", "class", "probabilities"}
                 and list(one["probabilities"]) == list(flights.label.classes))
-        weighted = np.array(list(one["probabilities"].values())) * flights.weights
+        weighted = np.array(list(one["probabilities"].values())) * flights.label.class_weights
         assert one["class"] == flights.label.classes[weighted.argmax()]
 
 

@@ -8,7 +8,6 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import pandas as pd
 
-from contracts.core.classification import PREDICTION, PROBABILITY
 from contracts.core.contract import Contract
 from contracts.core.digests import JsonObject
 from contracts.core.features import Columns
@@ -32,13 +31,13 @@ class MonitoredColumn(NamedTuple):
 
 
 def monitored_columns(contract: Contract, columns: Columns, probabilities: np.ndarray,
-                      classes: np.ndarray) -> dict[str, MonitoredColumn]:
-    """The features, the predicted class and every class's probability of n records."""
+                      predicted: np.ndarray) -> dict[str, MonitoredColumn]:
+    """The features of n records and the model's outputs for them."""
     monitored = {feature.name: MonitoredColumn(feature.kind, feature.values(columns))
                  for feature in contract.features}
-    monitored[PREDICTION] = MonitoredColumn("category", np.asarray(contract.label.classes, object)[classes])
-    return monitored | {PROBABILITY + name: MonitoredColumn("number", values)
-                        for name, values in zip(contract.label.classes, probabilities.T)}
+    outputs = contract.label.output_columns(probabilities, predicted)
+    return monitored | {name: MonitoredColumn("category" if values.dtype == object else "number", values)
+                        for name, values in outputs.items()}
 
 
 @dataclass(frozen=True)

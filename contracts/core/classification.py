@@ -1,24 +1,32 @@
-"""The classification task: its label, its metrics, and the names of its output columns."""
+"""The classification task: its label, its predictions and their columns, its metrics, its training objective.
 
-from collections.abc import Callable
+This is the one module that knows what a model predicts; another task is another module like it.
+"""
+
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from functools import cached_property
+from statistics import NormalDist
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from contracts.core.verdict import Metrics
+from contracts.core.verdict import Estimate, Metrics, Performance
 
 if TYPE_CHECKING:
     from contracts.core.contract import Contract
 
 
-PREDICTION = "prediction"  # the named class, in a profile
-PROBABILITY = "probability."  # a class's probability, in a profile: this and the class's name
+PREDICTION = "prediction"  # the column of the predicted class, in profiles
+PROBABILITY = "probability."  # prefix of the column of a class's probability, in profiles and logs
+CALIBRATION_BINS = 10
+SUM_ERROR = 1e-3  # by which a row's probabilities, in float32, may miss a sum of one
+MIN_SHARE = 1e-3  # to which a class's expected share is clipped, so that a gap stays finite
 
 
 def is_output(name: str) -> bool:
-    """Whether a profile's column is what the model answered, not what it was asked."""
+    """Whether a column is an output of the model, not a feature."""
     return name == PREDICTION or name.startswith(PROBABILITY)
 
 
@@ -26,8 +34,8 @@ def is_output(name: str) -> bool:
 class Label:
     """What is predicted: `of` turns the columns it `needs` into indices of `classes`.
 
-    `matures`: how long after the event the label is known. `weights`: a class is named when its probability
-    times its weight is the largest, so that a rare class can be named at all.
+    `matures`: how long after the event the label is known. `weights`: the predicted class is the one whose
+    probability times its weight is the largest, so that a rare class can be predicted at all.
     """
 
     classes: tuple[str, ...]
@@ -36,6 +44,52 @@ class Label:
     matures: timedelta
     weights: tuple[float, ...] = ()
 
+    @cached_property
+    def class_weights(self) -> np.ndarray:
+        """The weight of each class, float64 (classes,)."""
+        return np.asarray(self.weights or (1.0,) * len(self.classes))
+
+    def predicted(self, probabilities: np.ndarray) -> np.ndarray:
+        """The index of each row's predicted class, int64 (n,), by its probabilities, (n, classes)."""
+        return np.asarray(np.argmax(probabilities * self.class_weights, axis=1))
+
+    @cached_property
+    def probability_names(self) -> tuple[str, ...]:
+        """The column of each class's probability."""
+        return tuple(PROBABILITY + name for name in self.classes)
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """The columns of the model's outputs."""
+        return (PREDICTION, *self.probability_names)
+
+    def probability_columns(self, probabilities: np.ndarray) -> dict[str, np.ndarray]:
+        """Probabilities, (n, classes), by column."""
+        return dict(zip(self.probability_names, probabilities.T))
+
+    def output_columns(self, probabilities: np.ndarray, predicted: np.ndarray) -> dict[str, np.ndarray]:
+        """The model's outputs by column: the names of the predicted classes, and all probabilities."""
+        return {PREDICTION: np.asarray(self.classes, object)[predicted],
+                **self.probability_columns(probabilities)}
+
+    def probabilities_in(self, frame: Any) -> np.ndarray:
+        """The probabilities, (n, classes), in a data frame with the columns `probability_names`."""
+        return np.asarray(frame[list(self.probability_names)])
+
+    def settings(self) -> Iterator[tuple[str, Any, bool, str]]:
+        """Each setting that can be invalid: its name, its value, whether it is valid, and the rule."""
+        count, distinct = len(self.classes), len({*self.classes})
+        yield "label.classes", self.classes, distinct == count >= 2, "two names or more, all different"
+        yield ("label.weights", self.weights,
+               len(self.weights) in (0, count) and all(weight > 0 for weight in self.weights),
+               "one positive number for each class")
+        yield "label.matures", self.matures, self.matures >= timedelta(0), "no less than nothing"
+
+
+def training_objective(label: Label) -> dict[str, Any]:
+    """XGBoost's parameters for this task."""
+    return {"objective": "multi:softprob", "num_class": len(label.classes)}
+
 
 def row_losses(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
     """Each row's log loss; labels int (n,), probabilities (n, classes), clipped at 1e-7."""
@@ -43,38 +97,34 @@ def row_losses(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
     return np.asarray(-np.log(np.clip(chosen.astype(np.float64), 1e-7, 1.0)))
 
 
-CALIBRATION_BINS = 10
-SUM_ERROR = 1e-3  # a row's probabilities, in float32, add up to one but for this
-
-
 def classification_metrics(contract: "Contract", labels: np.ndarray, probabilities: np.ndarray) -> Metrics:
-    """A model's metrics on labelled rows; undefined ones are None, of wrong probabilities all."""
-    from sklearn.metrics import recall_score  # what serves has no scikit-learn
+    """A model's metrics on labelled rows; None where undefined, as all are of invalid probabilities."""
+    from sklearn.metrics import recall_score  # imported here: replicas have no scikit-learn
 
     classes, rows = np.arange(len(contract.label.classes)), len(labels)
     if probability_fault(contract, probabilities):
         labels, probabilities = labels[:0], np.empty((0, len(classes)))
-    named = (probabilities * contract.weights).argmax(axis=1)
+    predicted = contract.label.predicted(probabilities)
     present = np.isin(classes, labels)
-    recalls = (recall_score(labels, named, labels=classes, average=None, zero_division=np.nan) if len(labels)
-               else [])
     has_labels = len(labels) > 0
+    recalls = (recall_score(labels, predicted, labels=classes, average=None, zero_division=np.nan)
+               if has_labels else [])
     return Metrics(
         rows=rows,
         log_loss=float(row_losses(labels, probabilities).mean()) if has_labels else None,
         auc=_auc(labels, probabilities) if present.all() else None,
         calibration_error=calibration_error(labels, probabilities) if has_labels else None,
-        recall={name: float(recall) if there else None
-                for name, recall, there in zip(contract.label.classes, recalls, present)})
+        recall={name: float(recall) if is_present else None
+                for name, recall, is_present in zip(contract.label.classes, recalls, present)})
 
 
 def probability_fault(contract: "Contract", probabilities: np.ndarray) -> str:
-    """What keeps these from being one probability a class in each row; empty if nothing does."""
-    given, wanted = probabilities.shape[1], len(contract.label.classes)
-    if given != wanted:
-        return f"answers {given} classes, the contract names {wanted}"
+    """Why these are not valid probabilities, one a class in each row; empty if they are."""
+    answered, declared = probabilities.shape[1], len(contract.label.classes)
+    if answered != declared:
+        return f"answers {answered} classes, the contract has {declared}"
     bad = ~((probabilities >= 0).all(axis=1) & (abs(probabilities.sum(axis=1) - 1) < SUM_ERROR))
-    return (f"answers {bad.sum()} of {len(bad)} rows with what are no probabilities, such as "
+    return (f"answers {bad.sum()} of {len(bad)} rows with invalid probabilities, such as "
             f"{probabilities[bad][0]}" if bad.any() else "")
 
 
@@ -98,7 +148,33 @@ def _bin_gaps(probability: np.ndarray, hit: np.ndarray) -> float:
 
 
 def class_distance(contract: "Contract", challenger: np.ndarray, champion: np.ndarray) -> float:
-    """The total variation distance of the class shares that two models name for the same rows, 0 to 1."""
-    shares = [np.bincount((each * contract.weights).argmax(axis=1), minlength=each.shape[1]) / len(each)
-              for each in (challenger, champion)]
+    """The total variation distance, 0 to 1, of the class shares that two models predict for the same rows."""
+    shares = [np.bincount(contract.label.predicted(probabilities), minlength=probabilities.shape[1])
+              / len(probabilities) for probabilities in (challenger, champion)]
     return float(np.abs(shares[0] - shares[1]).sum() / 2)
+
+
+def measure_performance(
+    contract: "Contract", labels: np.ndarray, probabilities: np.ndarray, coverage: float | None = None,
+) -> Performance:
+    """The performance on one or more labelled rows; labels int (n,), probabilities (n, classes)."""
+    from scipy.special import rel_entr  # imported here: slow, and replicas do without
+
+    names = contract.label.classes
+    observed = np.bincount(labels, minlength=len(names)) / len(labels)
+    expected = probabilities.astype(np.float64).mean(axis=0)
+    gap = float(rel_entr(observed, np.maximum(expected, MIN_SHARE)).sum())
+    losses = row_losses(labels, probabilities)
+    loss = float(losses.mean())
+    margin = float(NormalDist().inv_cdf(0.975) * losses.std() / len(losses) ** 0.5)
+    return Performance(
+        rows=len(labels), log_loss=loss, low=loss - margin, high=loss + margin, gap=gap, coverage=coverage,
+        observed=dict(zip(names, observed.tolist())), expected=dict(zip(names, expected.tolist())))
+
+
+def estimate_performance(probabilities: np.ndarray) -> Estimate:
+    """The performance of n predictions if their probabilities, (n, classes), are right."""
+    clipped = np.clip(probabilities.astype(np.float64), 1e-7, 1.0)
+    entropy = -(clipped * np.log(clipped)).sum(axis=1)
+    return Estimate(rows=len(clipped), log_loss=float(entropy.mean()),
+                    accuracy=float(clipped.max(axis=1).mean()))

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pandera.pandas as pa
 
-from contracts.core.classification import PREDICTION, PROBABILITY, Label, is_output
+from contracts.core.classification import Label, is_output
 from contracts.core.dependencies import helpers_of
 from contracts.core.digests import JsonObject, digest_of, plain_json, source_of
 from contracts.core.errors import ContractError, PerennialError
@@ -94,8 +94,7 @@ class Contract:
             yield (f"a cooldown of {self.drift.cooldown} is shorter than the gate's window of "
                    f"{self.gate.window}: the next challenger would be judged on rows the champion was "
                    f"trained on; lengthen it")
-        columns = {*(feature.name for feature in self.features), PREDICTION,
-                   *(PROBABILITY + name for name in self.label.classes)}
+        columns = {*(feature.name for feature in self.features), *self.label.output_names}
         judged = {f"{name}{check}" for name in columns for check in ("", ".values", ".missing", ".new")}
         for name in sorted({*self.drift.thresholds, *self.drift.severity, *self.drift.ignore} - judged):
             yield (f"drift names {name!r}, which is no feature, no output and no check of one; "
@@ -107,7 +106,7 @@ class Contract:
 
     def _settings(self) -> Iterator[tuple[str, Any, bool, str]]:
         """Each setting that can be invalid: its name, its value, whether it is valid, and the rule."""
-        when, label, drift, gate = self.columns[self.event_time], self.label, self.drift, self.gate
+        when, drift, gate = self.columns[self.event_time], self.drift, self.gate
         none, minute = timedelta(0), timedelta(minutes=1)
         kind, known = self.python_type(self.event_time).__name__, when.metadata["known"]
         yield "name", self.name, bool(re.fullmatch(r"\w[\w-]*", self.name,
@@ -115,12 +114,7 @@ class Contract:
         yield "the event time's type", kind, kind == "datetime", "datetime"
         yield "the event time's nullability", when.nullable, not when.nullable, "False"
         yield "the event time's known", known, known == "before", "'before', for callers send it"
-        yield "label.classes", label.classes, len(
-            {*label.classes}) == len(label.classes) >= 2, "two names or more, all different"
-        yield ("label.weights", label.weights,
-               len(label.weights) in (0, len(label.classes)) and all(w > 0 for w in label.weights),
-               "one positive number for each class")
-        yield "label.matures", label.matures, label.matures >= none, "no less than nothing"
+        yield from self.label.settings()
         yield "gate.window", gate.window, gate.window > none, "more than nothing"
         yield ("drift.window", drift.window, drift.window > none and not drift.window % minute,
                "one or more whole minutes")
@@ -187,10 +181,6 @@ class Contract:
         """The dotted name of the module that holds the contract."""
         return self.loaded_from or self.schema.__module__
 
-    @cached_property
-    def weights(self) -> np.ndarray:
-        return np.asarray(self.label.weights or (1.0,) * len(self.label.classes))
-
     def python_type(self, name: str) -> type:
         """The plain type of a column: float, int, bool, str or datetime."""
         return self._types[name]
@@ -226,7 +216,7 @@ class Contract:
         """The whole contract as JSON values, functions as their source: what is digested and compared."""
         label = {"classes": list(self.label.classes), "needs": list(self.label.needs),
                  "of": source_of(self.label.of), "matures": str(self.label.matures),
-                 "weights": self.weights.tolist(), **_described_helpers(self.label.of)}
+                 "weights": self.label.class_weights.tolist(), **_described_helpers(self.label.of)}
         features = {feature.name: {"kind": feature.kind, "needs": list(feature.needs),
                                    "compute": source_of(feature.compute),
                                    **_described_helpers(feature.compute)}

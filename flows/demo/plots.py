@@ -35,7 +35,7 @@ STYLE: dict[Any, Any] = {"svg.fonttype": "none", "text.parse_math": False, "font
 
 
 def drawing(plot: Callable[[Axes, Report], float], report: Report) -> str:
-    """A plot as inline SVG whose text has the page's font; `plot` draws it, and returns its height in inch."""
+    """A plot as inline SVG with the page's font; `plot` draws it and returns its height in inches."""
     with matplotlib.rc_context(STYLE):
         figure = Figure()
         axes = figure.add_subplot()

@@ -7,10 +7,10 @@ import pandas as pd
 from msgspec.structs import replace
 
 from contracts.core.binning import REFERENCE_FILE, monitored_columns
+from contracts.core.classification import estimate_performance, measure_performance
 from contracts.core.drift import cumulative_drift, drift
 from contracts.core.errors import NotFound
 from contracts.core.localization import LoggedRows
-from contracts.core.performance import estimate_performance, measure_performance
 from contracts.core.reference import BinnedComparison, decode_references, merge_versions
 from contracts.core.skew import Skew, find_answer_skew, find_clock_skew, find_skew
 from contracts.core.verdict import Outcome, Performance, WindowVerdict
@@ -20,7 +20,6 @@ from flows.monitoring.outcomes import (
     ingested_events,
     join_outcomes,
     joins_if_shifted,
-    probabilities_of,
 )
 from flows.monitoring.windows import MAX_WINDOWS, champions, first_traffic, labelled_until
 from registry import layout, models
@@ -57,7 +56,7 @@ def evaluate_window(context: ModelContext, start: datetime) -> WindowVerdict:
     return replace(verdict, figures=replace(
         verdict.figures, version=version, since=compared.since.isoformat(),
         cumulative=_cumulative(context, version, compared),
-        estimate=estimate_performance(probabilities_of(contract, outcomes.logged)) if has_log else None))
+        estimate=estimate_performance(contract.label.probabilities_in(outcomes.logged)) if has_log else None))
 
 
 def _must_have_traffic(context: ModelContext, start: datetime) -> bool:
@@ -127,8 +126,8 @@ def performance_of(context: ModelContext, model: Model, outcomes: Outcomes,
     (no log, or no key) the model predicts the events again. None while there are no labels."""
     contract, labelled = context.contract, outcomes.labelled
     if len(labelled):
-        return measure_performance(
-            contract, contract.labels_of(labelled), probabilities_of(contract, labelled), outcomes.coverage)
+        return measure_performance(contract, contract.labels_of(labelled),
+                                   contract.label.probabilities_in(labelled), outcomes.coverage)
     if events.empty or outcomes.can_join:
         return None
     return measure_performance(contract, contract.labels_of(events),
@@ -145,9 +144,10 @@ def skew_of(context: ModelContext, model: Model, outcomes: Outcomes, events: pd.
     both = [name for name in contract.request_columns if f"{name}{INGESTED}" in joined]
     ingested = contract.columns_of(joined[[f"{name}{INGESTED}" for name in both]].set_axis(both, axis=1),
                                    tuple(both))
+    answered = contract.label.probabilities_in(joined)
     return [
         *find_skew(contract, sent, ingested),
-        *find_answer_skew(contract, probabilities_of(contract, joined), model.probabilities(sent), times),
+        *find_answer_skew(contract, answered, model.probabilities(sent), times),
         *find_clock_skew(contract, len(outcomes.unjoined), joins_if_shifted(contract, outcomes, events)),
     ]
 
@@ -157,7 +157,7 @@ def logged_rows(context: ModelContext, model: Model, outcomes: Outcomes) -> Logg
     contract, logged = context.contract, outcomes.logged
     if logged.empty:
         return None
-    columns, probabilities = contract.columns_of(logged), probabilities_of(contract, logged)
+    columns, probabilities = contract.columns_of(logged), contract.label.probabilities_in(logged)
     monitored = monitored_columns(contract, columns, probabilities, model.classes(probabilities))
     slices = {name: columns[name] for name in contract.gate.slices if name in columns}
     return LoggedRows(

@@ -6,11 +6,10 @@ from datetime import datetime, timedelta
 from hashlib import sha256
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from contracts.core.classification import PROBABILITY
+from contracts.core.classification import estimate_performance
 from contracts.core.contract import Contract
 from contracts.core.errors import Conflict, PerennialError
 from contracts.core.verdict import Estimate
@@ -59,10 +58,8 @@ def unlabelled_windows(context: ModelContext) -> dict[str, Estimate]:
             unlabelled.setdefault(start, []).append(key)
     if not unlabelled:
         return {}
-    from contracts.core.performance import estimate_performance  # scipy is slow to import
-
-    return {start.isoformat(): estimate_performance(probabilities_of(contract,
-                                                                     read_predictions(context, keys)))
+    return {start.isoformat(): estimate_performance(
+                contract.label.probabilities_in(read_predictions(context, keys)))
             for start, keys in sorted(unlabelled.items())}
 
 
@@ -85,8 +82,7 @@ def _labelled(contract: Contract, rows: pd.DataFrame) -> pd.DataFrame:
         return pd.DataFrame()
     needs = {f"{name}{INGESTED}" if f"{name}{INGESTED}" in rows else name: name
              for name in contract.label.needs}
-    return rows[["id", *(PROBABILITY + name for name in contract.label.classes),
-                 *needs]].rename(columns=needs)
+    return rows[["id", *contract.label.probability_names, *needs]].rename(columns=needs)
 
 
 def store_labels(context: ModelContext, file: str) -> int:
@@ -140,7 +136,3 @@ def ingested_events(context: ModelContext, start: datetime) -> pd.DataFrame:
     names = tuple(dict.fromkeys((*contract.sent_columns, *contract.key, *contract.label.needs)))
     return pd.DataFrame(contract.columns_of(rows, names))
 
-
-def probabilities_of(contract: Contract, predictions: pd.DataFrame) -> np.ndarray:
-    """The answered probabilities, (n, classes)."""
-    return np.asarray(predictions[[PROBABILITY + name for name in contract.label.classes]])

@@ -79,7 +79,7 @@ def _check_answers(context: ModelContext, server: Server, records: list[Record],
                else f"shapes {answered.shape} and {expected.shape}")
         raise ReleaseFailed(f"{server.url} differs by {difference} from the trainer's answers of "
                             f"{server.version[:12]}, asked {len(records)} at once; see {server.log}")
-    expected_classes = [names[index] for index in (expected * context.contract.weights).argmax(axis=1)]
+    expected_classes = [names[index] for index in context.contract.label.predicted(expected)]
     if (wrong := [(prediction["class"], name)
                   for prediction, name in zip(answer["predictions"], expected_classes)
                   if prediction["class"] != name]):

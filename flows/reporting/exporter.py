@@ -74,16 +74,16 @@ class MetricsCollector(Collector):
 
 
 def samples(context: ModelContext, now: datetime) -> Iterator[Sample]:
-    """All that ledger and store say of a model at a time in UTC."""
+    """A model's gauges at the time `now` (UTC), from its ledger and store."""
     state = context.ledger.state()
     if state.champion:
         yield "perennial_champion_info", (state.champion, str(state.number(state.champion))), 1
     if state.windows:
         yield from _figures(state.windows[max(state.windows)].verdict.figures)
     yield from _ages(context, now)
-    still_open = Counter(alert.kind for alert in state.open_alerts)
+    open_kinds = Counter(alert.kind for alert in state.open_alerts)
     for kind in sorted({alert.kind for alert in state.alerts.values()}):
-        yield "perennial_open_alerts", (kind,), still_open[kind]
+        yield "perennial_open_alerts", (kind,), open_kinds[kind]
     actions = Counter(decided(state, window, context.contract.drift) for window in state.windows)
     for action, windows in sorted(actions.items()):
         yield "perennial_windows", (action,), windows
@@ -115,17 +115,17 @@ def _ages(context: ModelContext, now: datetime) -> Iterator[Sample]:
 
 def serve(models: Sequence[str], host: str, port: int, say: Callable[[str], None]) -> None:
     """Answer scrapes until SIGINT or SIGTERM."""
-    told, registry = Event(), CollectorRegistry()
+    stopping, registry = Event(), CollectorRegistry()
     registry.register(MetricsCollector(models))
-    for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, lambda *_: told.set())
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stopping.set())
     try:
         server, thread = start_http_server(port, host, registry)
     except OSError as error:
         raise PerennialError(f"can't listen on {host}:{port}: {error.strerror}; choose another port: "
                              f"perennial metrics --port …") from None
-    say(f"gauges of {', '.join(models)} at http://{host}:{port}/metrics; Ctrl-C ends it")
-    told.wait()
+    say(f"metrics of {', '.join(models)} at http://{host}:{port}/metrics; Ctrl-C ends it")
+    stopping.wait()
     server.shutdown()
     server.server_close()
     thread.join()

@@ -5,6 +5,7 @@ from typing import Any, TypedDict
 
 import xgboost
 
+from contracts.core.classification import training_objective
 from contracts.core.contract import Contract
 from flows.training.blocks import Block
 
@@ -41,8 +42,8 @@ def train_booster(contract: Contract, blocks: Iterator[Block], block_count: int,
 
 def booster_params(contract: Contract, threads: int) -> dict[str, Any]:
     """XGBoost's parameters: those of the task, and the contract's."""
-    return {"tree_method": "hist", "objective": "multi:softprob", "num_class": len(contract.label.classes),
-            "seed": contract.seed, "nthread": threads, **contract.xgboost}
+    return {"tree_method": "hist", **training_objective(contract.label), "seed": contract.seed,
+            "nthread": threads, **contract.xgboost}
 
 
 def feature_types(contract: Contract) -> list[str]:
