@@ -168,8 +168,8 @@ def _container(engine_container: Any) -> Container:
 
 def _engine_container(name: str) -> Any:
     """The docker library's object for a container; None once it is removed."""
-    found = images.engine().containers.list(all=True, ignore_removed=True, filters={"name": f"^{name}$"})
-    return next(iter(found), None)
+    matching = images.engine().containers.list(all=True, ignore_removed=True, filters={"name": f"^{name}$"})
+    return next(iter(matching), None)
 
 
 def _engine_state(container: Container) -> Mapping[str, Any]:

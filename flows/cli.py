@@ -109,13 +109,12 @@ def train(
     from flows.train import train as flow
 
     result = run_flow(flow, model, release=release)
-    address = _address(model) if result["outcome"] == "released" else None
-    outcomes = {"failed": "the gate refused it", "insufficient": "the gate can't tell",
-            "refused": "the canary refused it"}
-    text = (f"{model}: version {result['version'][:12]}: "
-            f"{outcomes.get(result['outcome'], result['outcome'])}{_address_note(address)}")
-    say(result, as_json,
-         "\n".join([text, *(f"- {reason}" for reason in result["why"] if result["outcome"] in outcomes)]))
+    refusals = {"failed": "the gate refused it", "insufficient": "the gate has too little to judge by",
+                "refused": "the canary refused it"}
+    outcome = refusals.get(result["outcome"], result["outcome"])
+    note = _callers_note(model) if result["outcome"] == "released" else ""
+    reasons = [f"- {reason}" for reason in result["why"] if result["outcome"] in refusals]
+    say(result, as_json, "\n".join([f"{model}: version {result['version'][:12]}: {outcome}{note}", *reasons]))
     if result["outcome"] not in ("passed", "released"):
         raise typer.Exit(1)
 
@@ -136,21 +135,17 @@ def release(model: Model,
         say(result, as_json, f"{model}: the canary refused {result['version'][:12]}: {reasons}")
         raise typer.Exit(1)
     say(result, as_json, f"{model}: {result['version'][:12]} serves at {', '.join(result['replicas'])}"
-                         f"{_address_note(_address(model))}")
+                         f"{_callers_note(model)}")
 
 
-def _address_note(address: str | None) -> str:
-    return f"; callers ask {address}" if address else ""
-
-
-def _address(model: str) -> str | None:
-    """Where callers reach the model on this machine; None if it is not served here."""
+def _callers_note(model: str) -> str:
+    """The address for callers, if this machine serves the model."""
     from deployments import routes
     from registry.context import open_model
 
     context = open_model(model)
     url = routes.model_url(context.run, context.name)
-    return f"POST {url}/predict" if url else None
+    return f"; callers ask POST {url}/predict" if url else ""
 
 
 @app.command()

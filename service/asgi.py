@@ -101,21 +101,21 @@ class PredictionMiddleware:
     async def _long_body(self, message: Any, receive: Any) -> bytes:
         """A body that arrives in parts. One that is too large is read to its end
         and dropped: a caller reads the answer only after sending everything."""
-        body, size, held = bytearray(), 0, 0
+        body, size, counted = bytearray(), 0, 0
         try:
             while True:
                 part = message.get("body", b"")
                 size += len(part)
                 if size <= MAX_BODY_BYTES:
                     body += part
-                    held, self._reading = held + len(part), self._reading + len(part)
+                    counted, self._reading = counted + len(part), self._reading + len(part)
                     if self._reading > MAX_PARTIAL_BYTES:
                         raise Overloaded
                 if not message.get("more_body"):
                     break
                 message = await _receive(receive)
         finally:
-            self._reading -= held
+            self._reading -= counted
         if size > MAX_BODY_BYTES:
             raise BodyTooLarge
         return bytes(body)

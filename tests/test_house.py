@@ -48,6 +48,26 @@ def test_imports_point_downward(path):
         assert not modules & {"boto3", "docker", "deltalake"}
 
 
+def test_the_demo_is_a_client():
+    """The product never imports the demo; only the command that starts it does."""
+    importers = [path for path in SOURCES if any(name.startswith("flows.demo") for name in imported(path))]
+    assert {path.relative_to(ROOT).as_posix() for path in importers if path.parent.name != "demo"} == {
+        "flows/cli.py"}
+
+
+def test_files_are_short_and_untyped_dicts_are_few():
+    texts = {path: path.read_text() for path in SOURCES}
+    assert [path for path, text in texts.items() if len(text.splitlines()) > 300] == []
+    assert sum(text.count("dict[str, Any]") for text in texts.values()) < 20
+
+
+def test_only_one_module_knows_the_task():
+    """How a class's outputs are called, and what XGBoost minimizes, is said in `core/classification.py`."""
+    asking = [path for path in SOURCES if path.name != "classification.py"
+              and re.search(r"multi:softprob|\bPROBABILITY\b|isinstance\([\w.]*label", path.read_text())]
+    assert asking == []
+
+
 # Each takes longer to import than the answer to `--help`.
 SLOW = {"numpy", "pandas", "pandera", "scipy", "sklearn", "xgboost", "bentoml", "whylogs", "prefect",
         "deltalake", "pyarrow", "boto3", "docker", "httpx", "matplotlib", "jinja2"}

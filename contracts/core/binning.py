@@ -184,22 +184,24 @@ def _category_bins(values: np.ndarray) -> Bins:
     """A bin for each common value, and alphabetical groups for the others. Groups by frequency would
     put those together that were frequent by chance, and be rarer in every later window."""
     codes, texts = distinct_texts(values)
-    found, same = np.unique(texts.astype(str), return_inverse=True)  # two long texts can be equal once cut
-    counts = np.bincount(same[codes[codes >= 0]], minlength=len(found))
+    # Long texts can be equal once they are cut.
+    names, name_of_text = np.unique(texts.astype(str), return_inverse=True)
+    counts = np.bincount(name_of_text[codes[codes >= 0]], minlength=len(names))
     common = counts >= COMMON * counts.sum()
-    others, upto = found[~common], np.cumsum(counts[~common])
-    cuts = (np.unique(np.searchsorted(upto, upto[-1] * np.arange(1, GROUPS) / GROUPS)) if len(others)
-            else np.zeros(0, int))
-    known = tuple(others.tolist()) if len(found) <= MAX_KNOWN else None
-    return Bins("category", tuple(others[cuts[cuts > 0]].tolist()) if len(others) else (),
-                tuple(found[common].tolist()), known)
+    others, edges = names[~common], np.zeros(0, str)
+    if len(others):
+        cumulative = np.cumsum(counts[~common])
+        cuts = np.unique(np.searchsorted(cumulative, cumulative[-1] * np.arange(1, GROUPS) / GROUPS))
+        edges = others[cuts[cuts > 0]]
+    known = tuple(others.tolist()) if len(names) <= MAX_KNOWN else None
+    return Bins("category", tuple(edges.tolist()), tuple(names[common].tolist()), known)
 
 
 def distinct_texts(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Each value's position among the texts that occur, -1
     where it is missing; and the texts, of bounded length."""
-    codes, found = pd.factorize(np.asarray(values, object))
-    return codes, np.array([str(value)[:MAX_TEXT_LENGTH] for value in found], object)
+    codes, distinct = pd.factorize(np.asarray(values, object))
+    return codes, np.array([str(value)[:MAX_TEXT_LENGTH] for value in distinct], object)
 
 
 def text_counts(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -38,7 +38,7 @@ def _read(plain: pd.Series, kind: type) -> pd.Series:
 def _time(cell: Any) -> datetime | None:
     """A time without a zone, or its text in ISO 8601."""
     try:
-        found = datetime.fromisoformat(cell) if isinstance(cell, str) else cell
+        time = datetime.fromisoformat(cell) if isinstance(cell, str) else cell
     except ValueError:
         return None
-    return found if isinstance(found, datetime) and found.tzinfo is None else None
+    return time if isinstance(time, datetime) and time.tzinfo is None else None

@@ -117,8 +117,8 @@ def _globals_read(code: CodeType, scope: Mapping[str, Any]) -> Iterator[tuple[st
         if not isinstance(value, ModuleType):
             yield scope["__name__"], name, value
         elif _is_own(value.__name__, scope["__name__"]):
-            yield from ((value.__name__, each, vars(value)[each]) for each in code.co_names
-                        if each in vars(value))
+            yield from ((value.__name__, attribute, vars(value)[attribute]) for attribute in code.co_names
+                        if attribute in vars(value))
     for inner in code.co_consts:
         if isinstance(inner, CodeType):
             yield from _globals_read(inner, scope)

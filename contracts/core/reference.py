@@ -99,8 +99,8 @@ def effects(bins: Bins, before: np.ndarray, now: np.ndarray) -> dict[str, np.nda
     """How far two lists of shares (..., bins) are apart, by check: "values" is the Jensen-Shannon distance
     (0 to 1) of those that are neither missing nor new, "missing" and "new" are the rise of that share."""
     values = jensen_shannon_distance(before[..., bins.first:], now[..., bins.first:])
-    found = {"missing": now[..., 0] - before[..., 0], "values": values}
-    return found | ({"new": now[..., 1] - before[..., 1]} if bins.first > 1 else {})
+    common = {"missing": now[..., 0] - before[..., 0], "values": values}
+    return common | ({"new": now[..., 1] - before[..., 1]} if bins.first > 1 else {})
 
 
 def shares(counts: np.ndarray) -> np.ndarray:
@@ -151,8 +151,8 @@ def _windows(times: np.ndarray, window: timedelta) -> tuple[list[slice], float]:
     length = min(np.timedelta64(window), (last - first) / WINDOWS)
     steps = int((last - first - length) / (length / 7)) + 1
     starts = first + (last - first - length) * np.linspace(0, 1, min(steps, STARTS))
-    found = [slice(*ends) for ends in np.searchsorted(times, np.stack([starts, starts + length], axis=1))]
-    return [part for part in found if part.stop > part.start], (last - first) / length
+    ends = np.searchsorted(times, np.stack([starts, starts + length], axis=1))
+    return [slice(start, stop) for start, stop in ends if stop > start], (last - first) / length
 
 
 def _bin_counts(bins: Bins, values: np.ndarray, parts: list[slice]) -> tuple[np.ndarray, np.ndarray]:
@@ -161,20 +161,21 @@ def _bin_counts(bins: Bins, values: np.ndarray, parts: list[slice]) -> tuple[np.
     A category's value counts as new in a window if no row outside has it, and as new in the whole if a single
     row has it: that often would one more row bring a value never seen before (Good and Turing).
     """
-    codes, size = bins.codes(values), len(bins.labels)
+    codes, size, everywhere = bins.codes(values), len(bins.labels), slice(None)
     if bins.kind == "number" or bins.known is None:
-        return np.bincount(
-            codes, minlength=size), np.array([np.bincount(codes[part], minlength=size) for part in parts])
+        return (np.bincount(codes, minlength=size),
+                np.array([np.bincount(codes[part], minlength=size) for part in parts]))
     ids, texts = pd.factorize(values)  # -1: missing
-    times = np.append(np.bincount(ids[ids >= 0], minlength=len(texts)), 0)
 
-    def counts(part: slice, few: np.ndarray) -> np.ndarray:
-        return np.bincount(np.where(few[ids[part]], 1, codes[part]), minlength=size)
+    def rows_with_text(part: slice, missing: int) -> np.ndarray:
+        return np.append(np.bincount(ids[part][ids[part] >= 0], minlength=len(texts)), missing)
 
-    everywhere = slice(None)
-    inside = [np.append(np.bincount(ids[part][ids[part] >= 0], minlength=len(texts)), -1) for part in parts]
-    return counts(everywhere,
-                  times == 1), np.array([counts(part, one == times) for part, one in zip(parts, inside)])
+    def counts(part: slice, is_new: np.ndarray) -> np.ndarray:
+        return np.bincount(np.where(is_new[ids[part]], 1, codes[part]), minlength=size)
+
+    total = rows_with_text(everywhere, 0)  # never equal to a window's -1: what is missing is not new
+    inside = [counts(part, rows_with_text(part, -1) == total) for part in parts]
+    return counts(everywhere, total == 1), np.array(inside)
 
 
 def _baseline_effects(bins: Bins, whole: np.ndarray, inside: np.ndarray, far: float,
@@ -183,11 +184,11 @@ def _baseline_effects(bins: Bins, whole: np.ndarray, inside: np.ndarray, far: fl
     no less than the largest seen, sampling noise subtracted. Squared distances are sums
     of squares: their cube roots are nearly normal (Wilson and Hilferty)."""
     rest = np.maximum(whole - inside, 0)  # a value that is new to a window is not new to the whole
-    found = effects(bins, shares(rest), shares(inside))
+    rises = effects(bins, shares(rest), shares(inside))
     known, others = inside[:, bins.first:].sum(axis=1), rest[:, bins.first:].sum(axis=1)
     size = CHI_SQUARE_SCALE * np.maximum(known * others / np.maximum(known + others, 1), 1)
     free = max(int(np.count_nonzero(whole[bins.first:])) - 1, 1)
-    squared = found.pop("values") ** 2
+    squared = rises.pop("values") ** 2
     roots, chance = np.cbrt(squared), free / size.mean()
     by_chance = chance * (1 - 2 / (9 * free) + far * np.sqrt(2 / (9 * free))) ** 3
     # That the windows differ by more than chance.
@@ -196,7 +197,7 @@ def _baseline_effects(bins: Bins, whole: np.ndarray, inside: np.ndarray, far: fl
     furthest = squared.max() - chance if squared.max() > by_chance else 0.0
     limits = {"values": np.sqrt(max(next_one, furthest, 0.0))}
     rows, all_rows = inside.sum(axis=1), rest.sum(axis=1)
-    for index, (check, rise) in enumerate(found.items()):
+    for index, (check, rise) in enumerate(rises.items()):
         share = whole[index] / whole.sum()
         by_chance = (share * (1 - share) * (1 / rows + 1 / np.maximum(all_rows, 1))).mean()
         beyond = np.sqrt(max(0.0, rise.var() * fit / (fit - 1) - by_chance))

@@ -31,10 +31,10 @@ class RuleViolation:
 
     def texts(self, most: int | None = None) -> list[str]:
         """The value found in each row, as text; of the first `most` rows where that is given."""
-        found = self.found.head(most) if most is not None else self.found
-        if isinstance(found, pd.DataFrame):
-            return [" ".join(map(str, values)) for values in found.itertuples(index=False)]
-        return list(map(str, found))
+        values = self.found.head(most) if most is not None else self.found
+        if isinstance(values, pd.DataFrame):
+            return [" ".join(map(str, row)) for row in values.itertuples(index=False)]
+        return list(map(str, values))
 
 
 def find_violations(schema: pa.DataFrameSchema, rows: pd.DataFrame) -> list[RuleViolation]:
@@ -46,13 +46,13 @@ def find_violations(schema: pa.DataFrameSchema, rows: pd.DataFrame) -> list[Rule
         return _validate_with_pandera(schema, rows)
     violations = []
     for check in schema.checks:
-        found = _row_violations(check, rows)
-        violations += (_validate_with_pandera(pa.DataFrameSchema(checks=[check]), rows) if found is None
-                       else found)
+        broken = _row_violations(check, rows)
+        violations += (_validate_with_pandera(pa.DataFrameSchema(checks=[check]), rows) if broken is None
+                       else broken)
     violations = _merge_by_rule(violations)
     for name, spec in schema.columns.items():
-        found = _column_violations(spec, rows[name])
-        violations += _validate_with_pandera(spec, _columns_read(spec, rows)) if found is None else found
+        broken = _column_violations(spec, rows[name])
+        violations += _validate_with_pandera(spec, _columns_read(spec, rows)) if broken is None else broken
     return violations
 
 

@@ -7,7 +7,7 @@ traffic). All are stored as JSON: a field that came later has a default, so that
 
 from collections.abc import Sequence
 from enum import StrEnum
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import msgspec
 from msgspec import Struct
@@ -16,7 +16,7 @@ from contracts.core.digests import JsonObject
 
 
 class Outcome(StrEnum):
-    """`INSUFFICIENT`: there is too little to judge by, and nothing passes silently."""
+    """`INSUFFICIENT`: there is too little data to judge by."""
 
     PASSED = "passed"
     FAILED = "failed"
@@ -24,7 +24,7 @@ class Outcome(StrEnum):
 
 
 class WindowKind(StrEnum):
-    """What was found in a window of traffic, the gravest first."""
+    """The findings of a window of traffic, the gravest first."""
 
     BROKEN_CONTRACT = "broken contract"
     SKEW = "training/serving skew"
@@ -37,7 +37,7 @@ class WindowKind(StrEnum):
 
 
 class CanaryKind(StrEnum):
-    """What was found in a canary, the gravest first."""
+    """The findings of a canary, the gravest first. `UNSEEN`: a figure is missing."""
 
     DIED = "died"
     ERRORS = "errors"
@@ -59,8 +59,7 @@ class CheckKind(StrEnum):
 
 
 class Severity(StrEnum):
-    """What a failed drift check leads to: a person is paged,
-    the window counts as drifted, or it is only shown."""
+    """What a drifted check leads to: a person is paged, the window counts as drifted, or it is only shown."""
 
     PAGE = "page"
     DRIFT = "drift"
@@ -289,14 +288,13 @@ class WindowVerdict(Verdict, frozen=True, kw_only=True, tag="drift"):
 Kind = TypeVar("Kind", WindowKind, CanaryKind)
 
 
-def gravest(found: Sequence[tuple[Kind, Sequence[str]]], fine: Kind) -> tuple[Kind, Outcome]:
-    """The first kind that has reasons, and its outcome; `fine` where none has."""
-    kind = next((kind for kind, reasons in found if reasons), fine)
+def gravest(reasons_by_kind: Sequence[tuple[Kind, Sequence[str]]], fine: Kind) -> tuple[Kind, Outcome]:
+    """The first kind that has reasons, and its outcome; `fine` if none has."""
+    kind = next((kind for kind, reasons in reasons_by_kind if reasons), fine)
     outcomes = {"fine": Outcome.PASSED, "insufficient": Outcome.INSUFFICIENT}
     return kind, outcomes.get(kind, Outcome.FAILED)
 
 
 def as_json(value: Struct) -> JsonObject:
     """A struct as JSON values."""
-    plain: JsonObject = msgspec.to_builtins(value, str_keys=True)
-    return plain
+    return cast(JsonObject, msgspec.to_builtins(value, str_keys=True))

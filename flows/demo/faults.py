@@ -29,13 +29,13 @@ def a_day_ahead_in_every_third(rows: pd.DataFrame) -> pd.DataFrame:
 class Fault:
     """From `first` until before `last` callers send rows changed by `spoil`, or labels are ingested `labels`
     ("once", "twice" or "never"). A window in it must get a verdict of `kind`, with a reason that the
-    pattern `said` matches. `refused`: the service answers such requests with 400."""
+    pattern `reason` matches. `refused`: the service answers such requests with 400."""
 
     name: str
     first: datetime
     last: datetime
     kind: str = ""
-    said: str = ""
+    reason: str = ""
     spoil: Corruption | None = None
     refused: bool = False
     labels: str = "once"
@@ -51,9 +51,9 @@ class Fault:
         touched = [week for week in weeks if self.touches(week)]
         if not self.kind:
             return bool(touched) and not any(week["action"] == "page" for week in touched)
-        named = [week["kind"] == self.kind and any(re.search(self.said, reason) for reason in week["reasons"])
-                 for week in touched]
-        return bool(touched) and all(named)
+        return bool(touched) and all(
+            week["kind"] == self.kind and any(re.search(self.reason, reason) for reason in week["reasons"])
+            for week in touched)
 
 
 FAULTS = (Fault("temperature in Celsius", datetime(2013, 5, 10), datetime(2013, 5, 20), "broken contract",

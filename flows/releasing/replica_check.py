@@ -47,7 +47,7 @@ def answers_like_trainer(context: ModelContext, server: Server) -> CheckedReplic
 def answered_by(context: ModelContext, version: str, records: list[Record]) -> np.ndarray:
     """A version's probabilities, (n, classes), from a running replica of it:
     for a version whose features the contract no longer has."""
-    replicas = [each for each in fleet.running(context.run, context.name) if each.version == version]
+    replicas = [server for server in fleet.running(context.run, context.name) if server.version == version]
     if not replicas:
         raise ReleaseFailed(f"{context.name}: {version[:12]} has other features than the contract has now, "
                             f"and no replica of it runs here to be asked; run on the machine that serves it")
