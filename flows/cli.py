@@ -7,13 +7,14 @@ from collections.abc import Callable
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from flows.reporting.commands import app as reading
-from flows.reporting.terminal import TIMES, AsJson, Model, console, say
+from flows.commands.reading import app as reading
+from flows.commands.running import require_prefect, run_flow
+from flows.commands.terminal import TIMES, AsJson, Model, console, say
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   help="Keeps machine-learning models alive: checks, trains, judges, ships, watches, renews.")
@@ -274,23 +275,11 @@ def deploy() -> None:
     """Register the deployments of prefect.yaml with the server at PREFECT_API_URL."""
     from deployments.prefect_server import deploy as register
     from flows.monitoring.notifications import to_webhook
-    from flows.prefect_api import require_prefect
     from registry.settings import alert_webhook
 
     require_prefect()
     register()
     to_webhook(webhook := alert_webhook())
-    logger = "; alerts go to the webhook" if webhook else ""
-    console.print(f"deployed: perennial's flows, their schedule and the automation{logger}", soft_wrap=True)
+    note = "; alerts go to the webhook" if webhook else ""
+    console.print(f"deployed: perennial's flows, their schedule and the automation{note}", soft_wrap=True)
 
-
-def run_flow(flow: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-    """Run a flow in this process, without Prefect's heartbeat, which
-    delays a flow's end by up to a second."""
-    from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
-
-    from flows.prefect_api import require_prefect
-
-    require_prefect()
-    with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
-        return flow(*arguments, **options)

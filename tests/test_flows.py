@@ -112,7 +112,7 @@ def test_the_loop_closes_by_itself_on_a_second_contract(servers, hooked):
     assert SHIFT in due(context)
     moved = monitor(PUMPS, SHIFT.isoformat())
     assert moved["action"] == "retrain" and any("heat" in reason for reason in moved["verdict"]["reasons"])
-    assert b"heat furthest" in context.store.get(f"reports/pumps/{SHIFT:%Y-%m-%dT%H%M}.html")
+    assert b"heat the most" in context.store.get(f"reports/pumps/{SHIFT:%Y-%m-%dT%H%M}.html")
     monitor(PUMPS, SHIFT.isoformat())  # the same window again: no second retraining
     until(lambda: context.ledger.state().claims[SHIFT.isoformat()].state == "finished", 120)
     state = context.ledger.state()

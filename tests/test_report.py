@@ -193,7 +193,7 @@ def test_every_part_of_a_year_is_there(html, year):
     for row in year["weeks"]:
         assert row["start"] in text and "; ".join(row["reasons"]) in text
     assert all(f">{name}</text>" in html for name in INPUTS + OUTPUTS)
-    assert "furthest: temp, dewp, pressure" in text and "limit 0.25" in text
+    assert "most: temp, dewp, pressure" in text and "limit 0.25" in text
 
 
 def test_no_two_plots_share_an_id(html):
@@ -247,7 +247,7 @@ def test_replay_without_a_closed_week_renders():
                         "until": "2013-03-03"}
     report["calibration"] = {"on_time": {"expected": [None] * 10, "observed": [None] * 10, "n": [0] * 10}}
     html = render(report)
-    assert "No verdict" in html and "furthest: none" in html
+    assert "No verdict" in html and "most: none" in html
 
 
 def test_write_replaces_both_files_whole(year, tmp_path):

@@ -85,11 +85,11 @@ def shown(context: ModelContext, start: datetime = LAST) -> Page:
 def test_a_drifted_window_says_what_moved_how_far_and_what_is_done(context, first):
     assert judge(context, first, LAST - WEEK) == "fine" and judge(context, first, hotter=40) == "retrain"
     page = shown(context)
-    assert (re.search(r"moved away from the training data, heat furthest, [\d.]+ times its threshold: a "
+    assert (re.search(r"drifted from the training data, heat the most, [\d.]+ times its threshold: a "
                       r"retraining was granted\.", page.text))
     assert "v1 · " + first[:12] in page.text and "heat: distance" in page.text and "2,800" in page.text
     assert page.text.index("heat") < page.text.index("vibration") and "distance of values" in page.text
-    assert (page.text.index("Columns, the furthest first") < page.text.index("The windows before")
+    assert (page.text.index("Columns by drift score") < page.text.index("The windows before")
             < page.text.index("Scores"))
     labels = profiles.bins_in(fetch_version(context, first))["heat"].labels
     assert all(label in page.text for label in labels if len(label) <= 20)
@@ -162,10 +162,10 @@ def test_alerts_and_slow_drift_are_told_where_there_are_some(context, first):
     ("kind", "figures", "action", "said"),
     [("fine", {}, "fine", "like the training data: nothing is to be done."),
      ("broken contract", {}, "page", "breaks its contract (heat: missing): a person must look"),
-     ("input drift", {}, "noted", "under this contract it starts no retraining"),
-     ("input drift", {}, "watch", "1 of 1 windows must show it"),
+     ("input drift", {}, "noted", "under this contract that starts no retraining"),
+     ("input drift", {}, "watch", "once 1 of 1 windows show it"),
      ("worse on labels", {"performance": Performance(rows=900, log_loss=0.5, gap=0.05)}, "noted",
-      "by 0.050 nats where 0.02 may be"),
+      "by 0.050 nats, the limit is 0.02"),
      ("training/serving skew", {}, "page", "Callers send other values than training reads (heat: missing)")])
 def test_one_sentence_for_whoever_is_on_call(context, kind, figures, action, said):
     verdict = window_verdict(kind, "heat: missing", **figures)
@@ -177,7 +177,7 @@ def test_one_sentence_for_whoever_is_on_call(context, kind, figures, action, sai
 def test_a_window_of_too_few_records_is_shown_as_such(context, first):
     assert judge(context, first, rows=10) == "insufficient"
     page = shown(context)
-    assert ("too little traffic to tell: it is judged again" in page.text
+    assert ("too little traffic to judge: it is judged again" in page.text
             and "10 records of traffic, 200 are needed" in page.text)
 
 
@@ -199,7 +199,7 @@ def test_a_window_judged_with_those_before_it_says_so(context, first):
 
 def test_without_labels_there_is_no_score_and_an_estimate_is_marked(context, first):
     told = judged_by_hand(context, first, performance=None, estimate=Estimate(rows=90, log_loss=0.51234))
-    assert ("no score" in told.text and "estimate of what the labels will say" in told.text
+    assert ("no score" in told.text and "estimate of the performance" in told.text
             and "log loss 0.512" in told.text)
     tags = Page(report(context, LAST.isoformat())).tags
     assert ("p", {"class": "estimate"}) in tags
@@ -334,7 +334,7 @@ def test_the_command_draws_the_newest_window_or_the_one_named(context, first, tm
     assert (CliRunner().invoke(app,
                                ["report", PUMPS, "--window", "2024-01-29", "--out", "one.html"]).exit_code
             == 0)
-    assert "heat furthest" in Page((tmp_path / "one.html").read_bytes()).text
+    assert "heat the most" in Page((tmp_path / "one.html").read_bytes()).text
     refused = CliRunner().invoke(app, ["report", PUMPS, "--window", "2024-03-04"])
     assert (isinstance(refused.exception, PerennialError)
             and not (tmp_path / "build/reports/pumps/2024-03-04T0000.html").exists())

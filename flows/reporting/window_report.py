@@ -26,15 +26,15 @@ CHECKS = {CheckKind.VALUES: "distance of values", CheckKind.MISSING: "missing, s
           CheckKind.NEW: "never seen, share"}
 HEADLINES = {
     WindowKind.FINE: "The traffic is like the training data",
-    WindowKind.INSUFFICIENT: "There is too little traffic to tell",
+    WindowKind.INSUFFICIENT: "There is too little traffic to judge",
     WindowKind.BROKEN_CONTRACT: "The data breaks its contract",
     WindowKind.SKEW: "Callers send other values than training reads",
     WindowKind.STALE: "Traffic or labels are missing",
-    WindowKind.WORSE_ON_LABELS: "The model expects other outcomes than those that came true",
-    WindowKind.INPUT_DRIFT: "What callers ask has moved away from the training data",
-    WindowKind.PREDICTION_DRIFT: "What the model answers has moved away from the training data"}
+    WindowKind.WORSE_ON_LABELS: "The observed class shares differ from those that the model expected",
+    WindowKind.INPUT_DRIFT: "Inputs have drifted from the training data",
+    WindowKind.PREDICTION_DRIFT: "Predictions have drifted from the training data"}
 RESULTS = {"released": "which was released", "passed": "which passed the gate and was not released",
-           "failed": "which the gate refused", "insufficient": "of which the gate can't tell",
+           "failed": "which the gate refused", "insufficient": "which the gate had too little to judge by",
            "refused": "which the canary refused"}
 
 
@@ -103,12 +103,12 @@ def headline(state: State, window: str, action: Action, policy: Drift) -> str:
 
 def _how_much(verdict: WindowVerdict, policy: Drift) -> str:
     if verdict.kind is WindowKind.WORSE_ON_LABELS and verdict.figures.performance:
-        return f", by {verdict.figures.performance.gap:.3f} nats where {policy.label_gap:g} may be"
+        return f", by {verdict.figures.performance.gap:.3f} nats, the limit is {policy.label_gap:g}"
     of_outputs = {WindowKind.INPUT_DRIFT: False, WindowKind.PREDICTION_DRIFT: True}.get(verdict.kind)
     scores = {name: score for name, score in verdict.figures.drift_scores.items()
               if is_output(name) is of_outputs}
     if scores:
-        return (f", {max(scores, key=lambda name: scores[name])} furthest, {max(scores.values()):.1f} times "
+        return (f", {max(scores, key=lambda name: scores[name])} the most, {max(scores.values()):.1f} times "
                 f"its threshold")
     return "" if verdict.kind in (WindowKind.FINE, WindowKind.INSUFFICIENT) else f" ({verdict.reasons[0]})"
 
@@ -126,8 +126,8 @@ def _response(state: State, window: str, action: Action, policy: Drift) -> str:
     return {
         Action.FINE: "nothing is to be done", Action.INSUFFICIENT: "it is judged again when there is more",
         Action.PAGE: "a person must look, and nothing is trained on it",
-        Action.NOTED: "it is noted, for under this contract it starts no retraining",
-        Action.WATCH: f"it is watched, for {enough} of {of} windows must show it before a retraining starts",
+        Action.NOTED: "under this contract that starts no retraining",
+        Action.WATCH: f"a retraining starts once {enough} of {of} windows show it",
     }[action]
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from flows.reporting.terminal import TIMES, AsJson, Model, console, print_json, say
+from flows.commands.terminal import TIMES, AsJson, Model, console, print_json, say
 
 app = typer.Typer()
 contracts = typer.Typer(no_args_is_help=True, help="Read and compare contracts.")
