@@ -324,7 +324,7 @@ def test_a_canary_that_is_interrupted_or_loses_the_balancer_is_withdrawn(two_ver
             assert wait_until(lambda: not balancer.is_alive, 30)
         raise error
 
-    monkeypatch.setattr(canary, "_watched", interrupt)
+    monkeypatch.setattr(canary, "_await_verdict", interrupt)
     with pytest.raises(error):
         rollout.roll_out_version(context, second, artifact_of(context, second))
     assert routes.challenger_urls(context.run, "pumps") == []
