@@ -42,14 +42,14 @@ def both(start: datetime, end: datetime, turn: int = 0) -> tuple[float, float]:
 
 
 def as_flows(start: datetime, end: datetime) -> tuple[float, str]:
-    from flows.cli import directly
+    from flows.commands.running import run_flow
     from flows.ingest import ingest
     from flows.train import train
 
     with emptied():
         begun = time.perf_counter()
-        directly(ingest, "flights", start, end)
-        done = directly(train, "flights", release=False)
+        run_flow(ingest, "flights", start, end)
+        done = run_flow(train, "flights", release=False)
         return time.perf_counter() - begun, done["outcome"]
 
 

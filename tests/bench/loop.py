@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def measured(times: int) -> list[dict[str, Any]]:
-    from flows.cli import directly
+    from flows.commands.running import run_flow
     from flows.ingest import ingest_batch
     from flows.train import train
     from registry.context import open_model
@@ -55,7 +55,7 @@ def measured(times: int) -> list[dict[str, Any]]:
     context = open_model("flights")
     ingest_batch(context, START, CHAMPION)
     begun = time.time()
-    first = directly(train, "flights")
+    first = run_flow(train, "flights")
     longest = SLOWEST * (time.time() - begun)
     if first["outcome"] != "released":
         raise RuntimeError(f"the first champion was not released: {first}")
