@@ -16,10 +16,6 @@ from contracts.core.errors import PerennialError
 from contracts.core.features import Columns, Record
 from contracts.core.loading import load_contract
 
-# As in a replica, which has no scikit-learn; and XGBoost takes a second to import it.
-if __name__ == "__main__":
-    sys.modules["sklearn"] = None  # type: ignore[assignment]
-
 # Of a saved model: raise it with a change that an older reader can't follow. `is_of` reads format 1.
 FORMAT = 2
 UNKNOWN = 0  # the category code of every value that training did not see often enough
@@ -145,13 +141,8 @@ def records_of_columns(contract: Contract, columns: Columns) -> list[Record]:
 
 
 def main() -> None:
-    """Answer a version's own sample records from its saved
-    files: `python -m service.model CONTRACT FOLDER`."""
+    """Answer a version's own sample records from its saved files; arguments: the contract, the folder."""
     contract, folder = load_contract(sys.argv[1]), Path(sys.argv[2])
     samples = json.loads((folder / "samples.json").read_bytes())
     columns = columns_of_records(contract, samples["records"])
     json.dump(load_model(contract, folder).probabilities(columns).tolist(), sys.stdout)
-
-
-if __name__ == "__main__":
-    main()
