@@ -9,7 +9,7 @@ import pandera.pandas as pa
 from contracts.core.classification import Label
 from contracts.core.contract import Contract
 from contracts.core.features import number
-from contracts.core.policies import Drift, Gate, Rollout
+from contracts.core.policies import Drift, Gate, Rollout, Schedule
 from contracts.core.schema import column
 
 WEAR_SHIFTS = datetime(2024, 3, 4)  # from here on the pumps run hotter, and heat starts to matter
@@ -66,4 +66,5 @@ contract = Contract(
     drift=Drift(window=timedelta(days=7), min_rows=200, min_labels=200, persist=(1, 1),
                 cooldown=timedelta(days=14)),
     rollout=Rollout(requests=20, minutes=0.05),
+    schedule=Schedule(data="0 13 * * *", since=datetime(2024, 1, 1)),
 )

@@ -1,4 +1,4 @@
-"""The Prefect server and worker of this machine: start them, and register the deployments of prefect.yaml."""
+"""The Prefect server, work pool and worker of this machine."""
 
 import subprocess
 import sys
@@ -19,6 +19,7 @@ def environment(home: Path, port: int) -> dict[str, str]:
         "PREFECT_HOME": str(home / "prefect"), "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1", "PREFECT_WORKER_QUERY_SECONDS": "1",
         "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false", "PREFECT_LOGGING_LEVEL": "WARNING",
+        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",  # so that a run whose process is gone is noticed
     }
 
 
@@ -29,13 +30,13 @@ def start_server(run: Path, api: str, seconds: float = 90) -> None:
     processes.wait_until_answering(server, f"{api}/health", seconds)
 
 
-def deploy() -> None:
-    """Create the work pool and register the deployments of prefect.yaml; safe to repeat."""
-    for command in (["work-pool", "create", POOL, "--type", "process", "--overwrite"], ["deploy", "--all"]):
-        done = subprocess.run([*PREFECT, *command], cwd=ROOT, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise Unavailable(f"`prefect {' '.join(command)}` failed; is PREFECT_API_URL right?\n"
-                               f"{done.stdout}{done.stderr}")
+def create_pool() -> None:
+    """Create the work pool for processes; safe to repeat."""
+    command = ["work-pool", "create", POOL, "--type", "process", "--overwrite"]
+    done = subprocess.run([*PREFECT, *command], cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise Unavailable(f"`prefect {' '.join(command)}` failed; is PREFECT_API_URL right?\n"
+                          f"{done.stdout}{done.stderr}")
 
 
 def start_worker(run: Path) -> None:

@@ -34,11 +34,12 @@ def environment(home: Path, profile_seconds: float = 5.0) -> dict[str, str]:
 
 
 def up(home: Path) -> Addresses:
-    """Start server, worker and load balancer in `home`; the caller has set the `environment`."""
+    """Start server, worker and load balancer in `home`; the caller has set the `environment`. What the worker
+    runs is registered by `perennial deploy`."""
     run, api = home / "run", os.environ["PREFECT_API_URL"]
     prefect_server.start_server(run, api)
     balancer = load_balancer.start(run)
-    prefect_server.deploy()
+    prefect_server.create_pool()
     prefect_server.start_worker(run)
     return Addresses(api.removesuffix("/api"), balancer.url, balancer.api)
 

@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.table import Table
 
 from flows.commands.reading import app as reading
 from flows.commands.running import require_prefect, run_flow
@@ -49,18 +50,19 @@ def main() -> None:
 @app.command()
 def demo(
     until: Annotated[datetime, typer.Option(
-        formats=["%Y-%m-%d"], help="Stop before this event day.")] = datetime(2014, 1, 1),
+        formats=["%Y-%m-%d"], help="Stop before this event day.")] = datetime(2013, 6, 1),
+    year: Annotated[bool, typer.Option("--year", help="The whole year.")] = False,
     keep: Annotated[bool, typer.Option(help="Leave the servers running and print their addresses.")] = False,
     folder: Annotated[Path, typer.Option(help="Where the report goes.")] = Path("build/replay"),
     faults: Annotated[bool, typer.Option(
         "--faults", help="Insert faults from May on (another unit, a missing column, a wrong clock, labels "
                          "that come twice or never) and show whether each is named.")] = False,
 ) -> None:
-    """Replay the flights of 2013 through the whole loop and write a report."""
+    """Replay the flights of 2013 as traffic and a clock, and write a report of what the loop does."""
     from flows.demo.faults import FAULTS
     from flows.demo.replay import replay
 
-    run_flow(replay, until, keep, folder, console, FAULTS if faults else ())
+    replay(datetime(2014, 1, 1) if year else until, keep, folder, console, FAULTS if faults else ())
 
 
 @app.command()
@@ -82,10 +84,13 @@ def ingest(
                              f"--start")
     from flows.ingest import ingest as flow
 
-    version = run_flow(flow, model, start, end, file)
+    result = run_flow(flow, model, start, end, file)
     aside = (f"; {bad:,} bad rows were set aside, with reasons, in data/{model}.bad"
-             if (bad := version["set_aside"]) else "")
-    say(version, as_json, f"{model}: data version {version['digest'][:12]}, {version['rows']:,} rows{aside}")
+             if (bad := result["set_aside"]) else "")
+    version, new = result["data"], "" if result["outcome"] == "ingested" else f"{result['outcome']}; "
+    corrected = f", {version['corrected']:,} of them corrected" if new == "" and version["corrected"] else ""
+    say(result, as_json, f"{model}: {new}data version {version['digest'][:12]}, {version['rows']:,} rows up "
+                         f"to {version['newest']}{corrected}{aside}")
 
 
 @app.command()
@@ -195,14 +200,8 @@ def monitor(
         as_json: AsJson = False) -> None:
     """Judge windows of traffic, and act on what was found."""
     from flows.monitor import monitor as flow
-    from flows.monitoring.windows import closed, due
-    from registry.context import open_model
-    from registry.traffic import ship
 
-    context = open_model(model)
-    ship(context)
-    windows = [closed(context, window.isoformat())] if window else due(context)
-    judged = {start.isoformat(): run_flow(flow, model, start.isoformat()) for start in windows}
+    judged = run_flow(flow, model, window.isoformat() if window else None)
     lines = [f"{key}: {judgement['verdict']['kind']} → {judgement['action']}"
              for key, judgement in judged.items()]
     say(judged, as_json, "\n".join(lines) or f"{model}: no closed window is due")
@@ -271,15 +270,24 @@ def down(
 
 
 @app.command()
-def deploy() -> None:
-    """Register the deployments of prefect.yaml with the server at PREFECT_API_URL."""
-    from deployments.prefect_server import deploy as register
-    from flows.monitoring.notifications import to_webhook
-    from registry.settings import alert_webhook
+def deploy(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would change.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Register the deployments of every model with the server at PREFECT_API_URL.
+
+    They follow from prefect.yaml and the contracts: ingest on each contract's schedule, monitor and train on
+    the model's events. What has no contract any more is paused. Run it on every release of the code.
+    """
+    from dataclasses import asdict
 
     require_prefect()
-    register()
-    to_webhook(webhook := alert_webhook())
-    note = "; alerts go to the webhook" if webhook else ""
-    console.print(f"deployed: perennial's flows, their schedule and the automation{note}", soft_wrap=True)
+    from flows.orchestration.deploying import deploy as register
 
+    done = register(dry_run=dry_run)
+    rows = Table("deployment", "change", "what")
+    for change in done.changes:
+        rows.add_row(change.deployment, change.what, change.details)
+    console.print_json(data=asdict(done)) if as_json else console.print(rows, *done.faults, sep="\n")
+    if done.faults:
+        raise typer.Exit(1)

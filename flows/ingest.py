@@ -5,6 +5,7 @@ from collections import Counter
 from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 import pandas as pd
@@ -16,10 +17,14 @@ from prefect import flow, task
 
 from contracts.core.cells import read_cells
 from contracts.core.digests import JsonObject
-from contracts.core.errors import CheckFailed, PerennialError
+from contracts.core.errors import CheckFailed, NotFound, PerennialError, Stale
 from contracts.core.validation import check_batch
-from contracts.core.verdict import BrokenRule, DataVerdict
-from flows.reporting.artifacts import show_data_check, tag_run
+from contracts.core.verdict import Action, BrokenRule, DataFigures, DataVerdict, Outcome
+from flows.monitoring.alerts import update_alerts
+from flows.monitoring.windows import stale_data
+from flows.orchestration.events import INGESTED, begin_run, emit, run_name
+from flows.orchestration.steps import RETRIED
+from flows.reporting.artifacts import show_data_check
 from flows.tables import read_table
 from registry import data
 from registry.context import ModelContext, open_model
@@ -27,38 +32,76 @@ from registry.data import DataVersion
 from registry.events import Ingested, IngestRefused
 
 MAX_ROWS = 1_000_000  # of a file in one batch
+NOTHING_NEW = DataVerdict(outcome=Outcome.PASSED, reasons=("no new row was found",),
+                          figures=DataFigures(rows=0, bad=0))
 
 log = logging.getLogger("perennial.ingest")
 
 
-@flow(name="ingest", flow_run_name="{model} {start}")
-def ingest(model: str, start: datetime | None = None, end: datetime | None = None,
-           file: str | None = None) -> JsonObject:
-    """Check and store the labelled events of [start, end), by default
-    all whose labels have matured since the newest version."""
-    tag_run(model)
+class IngestResult(TypedDict):
+    """`outcome`: "ingested", or "nothing new"; the data version that holds now, and how many rows were set
+    aside and corrected."""
+
+    outcome: str
+    data: JsonObject
+    set_aside: int
+
+
+@flow(name="ingest", flow_run_name=run_name)
+def ingest(model: str, start: datetime | None = None, end: datetime | None = None, file: str | None = None,
+           cause: str | None = None) -> IngestResult:
+    """Check and store the labelled events of [start, end), by default all that have matured since the newest
+    known one, less the contract's lateness. `cause`: what started this run, for its page in Prefect."""
+    begin_run(model, cause)
+    before = data.versions(open_model(model).store, model)[-1:]
     version, verdict = ingest_task(model, start, end, file)
-    show_data_check(model, version, verdict)
-    return version.as_json() | {"set_aside": verdict.figures.bad}
+    is_new = [version] != before
+    if is_new:
+        show_data_check(model, version, verdict)
+        announce_data(model, version)
+    if (start, end, file) == (None, None, None):
+        raise_if_stale(model)
+    return {"outcome": "ingested" if is_new else "nothing new", "data": version.as_json(),
+            "set_aside": verdict.figures.bad if is_new else 0}
 
 
-@task(task_run_name="ingest {model}")
+@task(task_run_name="ingest {model}", **RETRIED)
 def ingest_task(model: str, start: datetime | None, end: datetime | None,
                 file: str | None) -> tuple[DataVersion, DataVerdict]:
     return ingest_batch(open_model(model), start, end, file)
 
 
+def announce_data(model: str, version: DataVersion) -> None:
+    """Emit the event that has windows judged."""
+    emit(model, INGESTED, version.digest, {
+        "data": version.digest, "rows": version.rows, "newest": version.newest, "end": version.end})
+
+
+def raise_if_stale(model: str) -> None:
+    """Alert a person, and raise Stale, if the newest row is older than the contract allows."""
+    context = open_model(model)
+    verdict = stale_data(context)
+    if verdict:
+        window = context.contract.window_of(datetime.fromisoformat(str(verdict.figures.since)))[0]
+        update_alerts(context, window.isoformat(), verdict, Action.PAGE)
+        raise Stale(f"{model}: {verdict.reasons[0]}")
+
+
 def ingest_batch(context: ModelContext, start: datetime | None = None, end: datetime | None = None,
                  file: str | None = None) -> tuple[DataVersion, DataVerdict]:
-    """Check the events of [start, end) and append the good rows. Raises CheckFailed, storing nothing.
+    """Check the events of [start, end) and take the good rows. Raises CheckFailed, storing nothing.
 
     A large .parquet file is taken in batches of whole days, each checked and stored before the next is read.
     If one is refused, those before it are stored; ingesting the corrected file again adds the rest.
+    Without dates and file, and with nothing new to find, the newest version is returned.
     """
+    is_look = (start, end, file) == (None, None, None)
     start, end = _span(context, start, end)
+    if is_look and end <= start:
+        return data.newest(context.store, context.name), NOTHING_NEW
     spans = batches(context, start, end, Path(file)) if file and Path(file).suffix == ".parquet" else None
     if spans is None:
-        return _ingest_batch(context, start, end, file)
+        return _ingest_batch(context, start, end, file, is_look=is_look)
     verdicts = []
     for first, last in spans:
         version, verdict = _ingest_batch(context, first, last, file, first == start)
@@ -110,9 +153,13 @@ def combined(verdicts: list[DataVerdict]) -> DataVerdict:
 
 def _ingest_batch(
     context: ModelContext, start: datetime, end: datetime, file: str | None, first_part: bool | None = None,
+    is_look: bool = False,
 ) -> tuple[DataVersion, DataVerdict]:
-    earlier = data.versions(context.store, context.name)
-    checked = check_batch(context.contract, read_batch(context, start, end, file, first_part))
+    earlier = data.versions(context.store, context.name)[-1:]
+    rows = read_batch(context, start, end, file, first_part)
+    if is_look and earlier and rows.empty:
+        return earlier[-1], NOTHING_NEW
+    checked = check_batch(context.contract, rows)
     first, last = start.isoformat(), end.isoformat()
     if not checked.verdict.passed:
         context.ledger.record(
@@ -123,40 +170,59 @@ def _ingest_batch(
     if len(checked.bad):
         data.set_aside(context.store, context.contract, checked.bad, start, end)
     version = data.append(context.store, context.contract, checked.good, start, end)
-    context.ledger.record(Ingested(start=first, end=last, data=version.digest, rows=version.rows,
-                                   bad=len(checked.bad)), once=("data",))
-    reasons = (*checked.verdict.reasons, *_gap(context, earlier, start))
+    context.ledger.record(
+        Ingested(start=first, end=last, data=version.digest, rows=version.rows, bad=len(checked.bad),
+                 newest=version.newest, corrected=version.corrected, changed_from=version.changed_from),
+        once=("data",))
+    reasons = (*checked.verdict.reasons, *_gap(context, earlier, start, checked.good))
     return version, replace(checked.verdict, reasons=reasons)
 
 
-def _gap(context: ModelContext, earlier: list[DataVersion], start: datetime) -> list[str]:
-    """A reason that names the gap between the stored events and this batch, if there is one."""
-    if not earlier or start <= (end := datetime.fromisoformat(earlier[-1].end)):
+def _gap(context: ModelContext, earlier: list[DataVersion], start: datetime, rows: pd.DataFrame) -> list[str]:
+    """A reason that names a gap before this batch: a span that nobody looked for, or one without rows that
+    is longer than the contract's `stale_after`."""
+    if not earlier:
         return []
-    return [f"nothing is stored of [{end}, {start}); to fill the gap run: perennial ingest {context.name} "
-            f"--start {end.isoformat()} --end {start.isoformat()}"]
+    first = rows[context.contract.event_time].min().to_pydatetime()
+    end, newest = (datetime.fromisoformat(time) for time in (earlier[0].end, earlier[0].newest))
+    if start <= end and first - newest <= context.contract.schedule.stale_after:
+        return []
+    since, until = (end, start) if start > end else (newest, first)
+    return [f"nothing is stored of [{since}, {until}), {until - since}; to fill the gap run: perennial "
+            f"ingest {context.name} --start {since.isoformat()} --end {until.isoformat()}"]
 
 
 def _span(context: ModelContext, start: datetime | None, end: datetime | None) -> tuple[datetime, datetime]:
-    """The batch's window: from the newest version's end to the last midnight whose labels have matured."""
+    """The batch's window; by default from the newest row, less the contract's lateness, to the last moment
+    whose labels have matured."""
     for given in (start, end):
         if given and given.tzinfo:
             raise PerennialError(f"{context.name}: {given} has a zone, event times have none; name it as "
                                  f"{given.replace(tzinfo=None)}")
-    matured = datetime.now() - context.contract.label.matures
-    midnight = matured.replace(hour=0, minute=0, second=0, microsecond=0)
-    if start is None:
-        start = datetime.fromisoformat(data.newest(context.store, context.name).end)
-    if end is None:
-        end = midnight
+    matured = (context.now() - context.contract.label.matures).replace(microsecond=0)
+    is_look = start is None and end is None
+    start, end = start or _next_start(context), end or matured
     if end > matured:
         raise PerennialError(f"{context.name}: labels of events before {end} are not all known: they mature "
-                             f"after {context.contract.label.matures}; name --end {midnight.isoformat()} or "
+                             f"after {context.contract.label.matures}; name --end {matured.isoformat()} or "
                              f"earlier")
-    if end <= start:
+    if end <= start and not is_look:
         raise PerennialError(f"{context.name}: nothing to ingest: [{start}, {end}) is empty; name --start "
                              f"and --end")
     return start, end
+
+
+def _next_start(context: ModelContext) -> datetime:
+    """Just after the newest row, less the contract's lateness; of the first batch, where history begins."""
+    schedule, known = context.contract.schedule, data.versions(context.store, context.name)
+    if known:
+        newest = datetime.fromisoformat(known[-1].newest)
+        return newest - schedule.lateness if schedule.lateness else newest + data.RESOLUTION
+    if schedule.since is None:
+        raise NotFound(f"{context.name}: nothing ingested in {context.store.address}, and the contract does "
+                       f"not say since when there are rows; state Schedule(since=…), or run: perennial "
+                       f"ingest {context.name} --start … --end …")
+    return schedule.since
 
 
 def read_batch(context: ModelContext, start: datetime, end: datetime, file: str | None = None,

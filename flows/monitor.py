@@ -1,22 +1,24 @@
-"""The flow that judges one window of traffic and decides what follows."""
+"""The flow that judges windows of traffic and decides what follows."""
 
 import logging
 from typing import TypedDict
-from uuid import NAMESPACE_URL, uuid5
 
 from prefect import flow, task
-from prefect.events import emit_event
 
 from contracts.core.digests import JsonObject
 from contracts.core.retraining import is_provisional
 from contracts.core.verdict import Action, WindowVerdict, as_json
 from flows.monitoring.alerts import update_alerts
+from flows.monitoring.claims import claim_first_training
 from flows.monitoring.decision import record_and_decide
 from flows.monitoring.evaluation import evaluate_window
-from flows.monitoring.windows import closed
+from flows.monitoring.windows import closed, due, is_outdated
+from flows.orchestration.events import RETRAIN, begin_run, emit, run_name
+from flows.orchestration.steps import RETRIED
 from flows.reporting import window_report
-from flows.reporting.artifacts import show_window, tag_run
+from flows.reporting.artifacts import show_window
 from flows.reporting.pages import report
+from registry import data
 from registry.context import open_model
 from registry.store import put
 from registry.traffic import ship
@@ -31,10 +33,27 @@ class MonitorResult(TypedDict):
     action: str
 
 
-@flow(name="monitor", flow_run_name="{model} {window}")
-def monitor(model: str, window: str) -> MonitorResult:
-    """Judge the window of traffic that starts at `window` (ISO time), and emit one event with its action."""
-    tag_run(model)
+@flow(name="monitor", flow_run_name=run_name)
+def monitor(model: str, window: str | None = None, cause: str | None = None) -> dict[str, MonitorResult]:
+    """Judge the window of traffic that starts at `window` (ISO time), or all that are due, and emit an event
+    with the action of each; where no version serves, ask for a first training. `cause`: what started this
+    run, for its page in Prefect."""
+    begin_run(model, cause)
+    judged = {start: judge_and_tell(model, start) for start in ([window] if window else due_windows(model))}
+    ask_for_first_training(model)
+    return judged
+
+
+@task(task_run_name="windows of {model} to judge", **RETRIED)
+def due_windows(model: str) -> list[str]:
+    """The starts of the windows that are due."""
+    context = open_model(model)
+    ship(context)
+    return [start.isoformat() for start in due(context)] if data.versions(context.store, model) else []
+
+
+def judge_and_tell(model: str, window: str) -> MonitorResult:
+    """Judge one window, act on it, and show it in Prefect."""
     verdict, action = judge_window(model, window)
     announce(model, window, verdict, action)
     update_alerts(open_model(model), window, verdict, action)
@@ -44,20 +63,20 @@ def monitor(model: str, window: str) -> MonitorResult:
     return {"verdict": as_json(verdict), "action": str(action)}
 
 
-@task(task_run_name="judge window {window} of {model}")
+@task(task_run_name="judge window {window} of {model}", **RETRIED)
 def judge_window(model: str, window: str) -> tuple[WindowVerdict, Action]:
-    """The window's verdict, judged now if there is none or it is provisional, and the action."""
+    """The window's verdict, judged now if there is none or it may change, and the action."""
     context = open_model(model)
     ship(context)
-    start = closed(context, window)
-    judged = context.ledger.state().windows.get(window)
-    is_final = judged and not is_provisional(judged.verdict, context.contract.drift)
+    start, judged = closed(context, window), context.ledger.state().windows.get(window)
+    is_final = judged and not is_outdated(context, judged) and not is_provisional(judged.verdict,
+                                                                                 context.contract.drift)
     action = record_and_decide(context, start,
                                judged.verdict if judged and is_final else evaluate_window(context, start))
     return context.ledger.state().windows[window].verdict, action
 
 
-@task(task_run_name="draw window {window} of {model}")
+@task(task_run_name="draw window {window} of {model}", **RETRIED)
 def draw_window(model: str, window: str) -> str:
     """Store the window's report, replacing an earlier one; returns its address."""
     context = open_model(model)
@@ -67,9 +86,13 @@ def draw_window(model: str, window: str) -> str:
 
 
 def announce(model: str, window: str, verdict: WindowVerdict, action: Action) -> None:
-    """Emit the window's event; its id follows from window and action, so that Prefect drops repetitions."""
-    emit_event(event=f"perennial.window.{action}",
-               resource={"prefect.resource.id": f"perennial.model.{model}"},
-               id=uuid5(NAMESPACE_URL, f"perennial/{model}/{window}/{action}"),
-               payload={"model": model, "window": window, "kind": str(verdict.kind),
-                        "reason": "; ".join(verdict.reasons)})
+    """Emit the window's event."""
+    emit(model, f"perennial.window.{action}", f"{window}/{action}", {
+        "window": window, "kind": str(verdict.kind), "reason": "; ".join(verdict.reasons)})
+
+
+def ask_for_first_training(model: str) -> None:
+    """Emit the event that has a first version trained, if none serves and the ledger grants it."""
+    claim = claim_first_training(open_model(model))
+    if claim:
+        emit(model, RETRAIN, claim.key, {"window": claim.key, "kind": "no champion", "reason": claim.reason})

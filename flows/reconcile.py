@@ -1,78 +1,141 @@
-"""The flow that makes up for lost events and killed runs: windows that were not
-judged, granted retrainings that did not run, a champion without replicas."""
+"""The flow that makes up for lost events and killed runs, at every link of the chain: data that was not
+looked for, windows that were not judged, granted retrainings that did not run, a champion without replicas.
+"""
 
 import logging
-from datetime import UTC, datetime, timedelta
-from typing import Any, TypedDict
+from typing import TypedDict
 
 from prefect import flow
-from prefect.deployments import run_deployment
+from prefect.states import Crashed
 
+from contracts.core.errors import PerennialError
 from contracts.core.loading import known_models
+from contracts.core.retraining import Claim
 from contracts.core.verdict import Action
+from flows.ingest import ingest
 from flows.monitor import announce, monitor
-from flows.monitoring.alerts import update_alerts
-from flows.monitoring.decision import record_and_decide
-from flows.monitoring.windows import due, stale, windows_of_traffic
-from flows.release import release_version
-from flows.releasing.rollout import RolloutResult, is_served
+from flows.monitoring.alerts import update_alerts, update_claim_alerts, update_window_alerts
+from flows.monitoring.windows import due, stale_labels, windows_of_traffic
+from flows.orchestration.events import run_name
+from flows.orchestration.recurrence import is_look_overdue
+from flows.orchestration.runs import find_run, set_state, start, waiting_runs
+from flows.release import release
+from flows.releasing.rollout import is_served
+from registry import data
+from registry.clock import machine_time
 from registry.context import ModelContext, open_model
-from registry.traffic import ship
 
-log = logging.getLogger("perennial.monitor")
-LONGEST_TRAINING = timedelta(minutes=10)  # after which a claim without an end counts as lost
+log = logging.getLogger("perennial.reconcile")
 
 
 class Reconciled(TypedDict):
-    """What was done for a model: the action of each window judged, why its labels
-    are stale, the training runs started, and the release of its champion."""
+    """What was done for a model: whether data was looked for, the windows judged, the runs of retrainings
+    that were started, and whether its champion was released again. `faults`: what went wrong meanwhile."""
 
-    windows: dict[str, str]
-    stale: list[str]
+    looked: bool
+    judged: list[str]
     trainings: list[str]
-    released: RolloutResult | None
+    released: bool
+    faults: list[str]
 
 
-@flow(name="reconcile")
+@flow(name="reconcile", flow_run_name=run_name)
 def reconcile(names: list[str] | None = None) -> dict[str, Reconciled]:
-    """Do what is overdue: judge closed windows, start granted retrainings, start the champion's replicas."""
-    done: dict[str, Reconciled] = {}
-    for model in names or known_models():
-        context = open_model(model)
-        ship(context)
-        if missed := stale(context):
-            log.error("%s is stale: %s", model, "; ".join(missed.reasons))
-            announce(model, str(missed.figures.since), missed, Action.PAGE)
-            update_alerts(context, max(windows_of_traffic(context)).isoformat(), missed, Action.PAGE)
-        resend_alerts(context)
-        judged = {window.isoformat(): monitor(model, window.isoformat())["action"] for window in due(context)}
-        started = [start_training(model, window) for window in overdue_claims(context)]
-        champion = context.ledger.state().champion
-        released = release_version(model, champion) if champion and not is_served(context) else None
-        done[model] = {"windows": judged, "stale": [*missed.reasons] if missed else [], "trainings": started,
-                       "released": released}
+    """Do what is overdue for each model. What fails of one holds up no other; in the end it fails the run."""
+    done = {model: reconcile_model(model) for model in names or known_models()}
+    faults = [f"{model}: {fault}" for model, result in done.items() for fault in result["faults"]]
+    if faults:
+        raise PerennialError("; ".join(faults))
     return done
 
 
-def resend_alerts(context: ModelContext) -> None:
-    """Update the alerts of the newest judged window again: the run that judged it may have been killed."""
-    windows = context.ledger.state().windows
-    if windows:
-        newest = max(windows)
-        verdict = windows[newest].verdict
-        update_alerts(context, newest, verdict,
-                      record_and_decide(context, datetime.fromisoformat(newest), verdict))
+def reconcile_model(model: str) -> Reconciled:
+    """Do what is overdue for one model, each part whether or not the others fail."""
+    result: Reconciled = {"looked": False, "judged": [], "trainings": [], "released": False, "faults": []}
+    for name, part in (("data", look), ("windows", judge_due), ("retrainings", run_claims),
+                       ("labels", tell_stale_labels), ("alerts", resend_alerts),
+                       ("replicas", serve_champion)):
+        try:
+            part(model, result)
+        except Exception as error:  # of a contract's author, a source, the store: told, and the rest goes on
+            log.error("%s: %s: %s", model, name, error, extra={"model": model})
+            result["faults"].append(f"{name}: {type(error).__name__}: {error}")
+    return result
 
 
-def start_training(model: str, window: str) -> str:
-    """Run the deployment, not the flow, so that its concurrency limit holds; returns the run's name."""
-    parameters = {"model": model, "window": window, "reason": "reconciled: its event was lost"}
-    run: Any = run_deployment("train/train", parameters=parameters, timeout=0, tags=[f"model:{model}"])
-    return str(run.name)
+def look(model: str, result: Reconciled) -> None:
+    """Ingest, if the contract's schedule has passed a time at which nothing was looked for."""
+    if is_look_overdue(open_model(model)):
+        ingest(model)
+        result["looked"] = True
 
 
-def overdue_claims(context: ModelContext) -> list[str]:
-    """Granted retrainings that are not finished after LONGEST_TRAINING: their event or run was lost."""
-    late = datetime.now(UTC) - LONGEST_TRAINING
-    claims = context.ledger.state().claims
-    return [key for key, claim in claims.items() if claim.is_granted and claim.at and claim.at < late]
+def judge_due(model: str, result: Reconciled) -> None:
+    """Judge the windows that are due, and ask for a first training."""
+    context = open_model(model)
+    if data.versions(context.store, context.name) and (due(context) or not context.ledger.state().champion):
+        result["judged"] = list(monitor(model))
+
+
+def run_claims(model: str, result: Reconciled) -> None:
+    """Record the runs of granted retrainings that died, and start those that no run works on."""
+    context = open_model(model)
+    for claim in _granted(context):
+        _record_dead_run(context, claim)
+    for claim in _granted(context):
+        if claim.run is None and not _is_waiting(model, claim):
+            result["trainings"].append(start(
+                "train", model, {"window": claim.key,
+                                 "reason": f"{claim.reason}; its event or its run was lost"},
+                key=f"{model}/{claim.key}/{claim.failures}"))
+
+
+def _granted(context: ModelContext) -> list[Claim]:
+    return [claim for claim in context.ledger.state().claims.values() if claim.is_granted]
+
+
+def _record_dead_run(context: ModelContext, claim: Claim) -> None:
+    """Record that a retraining's run has ended without a result, or took too long and is ended now."""
+    if claim.run is None or claim.at is None:
+        return
+    run, limits = find_run(claim.run), context.contract.training
+    if run and run.state and not run.state.is_final():
+        # The release has limits of its own, so that twice the training's time is never reached by a live run.
+        if machine_time() - claim.at < 2 * limits.time:
+            return
+        set_state(claim.run, Crashed(message=f"still under way after twice the contract's {limits.time}"))
+    why = f"{run.state.name}: {run.state.message or ''}" if run and run.state else "Prefect has lost its run"
+    context.ledger.retrain_failed(claim.key, why, limits.attempts, claim.run)
+
+
+def _is_waiting(model: str, claim: Claim) -> bool:
+    """Whether a run for the claim was created and has not begun."""
+    waiting = [*waiting_runs(f"train/{model}"), *waiting_runs("train/train")]
+    return any(run.parameters.get("window") == claim.key and run.parameters.get("model") == model
+               for run in waiting)
+
+
+def tell_stale_labels(model: str, result: Reconciled) -> None:
+    """Page a person if labels stay away though there is traffic."""
+    context = open_model(model)
+    verdict = stale_labels(context)
+    if verdict:
+        window = max(windows_of_traffic(context)).isoformat()
+        announce(model, window, verdict, Action.PAGE)
+        update_alerts(context, window, verdict, Action.PAGE)
+
+
+def resend_alerts(model: str, result: Reconciled) -> None:
+    """Bring the alerts up to date: the run that judged the newest window may have been killed."""
+    context = open_model(model)
+    update_window_alerts(context)
+    update_claim_alerts(context)
+
+
+def serve_champion(model: str, result: Reconciled) -> None:
+    """Release the champion again, if this machine serves the model and its replicas are not complete."""
+    context = open_model(model)
+    champion = context.ledger.state().champion
+    if champion and not is_served(context):
+        release(model, champion)
+        result["released"] = True

@@ -1,49 +1,68 @@
 """The flow that releases a version that passed the gate."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
-from prefect import flow, task
+from prefect import Task, flow, task
+from prefect.cache_policies import NO_CACHE
 
+from flows.orchestration.events import begin_run, run_name
+from flows.orchestration.steps import RETRIED
 from flows.releasing.bento import build_bento
 from flows.releasing.image import ship_image
 from flows.releasing.kubernetes import kustomization_folder, release_to_kubernetes
 from flows.releasing.rollout import RolloutResult, roll_out_version
-from flows.reporting.artifacts import show_release, tag_run
+from flows.reporting.artifacts import show_release
 from registry import images, models
 from registry.context import open_model
 
-
-@flow(name="release", flow_run_name="{model} {version:.12}")
-def release(model: str, version: str = "champion") -> RolloutResult:
-    """Release a version that passed the gate, or the champion again."""
-    tag_run(model)
-    return release_version(model, models.resolve(open_model(model).ledger, version))
+PACKAGE_TIMEOUT, PUSH_TIMEOUT = 600, 1800  # seconds for building a bento, for building and pushing an image
+T = TypeVar("T")
 
 
-def release_version(model: str, version: str) -> RolloutResult:
-    """Build and roll out a version; the outcome is "released", or "refused" by the canary.
-    Raises NotAllowed, before anything is built, if the gate did not pass it."""
-    open_model(model).ledger.must_allow(version)
-    bento = bento_of(model, version)
-    image = image_of(model, version, bento) if images.configured() else None
+@flow(name="release", flow_run_name=run_name)
+def release(model: str, version: str = "champion", cause: str | None = None) -> RolloutResult:
+    """Build and roll out a version that passed the gate, or the champion again; the outcome is "released", or
+    "refused" by the canary. Raises NotAllowed, before anything is built, if the gate did not pass it.
+    `cause`: what started this run, for its page in Prefect."""
+    begin_run(model, cause)
+    version = allowed(model, version)
+    bento = package(model, version)
+    image = push(model, version, bento) if images.configured() else None
     released = roll_out(model, version, bento, image)
     show_release(model, version, released)
     return released
 
 
-@task(task_run_name="bento {model} {version:.12}")
-def bento_of(model: str, version: str) -> str:
+def allowed(model: str, version: str) -> str:
+    """The digest of a version that may serve."""
+    ledger = open_model(model).ledger
+    digest = models.resolve(ledger, version)
+    ledger.must_allow(digest)
+    return digest
+
+
+@task(task_run_name="package {model} {version:.12}", timeout_seconds=PACKAGE_TIMEOUT, **RETRIED)
+def package(model: str, version: str) -> str:
+    """The bento's folder; it is built once."""
     return str(build_bento(open_model(model), version))
 
 
-@task(task_run_name="image {model} {version:.12}")
-def image_of(model: str, version: str, bento: str) -> str:
+@task(task_run_name="push {model} {version:.12}", timeout_seconds=PUSH_TIMEOUT, **RETRIED)
+def push(model: str, version: str, bento: str) -> str:
+    """The image's reference by its digest in the container registry."""
     return ship_image(open_model(model), version, Path(bento))
 
 
-@task(task_run_name="roll out {model} {version:.12}")
 def roll_out(model: str, version: str, bento: str, image: str | None) -> RolloutResult:
+    """Have replicas start, prove themselves in a canary and take over the traffic, each step a task."""
     context, folder = open_model(model), kustomization_folder()
     if folder and image:
-        return release_to_kubernetes(context, version, image, folder)
-    return roll_out_version(context, version, image or Path(bento))
+        return as_task("promote", lambda: release_to_kubernetes(context, version, image, folder))
+    return roll_out_version(context, version, image or Path(bento), step=as_task)
+
+
+def as_task(name: str, work: Callable[[], T]) -> T:
+    step: Task[[], T] = Task(work, name=name, cache_policy=NO_CACHE)
+    return step()

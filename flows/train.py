@@ -2,15 +2,24 @@
 
 from typing import Any, NotRequired, TypedDict
 
-from prefect import State, flow, task
+from msgspec import convert
+from prefect import State, flow, runtime, task
+from prefect.cache_policies import INPUTS, NO_CACHE
 from prefect.client.schemas import FlowRun
 
-from contracts.core.verdict import GateVerdict
-from flows.release import release_version
-from flows.reporting.artifacts import show_gate, tag_run
-from flows.training.judging import judge
-from flows.training.version import fit_version
+from contracts.core.digests import JsonObject
+from contracts.core.verdict import GateVerdict, as_json
+from flows.orchestration.events import STARTED, begin_run, emit, run_name
+from flows.orchestration.results import RESUMED, resumable
+from flows.orchestration.runs import is_alive
+from flows.orchestration.steps import RETRIED, memory_limit
+from flows.release import release as release_flow
+from flows.reporting.artifacts import show_gate
+from flows.training.judging import evaluate_version, record_verdict
+from flows.training.version import code_digest, preprocess_rows, register_version, save_version
+from registry import data
 from registry.context import open_model
+from registry.data import DataVersion
 
 BY_HAND = "by hand"  # the window of a training that a person asked for
 
@@ -24,52 +33,93 @@ class TrainingResult(TypedDict):
     why: NotRequired[list[str]]
 
 
-@flow(name="train", flow_run_name="{model} {window}")
-def train(model: str, window: str = BY_HAND, reason: str = "asked by a person",
-          release: bool = True) -> TrainingResult:
+@flow(name="train", flow_run_name=run_name)
+def train(model: str, window: str = BY_HAND, reason: str = "asked by a person", release: bool = True,
+          cause: str | None = None) -> TrainingResult:
     """Train a challenger on the newest data version, judge it, and release it if it passed.
 
-    `window` names the retraining that the ledger granted; a finished or unknown one is not run again.
+    `window` names the retraining that the ledger granted; a finished or unknown one, or one that another run
+    works on, is not run again. `cause`: what started this run, for its page in Prefect.
     """
-    tag_run(model)
+    begin_run(model, cause)
     if not may_run(model, window):
         return {"outcome": "nothing to do", "window": window}
-    version = train_version(model)
-    verdict = judge_version(model, version)
+    context = open_model(model)
+    bounded, champion = resumable(context.contract.training.time), context.ledger.state().champion
+    pinned = INPUTS if window != BY_HAND else NO_CACHE  # a resumed retraining goes on with its own data
+    source = bounded(read_data.with_options(cache_policy=pinned))(model, window)
+    rows = bounded(preprocess)(model, source, code_digest(context.contract))
+    version = bounded(fit)(model, source, rows, champion)
+    verdict = convert(bounded(evaluate)(model, version, champion), GateVerdict)
+    register(model, version, champion, as_json(verdict))
     show_gate(model, version, verdict)
     outcome, why = str(verdict.outcome), verdict.reasons
     if verdict.passed and release:
-        released = release_version(model, version)
+        released = release_flow(model, version)
         outcome, why = released["outcome"], (released["canary"] or {"reasons": ()})["reasons"]
     finish(model, window, version, outcome)
     return {"outcome": outcome, "version": version, "window": window, "why": list(why)}
 
 
 @train.on_failure
+@train.on_cancellation
+@train.on_crashed
 def record_failure(flow: Any, flow_run: FlowRun, state: State[Any]) -> None:
-    """Record the failed run, so that the reconciler starts another, and after a few gives up."""
-    if flow_run.parameters.get("window", BY_HAND) != BY_HAND:
-        open_model(flow_run.parameters["model"]).ledger.retrain_failed(flow_run.parameters["window"],
-                                                                       state.message or state.name
-                                                                       or "failed")
+    """Record the run that failed, was cancelled or ran out of time; after a few the retraining is given up.
+    A run that was killed can't: the reconciler records it."""
+    window = flow_run.parameters.get("window", BY_HAND)
+    if window != BY_HAND:
+        context = open_model(flow_run.parameters["model"])
+        context.ledger.retrain_failed(window, f"{state.name}: {state.message or ''}",
+                                      context.contract.training.attempts, str(flow_run.id))
 
 
 def may_run(model: str, window: str) -> bool:
-    """Whether the ledger holds an unfinished claim for this window; training by hand needs none."""
+    """Whether this run may do the retraining that the ledger granted; training by hand needs no grant."""
     if window == BY_HAND:
         return True
-    claim = open_model(model).ledger.state().claims.get(window)
-    return claim is not None and claim.is_granted
+    run = str(runtime.flow_run.id)
+    started = open_model(model).ledger.start_retraining(window, run, is_alive)
+    if started:
+        emit(model, STARTED, f"{window} {run}", {"window": window})
+    return started
 
 
-@task(task_run_name="fit {model}")
-def train_version(model: str) -> str:
-    return fit_version(open_model(model))
+@task(task_run_name="read data of {model}", **RETRIED, **RESUMED)
+def read_data(model: str, window: str) -> JsonObject:
+    """The data version to train on: the newest when the retraining first ran."""
+    context = open_model(model)
+    return data.newest(context.store, context.name).as_json()
 
 
-@task(task_run_name="judge {model} {version:.12}")
-def judge_version(model: str, version: str) -> GateVerdict:
-    return judge(open_model(model), version)
+@task(task_run_name="preprocess {model}", **RETRIED, **RESUMED)
+def preprocess(model: str, source: JsonObject, code: str) -> str:
+    """The name of the training set on this machine's disk; `code`: the digest of the code that makes it."""
+    context = open_model(model)
+    with memory_limit(model, context.contract.training.memory_gb):
+        return preprocess_rows(context, DataVersion.from_json(source), code)
+
+
+@task(task_run_name="fit {model}", **RETRIED, **RESUMED)
+def fit(model: str, source: JsonObject, rows: str, champion: str | None) -> str:
+    """The version that was trained, its files stored; its bins divide those of the `champion`."""
+    context = open_model(model)
+    with memory_limit(model, context.contract.training.memory_gb):
+        return save_version(context, DataVersion.from_json(source), rows)
+
+
+@task(task_run_name="evaluate {model} {version:.12}", **RETRIED, **RESUMED)
+def evaluate(model: str, version: str, champion: str | None) -> JsonObject:
+    """The gate's verdict on a version against the champion, as JSON."""
+    return as_json(evaluate_version(open_model(model), version, champion))
+
+
+@task(task_run_name="register {model} {version:.12}", **RETRIED)
+def register(model: str, version: str, champion: str | None, verdict: JsonObject) -> None:
+    """Record the version and the gate's verdict in the ledger."""
+    context = open_model(model)
+    register_version(context, version, champion)
+    record_verdict(context, version, champion, convert(verdict, GateVerdict))
 
 
 def finish(model: str, window: str, version: str, outcome: str) -> None:

@@ -1,11 +1,12 @@
 """Everything a flow needs to know of one model: contract, store, ledger and run folder."""
 
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 from contracts.core.contract import Contract
 from contracts.core.loading import load_contract
-from registry import models, settings
+from registry import clock, models, settings
 from registry.ledger import Ledger
 from registry.store import Store, open_store
 
@@ -27,6 +28,10 @@ class ModelContext:
     def spool(self) -> Path:
         """Where replicas leave their profiles; the monitor ships them to the store."""
         return self.run / "profiles"
+
+    def now(self) -> datetime:
+        """The present moment as the model's event times are written."""
+        return clock.now(self.contract.schedule.time_zone)
 
 
 def open_model(model: str) -> ModelContext:

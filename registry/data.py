@@ -5,10 +5,12 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from datetime import datetime, timedelta
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
+from botocore.exceptions import BotoCoreError, ClientError
 from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
@@ -16,19 +18,24 @@ from contracts.core.contract import Contract
 from contracts.core.digests import JsonObject, digest_of
 from contracts.core.errors import NotFound, PerennialError
 from registry import layout
+from registry.clock import machine_time
 from registry.store import Store
 
 METADATA_KEY = "perennial"  # of a commit's metadata; and the transaction's id, which makes appends conflict
 TABLE_PROPERTIES = {"delta.logRetentionDuration": "interval 36500 days",
                     "delta.enableExpiredLogCleanup": "false"}
 MAX_ATTEMPTS = 20
+STORE_FAULTS = (BotoCoreError, ClientError, DeltaError)  # of a store that may answer at the next attempt
+RESOLUTION = timedelta(microseconds=1)  # of event times in the table
 CHUNK_ROWS = 200_000  # held in memory at a time where a version is read from end to end
 
 
 @dataclass(frozen=True)
 class DataVersion:
-    """One state of a model's table: `start`, `end` and `rows` of all its rows; `batch_start`,
-    `batch_end` and `batch` (a digest) of the batch added last, which may be of older events."""
+    """One state of a model's table: `rows` in all, looked for in [`start`, `end`), the newest of them at
+    `newest`; `batch_start`, `batch_end` and `batch` (a digest) of the batch taken last, which may be of
+    older events; `corrected`: how many known rows it replaced; `changed_from`: the oldest row it added or
+    replaced."""
 
     table: str
     version: int
@@ -42,6 +49,9 @@ class DataVersion:
     at: str
     batch_start: str
     batch_end: str
+    newest: str
+    corrected: int = 0
+    changed_from: str = ""
 
     def as_json(self) -> JsonObject:
         return asdict(self)
@@ -49,35 +59,38 @@ class DataVersion:
     @classmethod
     def from_json(cls, stored: JsonObject) -> "DataVersion":
         # The first versions had no times of the batch: each added one at the end.
-        return cls(**({"batch_start": stored["start"], "batch_end": stored["end"]} | stored))
+        # Those until 0.2.0 had no time of the newest row.
+        return cls(**({"batch_start": stored["start"], "batch_end": stored["end"],
+                       "newest": stored["end"]} | stored))
+
+    def complete_until(self, stale_after: timedelta) -> datetime:
+        """The event time before which rows are all in: until where they were looked for, if what was found
+        reaches it but for `stale_after`, else the newest of them."""
+        end, newest = datetime.fromisoformat(self.end), datetime.fromisoformat(self.newest)
+        return end if newest > end - stale_after else newest
 
 
 def append(store: Store, contract: Contract, frame: pd.DataFrame, start: datetime,
            end: datetime) -> DataVersion:
-    """Append the rows of [start, end); the same batch again adds nothing and returns its first version.
+    """Take the rows of [start, end) into the table; the same batch again returns its first version.
 
-    Rows whose key is there already, in a batch that overlaps, are left out.
+    A row whose key is known and whose cells are the same changes nothing; one with other cells replaces the
+    known row. Where nothing changes, the newest version is returned.
     """
     if frame.empty:
         raise NotFound(f"{contract.name}: no row in [{start}, {end}) to ingest; name a window that has some")
-    table, batch, window = layout.data_table(contract.name), content_digest(frame), (start.isoformat(),
-                                                                                     end.isoformat())
+    batch, window = content_digest(frame), (start.isoformat(), end.isoformat())
     for _ in range(MAX_ATTEMPTS):
         existing = versions(store, contract.name)
         for version in existing:
             if (version.batch, version.batch_start, version.batch_end) == (batch, *window):
                 return version
-        rows = _new_rows(store, contract, frame, existing, start, end)
-        last = existing[-1] if existing else None
-        reference = DataVersion(
-            table, last.version + 1 if last else 0,
-            min([window[0], *(version.start for version in existing)]),
-            max([window[1], *(version.end for version in existing)]),
-            len(rows) + (last.rows if last else 0), contract.event_time, batch,
-            digest_of([last.digest if last else "", batch, *window]), contract.digest,
-            datetime.now(UTC).isoformat(timespec="seconds"), *window)
+        changes = _changes(store, contract, frame, existing)
+        if existing and changes.is_empty:
+            return existing[-1]
+        reference = _next_version(contract, changes, existing, batch, window)
         try:
-            _commit(store, table, rows, reference, last)
+            _commit(store, contract, changes, reference, existing[-1] if existing else None)
         except DeltaError:
             if len(versions(store, contract.name)) == len(existing):
                 raise
@@ -87,30 +100,74 @@ def append(store: Store, contract: Contract, frame: pd.DataFrame, start: datetim
                          f"{end}) again")
 
 
-def _commit(store: Store, table: str, rows: pd.DataFrame, reference: DataVersion,
+@dataclass(frozen=True)
+class Changes:
+    """The rows of a batch that the table lacks, and those that it has with other cells."""
+
+    new: pd.DataFrame
+    corrected: pd.DataFrame
+
+    @property
+    def is_empty(self) -> bool:
+        return not len(self.new) and not len(self.corrected)
+
+    def times(self, event_time: str) -> pd.Series:
+        return pd.concat([self.new[event_time], self.corrected[event_time]])
+
+
+def _next_version(contract: Contract, changes: Changes, existing: list[DataVersion], batch: str,
+                  window: tuple[str, str]) -> DataVersion:
+    last, times = existing[-1] if existing else None, changes.times(contract.event_time)
+    return DataVersion(
+        layout.data_table(contract.name), last.version + 1 if last else 0,
+        min([window[0], *(version.start for version in existing)]),
+        max([window[1], *(version.end for version in existing)]),
+        len(changes.new) + (last.rows if last else 0), contract.event_time, batch,
+        digest_of([last.digest if last else "", batch, *window]), contract.digest,
+        machine_time().isoformat(timespec="seconds"), *window,
+        newest=max([times.max().isoformat(), *([last.newest] if last else [])]),
+        corrected=len(changes.corrected), changed_from=times.min().isoformat())
+
+
+def _commit(store: Store, contract: Contract, changes: Changes, reference: DataVersion,
             last: DataVersion | None) -> None:
     properties = CommitProperties(custom_metadata={METADATA_KEY: json.dumps(asdict(reference))},
                                   app_transactions=[Transaction(METADATA_KEY, reference.version)])
-    target = DeltaTable(_uri(store, table), last.version, _options(store)) if last else _uri(store, table)
+    uri = _uri(store, reference.table)
+    target = DeltaTable(uri, last.version, _options(store)) if last else uri
+    rows = pa.Table.from_pandas(pd.concat([changes.new, changes.corrected]), preserve_index=False)
+    if isinstance(target, DeltaTable) and len(changes.corrected):
+        matches = " AND ".join(f'known."{name}" = found."{name}"' for name in contract.key)
+        (target.merge(rows, matches, source_alias="found", target_alias="known", commit_properties=properties)
+         .when_matched_update_all().when_not_matched_insert_all().execute())
+        return
     write_deltalake(
-        target, pa.Table.from_pandas(rows, preserve_index=False), mode="append" if last else "error",
+        target, rows, mode="append" if last else "error",
         configuration=None if last else TABLE_PROPERTIES, commit_properties=properties,
         storage_options=_options(store))
 
 
-def _new_rows(store: Store, contract: Contract, frame: pd.DataFrame, existing: list[DataVersion],
-              start: datetime, end: datetime) -> pd.DataFrame:
-    overlaps = any(version.batch_start < end.isoformat() and start.isoformat() < version.batch_end
-                   for version in existing)
-    if not overlaps:
-        return frame
+def _changes(store: Store, contract: Contract, frame: pd.DataFrame, existing: list[DataVersion]) -> Changes:
+    """What a batch adds to the newest version and what it corrects."""
+    times, none = frame[contract.event_time], frame.head(0)
+    # To the next microsecond, as `read` leaves out the end.
+    known = read(store, existing[-1], times.min(), times.max() + RESOLUTION) if existing else none
+    if known.empty:
+        return Changes(frame, none)
     if not contract.key:
-        raise PerennialError(f"{contract.name}: [{start}, {end}) overlaps a batch that is there, and the "
-                             f"contract has no key to distinguish old rows from new; ingest from "
-                             f"{existing[-1].end} on, or give the contract a key")
-    existing_keys = read(store, existing[-1], start, end)[list(contract.key)].drop_duplicates()
-    merged = frame.merge(existing_keys, on=list(contract.key), how="left", indicator="source")
-    return frame[(merged["source"] != "both").to_numpy()]
+        raise PerennialError(f"{contract.name}: {len(known)} rows of [{times.min()}, {times.max()}] are "
+                             f"there already, and the contract has no key to distinguish old rows from new; "
+                             f"ingest those after {existing[-1].newest}, or give the contract a key")
+    key = list(contract.key)
+    merged = frame.merge(known.drop_duplicates(key, keep="last"), on=key, how="left", indicator="found_in",
+                         suffixes=("", ".known"))
+    is_known = (merged["found_in"] == "both").to_numpy()
+    others = [name for name in frame if name not in key and f"{name}.known" in merged]
+    differs = np.zeros(len(merged), bool)
+    for name in others:
+        cell, known_cell = merged[name], merged[f"{name}.known"]
+        differs |= ~((cell == known_cell) | (cell.isna() & known_cell.isna())).fillna(False).to_numpy(bool)
+    return Changes(frame[~is_known], frame[is_known & differs])
 
 
 def content_digest(frame: pd.DataFrame) -> str:

@@ -34,11 +34,17 @@ class Recorded(Struct, frozen=True, kw_only=True, tag_field="event"):
 
 
 class Ingested(Recorded, frozen=True, kw_only=True, tag="ingested"):
+    """A data version was made: rows were looked for in [`start`, `end`). `newest`: the time of the newest
+    row; `changed_from`: of the oldest row that was added or, `corrected` of them, replaced."""
+
     start: str
     end: str
     data: str
     rows: int
     bad: int
+    newest: str | None = None
+    corrected: int = 0
+    changed_from: str | None = None
 
 
 class IngestRefused(Recorded, frozen=True, kw_only=True, tag="ingest_refused"):
@@ -157,6 +163,13 @@ class RetrainRefused(Recorded, frozen=True, kw_only=True, tag="retrain_refused")
     rule: RefusalRule | None = None
 
 
+class RetrainStarted(Recorded, frozen=True, kw_only=True, tag="retrain_started"):
+    """The Prefect run `run` works on a granted retraining."""
+
+    key: str
+    run: str
+
+
 class RetrainFailed(Recorded, frozen=True, kw_only=True, tag="retrain_failed"):
     """A run of a granted retraining failed; it may be run again."""
 
@@ -203,8 +216,8 @@ class AlertSent(Recorded, frozen=True, kw_only=True, tag="alert_sent"):
 
 Data: TypeAlias = (Ingested | IngestRefused | LabelsStored | Registered | Judged | Promoted | RolledBack
                    | Aliased | Tagged | Noted | Imaged | Released | RolloutFailed | CanaryJudged
-                   | ShadowJudged | WindowJudged | RetrainClaimed | RetrainRefused | RetrainFailed
-                   | RetrainFinished | AlertRaised | AlertOver | AlertSent)
+                   | ShadowJudged | WindowJudged | RetrainClaimed | RetrainRefused | RetrainStarted
+                   | RetrainFailed | RetrainFinished | AlertRaised | AlertOver | AlertSent)
 
 KINDS = {kind.__struct_config__.tag: kind for kind in get_args(Data)}
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
 
-from contracts.core.errors import Conflict, NotFound
+from contracts.core.errors import Conflict, Corrupt, NotFound
 
 
 class FolderStore:
@@ -18,13 +18,20 @@ class FolderStore:
         self.folder = folder.absolute()
         self.address = str(self.folder)
 
+    def _path(self, key: str) -> Path:
+        """The file of a key; raises Corrupt for one that leads out of the folder."""
+        path = self.folder / key
+        if ".." in path.parts or not path.is_relative_to(self.folder):
+            raise Corrupt(f"{key!r} is no key of {self.address}: it leads out of the folder")
+        return path
+
     def read(self, key: str) -> tuple[bytes, str]:
         content = self.get(key)
         return content, sha256(content).hexdigest()
 
     def get(self, key: str) -> bytes:
         try:
-            return (self.folder / key).read_bytes()
+            return self._path(key).read_bytes()
         except FileNotFoundError:
             raise NotFound(f"nothing under {key!r} in {self.address}") from None
 
@@ -32,7 +39,7 @@ class FolderStore:
         with self._temporary(key, content) as temporary:
             try:
                 # A hard link fails if the name exists: the one atomic put-if-absent.
-                os.link(temporary, self.folder / key)
+                os.link(temporary, self._path(key))
             except FileExistsError:
                 raise Conflict(f"{key} is there already in {self.address}") from None
 
@@ -41,12 +48,12 @@ class FolderStore:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if self.read(key)[1] != tag:
                 raise Conflict(f"{key} has changed in {self.address}")
-            os.replace(temporary, self.folder / key)
+            os.replace(temporary, self._path(key))
 
     @contextmanager
     def _temporary(self, key: str, content: bytes) -> Iterator[str]:
         """A temporary file of the content, synced to disk in the key's folder and removed afterwards."""
-        folder = (self.folder / key).parent
+        folder = self._path(key).parent
         folder.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(prefix=".tmp-", dir=folder)
         try:
@@ -67,7 +74,7 @@ class FolderStore:
                       and not key.rpartition("/")[2].startswith("."))
 
     def remove(self, key: str) -> None:
-        (self.folder / key).unlink()
+        self._path(key).unlink()
 
 
 def _sync(folder: Path) -> None:

@@ -7,8 +7,10 @@
     predictions/MODEL/VERSION/WINDOW/*.parquet  logged predictions
     labels/MODEL/DIGEST.parquet                 labels sent for the ids of predictions
     reports/MODEL/WINDOW.html                   the pages of judged windows
+    steps/KEY                                   results of a flow's steps, for a run that resumes
 """
 
+import re
 from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +18,7 @@ from typing import NamedTuple
 from contracts.core.windows import WINDOW_FORMAT
 
 PROFILES, PREDICTIONS = "profiles", "predictions"
+TRAFFIC_KEY = re.compile(rf"(?:{PROFILES}|{PREDICTIONS})/[^/]+/([^/]+)/([^/]+)/[^/]+\.(?:bin|parquet)")
 
 
 class TrafficKey(NamedTuple):
@@ -56,14 +59,22 @@ def from_spool(kind: str, spool: Path, path: Path) -> str:
     return f"{kind}/{path.relative_to(spool).as_posix()}"
 
 
-def parse_traffic(key: str) -> TrafficKey:
-    """Read a key under `traffic`.
+def is_event(key: str) -> bool:
+    """Whether a key under `events` is one: other objects, such as a folder's marker, are passed over."""
+    return re.fullmatch(r"ledger/[^/]+/\d{8}\.json", key) is not None
+
+
+def parse_traffic(key: str) -> TrafficKey | None:
+    """Read a key under `traffic`; None for one that no replica wrote, such as a folder's marker.
 
     >>> parse_traffic("profiles/flights/4f1c/2013-07-01T0000/replica-1.bin")
     TrafficKey(version='4f1c', start=datetime.datetime(2013, 7, 1, 0, 0))
     """
-    _, _, version, window, *_ = key.split("/")
-    return TrafficKey(version, datetime.strptime(window, WINDOW_FORMAT))
+    found = TRAFFIC_KEY.fullmatch(key)
+    try:
+        return TrafficKey(found[1], datetime.strptime(found[2], WINDOW_FORMAT)) if found else None
+    except ValueError:
+        return None
 
 
 def labels(model: str, digest: str) -> str:
@@ -72,3 +83,7 @@ def labels(model: str, digest: str) -> str:
 
 def window_page(model: str, start: datetime) -> str:
     return f"reports/{model}/{start:{WINDOW_FORMAT}}.html"
+
+
+def step_result(key: str) -> str:
+    return f"steps/{key}"

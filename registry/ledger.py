@@ -11,9 +11,10 @@ from contracts.core import retraining
 from contracts.core.digests import JsonObject, canonical_json, digest_of
 from contracts.core.errors import Conflict, Corrupt, PerennialError
 from contracts.core.policies import Drift
-from contracts.core.retraining import MAX_RUNS, Claim, ClaimState
+from contracts.core.retraining import GAVE_UP, Claim, ClaimState
 from contracts.core.verdict import GateVerdict, WindowVerdict
 from registry import layout, promotion, settings
+from registry.clock import machine_time
 from registry.events import (
     FORMAT,
     Aliased,
@@ -26,6 +27,7 @@ from registry.events import (
     RetrainFailed,
     RetrainFinished,
     RetrainRefused,
+    RetrainStarted,
     Tagged,
     WindowJudged,
     decode_data,
@@ -50,12 +52,11 @@ class Ledger:
 
     def events(self) -> list[Event]:
         """All events, their chain verified; raises Corrupt."""
-        keys = self.store.list(layout.events(self.model))
+        keys = [key for key in self.store.list(layout.events(self.model)) if layout.is_event(key)]
         for seq, key in enumerate(keys[len(self._verified):], start=len(self._verified)):
             if key != self._key(seq):
                 raise Corrupt(f"{self.model}: {key} is where {self._key(seq)} should be in "
-                              f"{self.store.address}; restore event {seq} from a backup, or remove what is "
-                              f"no event")
+                              f"{self.store.address}; restore event {seq} from a backup")
             self._verified.append(self._read(seq))
         return list(self._verified)
 
@@ -111,7 +112,7 @@ class Ledger:
         raise Conflict(f"{self.model}: {MAX_ATTEMPTS} other writers came first; try again")
 
     def _link(self, data: Data) -> Event:
-        seq, at = len(self._verified), datetime.now(UTC).isoformat(timespec="microseconds")
+        seq, at = len(self._verified), machine_time().isoformat(timespec="microseconds")
         event = Event(seq=seq, prev=self._head(seq), at=at, by=settings.user(), digest="", data=data)
         return Event(seq=seq, prev=event.prev, at=at, by=event.by, data=data,
                      digest=digest_of(_hashed(event, encode_data(data))))
@@ -186,13 +187,25 @@ class Ledger:
             if key in state.claims:
                 return None
             refusal = retraining.refusal(state.claims, state.refusals, drift, model=self.model, now=now,
-                                         clock=datetime.now(UTC), new_rows=new_rows)
+                                         clock=machine_time(), new_rows=new_rows)
             if refusal:
                 return RetrainRefused(key=key, now=now, reason=reason, why=refusal.why, rule=refusal.rule)
             return RetrainClaimed(key=key, now=now, reason=reason)
 
         self.decide(decision)
         return self.state().claims[key]
+
+    def claim_first_training(self, key: str, *, now: datetime, reason: str, drift: Drift) -> Claim | None:
+        """Ask for the first training of a model without a champion; None if it may not start."""
+        def decision(state: State) -> RetrainClaimed | None:
+            is_busy = any(claim.is_granted for claim in state.claims.values())
+            if state.champion or is_busy or key in state.claims or state.refusals >= drift.refusals:
+                return None
+            return RetrainClaimed(key=key, now=now, reason=reason)
+
+        self.decide(decision)
+        claim = self.state().claims.get(key)
+        return claim if claim and claim.is_granted else None
 
     def retrain_finished(self, key: str, outcome: str, version: str) -> Event | None:
         def decision(state: State) -> RetrainFinished | None:
@@ -201,16 +214,29 @@ class Ledger:
 
         return self.decide(decision)
 
-    def retrain_failed(self, key: str, why: str) -> Event | None:
-        """Record that a run of a granted retraining failed; after MAX_RUNS of them it is finished."""
+    def start_retraining(self, key: str, run: str, is_alive: Callable[[str], bool]) -> bool:
+        """Record that `run` works on a granted retraining; False if it may not: the retraining is unknown or
+        finished, or another run of it `is_alive`."""
+        def decision(state: State) -> RetrainStarted | None:
+            claim = state.claims.get(key)
+            is_free = claim and claim.is_granted and (claim.run is None or not is_alive(claim.run))
+            return RetrainStarted(key=key, run=run) if is_free else None
+
+        self.decide(decision)
+        claim = self.state().claims.get(key)
+        return claim is not None and claim.is_granted and claim.run == run
+
+    def retrain_failed(self, key: str, why: str, attempts: int, run: str | None = None) -> Event | None:
+        """Record that a run of a granted retraining failed; after so many `attempts` it is finished.
+        `run`: only if this is the one that works on it."""
         def decision(state: State) -> RetrainFailed | RetrainFinished | None:
             claim = state.claims.get(key)
-            if claim is None or claim.state is not ClaimState.CLAIMED:
+            if claim is None or not claim.is_granted or (run and claim.run != run):
                 return None
             failures = claim.failures + 1
-            if failures < MAX_RUNS:
+            if failures < attempts:
                 return RetrainFailed(key=key, why=why, failures=failures)
-            return RetrainFinished(key=key, outcome="failed", why=f"{failures} runs failed, the last: {why}")
+            return RetrainFinished(key=key, outcome=GAVE_UP, why=f"{failures} runs failed, the last: {why}")
 
         return self.decide(decision)
 

@@ -97,6 +97,9 @@ def fetch(store: Store, model: str, version: str, folder: Path) -> Path:
         partial = Path(temporary) / version
         partial.mkdir()
         for name, digest in manifest_["files"].items():
+            if Path(name).name != name:
+                raise Corrupt(f"{model}: the manifest of {version[:12]} names {name!r}, which is a path; "
+                              f"restore it from a backup")
             content = store.get(layout.version_file(model, version, name))
             if sha256(content).hexdigest() != digest:
                 raise Corrupt(f"{model}: {name} of {version[:12]} was changed in {store.address}; restore it "

@@ -39,8 +39,17 @@ class S3Store:
             self.client.put_object(Bucket=self.bucket, Key=self.prefix + key, Body=content, **condition)
         except ClientError as error:
             if error.response["Error"]["Code"] in ("PreconditionFailed", "ConditionalRequestConflict"):
+                # A request whose answer was lost is sent again, and then meets what it wrote itself.
+                if _was_sent_again(error) and self._holds(key, content):
+                    return
                 raise Conflict(f"{key} is there already or has changed in {self.address}") from None
             raise
+
+    def _holds(self, key: str, content: bytes) -> bool:
+        try:
+            return self.read(key)[0] == content
+        except NotFound:
+            return False
 
     def list(self, prefix: str) -> list[str]:
         pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket,
@@ -51,3 +60,7 @@ class S3Store:
     def remove(self, key: str) -> None:
         with suppress(ClientError):  # without permission to delete it stays
             self.client.delete_object(Bucket=self.bucket, Key=self.prefix + key)
+
+
+def _was_sent_again(error: ClientError) -> bool:
+    return int(error.response.get("ResponseMetadata", {}).get("RetryAttempts", 0)) > 0

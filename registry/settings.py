@@ -12,6 +12,7 @@ from contracts.core.errors import PerennialError
 STORE, RUN, DEMO, USER = "PERENNIAL_STORE", "PERENNIAL_RUN", "PERENNIAL_DEMO", "PERENNIAL_USER"
 IMAGES, BASE, BUILD_NETWORK = "PERENNIAL_IMAGES", "PERENNIAL_BASE", "PERENNIAL_BUILD_NETWORK"
 DASK, KUSTOMIZATION, ALERT_WEBHOOK = "PERENNIAL_DASK", "PERENNIAL_KUSTOMIZATION", "PERENNIAL_ALERT_WEBHOOK"
+CLOCK = "PERENNIAL_CLOCK"
 
 BASE_IMAGE = "python:3.11-slim"
 
@@ -70,3 +71,9 @@ def kustomization() -> Path | None:
 def alert_webhook() -> str | None:
     """The webhook to which alerts are posted; checked in `flows.monitoring.notifications`."""
     return os.environ.get(ALERT_WEBHOOK) or None
+
+
+def clock_file() -> Path | None:
+    """The file that holds the present moment of a replay; None where the machine's clock holds."""
+    file = os.environ.get(CLOCK)
+    return Path(file).absolute() if file else None

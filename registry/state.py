@@ -8,7 +8,7 @@ from typing import TypeVar
 from msgspec import Struct
 from msgspec.structs import replace
 
-from contracts.core.retraining import Claim, ClaimState
+from contracts.core.retraining import GAVE_UP, Claim, ClaimState
 from contracts.core.verdict import Outcome
 from registry import events
 from registry.events import AlertState, Event, Recorded
@@ -96,12 +96,13 @@ def fold(state: State, event: Event) -> State:
             state.notes.setdefault(data.version, []).append(data.text)
         case events.WindowJudged():
             state.windows[data.key] = data
-        case (events.RetrainClaimed() | events.RetrainRefused() | events.RetrainFailed()
-              | events.RetrainFinished()):
+        case (events.RetrainClaimed() | events.RetrainRefused() | events.RetrainStarted()
+              | events.RetrainFailed() | events.RetrainFinished()):
             state.claims[data.key] = _claim(state.claims.get(data.key), data,
                                             datetime.fromisoformat(event.at))
             if isinstance(data, events.RetrainFinished):
-                state.refusals += data.outcome in (Outcome.FAILED, "refused")  # by the gate, by the canary
+                # By the gate, by the canary, or because every run of it failed.
+                state.refusals += data.outcome in (Outcome.FAILED, "refused", GAVE_UP)
         case events.AlertRaised():
             state.alerts[data.key] = Alert(**{name: getattr(data, name) for name in data.__struct_fields__})
         case events.AlertOver():
@@ -122,8 +123,8 @@ def _stack_after_rollback(stack: Sequence[str], to: str) -> list[str]:
 
 
 def _claim(claim: Claim | None,
-           data: events.RetrainClaimed | events.RetrainRefused | events.RetrainFailed
-           | events.RetrainFinished, at: datetime) -> Claim:
+           data: events.RetrainClaimed | events.RetrainRefused | events.RetrainStarted
+           | events.RetrainFailed | events.RetrainFinished, at: datetime) -> Claim:
     """A retraining after one more event about it."""
     match data:
         case events.RetrainClaimed():
@@ -132,7 +133,9 @@ def _claim(claim: Claim | None,
             return Claim(key=data.key, state=ClaimState.REFUSED, now=data.now, reason=data.reason, at=at,
                          why=data.why, rule=data.rule)
     known = claim or Claim(key=data.key, state=ClaimState.CLAIMED)
+    if isinstance(data, events.RetrainStarted):
+        return replace(known, run=data.run, at=at)
     if isinstance(data, events.RetrainFailed):
-        return replace(known, failures=data.failures, at=at)
-    return replace(known, state=ClaimState.FINISHED, outcome=data.outcome, version=data.version,
+        return replace(known, failures=data.failures, run=None, why=data.why, at=at)
+    return replace(known, run=None, state=ClaimState.FINISHED, outcome=data.outcome, version=data.version,
                    why=data.why or known.why)

@@ -3,7 +3,6 @@ traffic, in the spool of this machine and in the store."""
 
 import logging
 import signal
-import time
 from collections.abc import Iterable
 from contextlib import suppress
 from datetime import datetime
@@ -22,6 +21,7 @@ import pyarrow.parquet as pq
 from contracts.core.errors import Conflict, Corrupt, NotFound
 from contracts.core.features import Columns
 from registry import layout
+from registry.clock import machine_time
 from registry.context import ModelContext
 from registry.events import LabelsStored
 from registry.layout import PREDICTIONS, PROFILES
@@ -89,11 +89,18 @@ def _records(content: bytes) -> int:
         raise Corrupt(f"{len(content)} bytes are not a profile: {error}; remove them") from error
 
 
+def traffic_keys(context: ModelContext, kind: str, version: str | None = None,
+                 start: datetime | None = None) -> dict[str, layout.TrafficKey]:
+    """The keys of PROFILES or PREDICTIONS and their parts: of a model, a version, or one window of that."""
+    keys = context.store.list(layout.traffic(kind, context.name, version, start))
+    return {key: parts for key in keys if (parts := layout.parse_traffic(key))}
+
+
 def window_counts(context: ModelContext, version: str, start: datetime) -> "WindowCounts":
     """The counts of all replicas of a version in a window."""
     from service.profiles import NO_TRAFFIC, read_counts  # whylogs is slow to import
 
-    keys = context.store.list(layout.traffic(PROFILES, context.name, version, start))
+    keys = traffic_keys(context, PROFILES, version, start)
     return sum((read_counts(context.store.get(key)) for key in keys), NO_TRAFFIC)
 
 
@@ -127,7 +134,7 @@ def ship_predictions(context: ModelContext, wait_for_batch: bool = False) -> int
 
 def _may_grow(parts: dict[Path, tuple[bytes, Columns]]) -> bool:
     return (sum(len(content) for content, _ in parts.values()) < BATCH_BYTES
-            and time.time() - next(iter(parts)).stat().st_mtime < BATCH_SECONDS)
+            and machine_time().timestamp() - next(iter(parts)).stat().st_mtime < BATCH_SECONDS)
 
 
 def _read_logs(paths: Iterable[Path]) -> dict[Path, tuple[bytes, Columns]]:
@@ -154,7 +161,7 @@ def logged_predictions(context: ModelContext, version: str, start: datetime) -> 
     """A version's logged predictions of a window, without
     duplicates: id, the columns sent, each class's probability."""
     return read_predictions(context,
-                            context.store.list(layout.traffic(PREDICTIONS, context.name, version, start)))
+                            [*traffic_keys(context, PREDICTIONS, version, start)])
 
 
 def read_predictions(context: ModelContext, keys: list[str]) -> pd.DataFrame:

@@ -11,11 +11,13 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from contracts.core import errors
 from deployments import fleet, replicas, stack
 from flows.ingest import ingest_batch
+from flows.orchestration.deploying import deploy
 from flows.releasing.bento import build_bento
 from flows.training.judging import judge
 from flows.training.version import fit_version
 from registry import images
 from registry.context import ModelContext, open_model
+from registry.settings import CLOCK
 
 PUMPS = "pumps"
 
@@ -95,13 +97,15 @@ def servers(tmp_path_factory):
     runs when a test calls it: at its hour, minute 17, it would judge what a test is still sending."""
     home = tmp_path_factory.mktemp("stack")
     with pytest.MonkeyPatch.context() as patch:
-        known = stack.environment(home, profile_seconds=0.3)
+        known = stack.environment(home, profile_seconds=0.3) | {CLOCK: str(home / "clock")}
+        (home / "clock").write_text("2024-02-12T12:00:00+00:00")
         for name, value in known.items():
             patch.setenv(name, value)
         try:
             # Prefect was imported before.
             with temporary_settings({PREFECT_API_URL: known["PREFECT_API_URL"]}):
                 up = stack.up(home)
+                deploy([PUMPS])
                 plan_reconciler(False)
                 yield up
         finally:

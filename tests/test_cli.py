@@ -41,7 +41,7 @@ def test_without_a_prefect_server_a_mistake_is_still_one_line(tmp_path):
 
 @pytest.mark.parametrize(
     ("words", "named"),
-    [(("status", "fights"), ("no contract 'fights'", "known: flights")),
+    [(("status", "fights"), ("no contract 'fights'", "known: departures, flights")),
      (("release", "flights"), ("no champion", "perennial train flights")),
      (("rollback", "flights"), ("no champion", "perennial train flights")),
      (("ingest", "flights", "--start", "2013-01-01", "--end", "2013-01-02", "--file", "no.csv"),
@@ -53,7 +53,7 @@ def test_without_a_prefect_server_a_mistake_is_still_one_line(tmp_path):
       ("is empty", "an --end after --start")),
      (("monitor", "flights", "--window", "2013-01-02"),
       ("2013-01-02T00:00:00 is not a window", "starts at 2012-12-31T00:00:00")),
-     (("status", "..foo"), ("no contract '..foo'", "known: flights"))])
+     (("status", "..foo"), ("no contract '..foo'", "known: departures, flights"))])
 def test_the_users_mistake_is_one_line_that_names_the_remedy(servers, tmp_path, words, named):
     said = perennial(*words, PERENNIAL_STORE=str(tmp_path / "store"), PERENNIAL_RUN=str(tmp_path / "run"),
                      PREFECT_LOGGING_LEVEL="CRITICAL")  # the fixture's servers log more

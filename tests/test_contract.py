@@ -128,7 +128,7 @@ def test_a_model_serves_on_while_policies_change_but_not_under_other_features():
 
 
 def test_an_unknown_model_names_the_known_ones():
-    with pytest.raises(ContractError, match="known: flights"):
+    with pytest.raises(ContractError, match="known: departures, flights"):
         load_contract("trains")
 
 

@@ -6,9 +6,9 @@ from datetime import datetime, timedelta
 import numpy as np
 
 from contracts.flights import source
-from flows.demo.faults import FAULTS, corrupted, labels_of, refused
+from flows.demo.faults import FAULTS, corrupted, refused
 
-CELSIUS, CARRIER, CLOCK, TWICE, NEVER = FAULTS
+CELSIUS, CARRIER, CLOCK = FAULTS
 
 
 def test_rows_are_spoiled_only_while_a_fault_lasts():
@@ -28,13 +28,6 @@ def test_rows_are_spoiled_only_while_a_fault_lasts():
     assert list(sent.index) == list(rows.index) and corrupted(rows, "departs", ()) is rows
 
 
-def test_labels_come_once_but_for_two_weeks():
-    weeks = [datetime(2013, 3, 4) + timedelta(7 * index) for index in range(40)]
-    assert ({start.date().isoformat(): labels_of(start, FAULTS) for start in weeks
-             if labels_of(start, FAULTS) != "once"} == {"2013-07-29": "twice", "2013-09-02": "never"})
-    assert {labels_of(start, ()) for start in weeks} == {"once"}
-
-
 def week(start: datetime, kind: str, action: str, *reasons: str) -> dict:
     return {"window": start.isoformat(), "end": start + timedelta(7), "kind": kind, "action": action,
             "reasons": reasons}
@@ -47,6 +40,3 @@ def test_a_fault_is_named_when_every_window_that_it_touches_says_so():
     assert not CELSIUS.named([told[0], week(second, "input drift", "noted", said)])
     assert not CELSIUS.named([told[0], week(second, "broken contract", "page", "another reason")])
     assert not CELSIUS.named([week(datetime(2013, 6, 3), "broken contract", "page", said)])
-    assert TWICE.named([week(datetime(2013, 7, 29), "input drift", "noted")])
-    assert not TWICE.named([week(datetime(2013, 7, 29), "broken contract", "page", "x")])
-    assert NEVER.named([week(datetime(2013, 9, 2), "stale", "page", "no labels: nothing was ingested")])

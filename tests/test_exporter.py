@@ -64,7 +64,8 @@ def test_the_gauges_say_what_ledger_and_store_hold(context):
             == {("champion_info", "v1", "1"): 1, ("drift_score", "heat"): pytest.approx(3),
                 ("log_loss",): 0.4, ("log_loss_low",): 0.35, ("log_loss_high",): 0.45, ("label_gap",): 0.03,
                 ("label_coverage",): 0.9, ("newest_profile_age_seconds",): WEEK.total_seconds(),
-                ("newest_label_age_seconds",): WEEK.total_seconds(), ("labels_behind_traffic_seconds",): 0.0,
+                ("newest_label_age_seconds",): WEEK.total_seconds() + 47,
+                ("labels_behind_traffic_seconds",): 47.0,  # the newest reading came 47 s before midnight
                 ("open_alerts", "broken contract"): 0, ("open_alerts", "input drift"): 1,
                 ("windows", "page"): 1, ("windows", "watch"): 1, ("windows", "retrain"): 1})
 

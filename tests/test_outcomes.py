@@ -16,7 +16,7 @@ from contracts.flights import contract, source
 from flows.ingest import ingest_batch
 from flows.monitor import judge_window
 from flows.monitoring.outcomes import ingested_events, join_outcomes, store_labels, unlabelled_windows
-from flows.monitoring.windows import due, stale
+from flows.monitoring.windows import due, stale_labels
 from registry.context import ModelContext, fetch_version, open_model
 from registry.folder_store import FolderStore
 from registry.traffic import logged_predictions, ship
@@ -301,13 +301,13 @@ def test_a_week_without_traffic_pages(context, version):
 def test_labels_that_stay_away_page(context, version):
     answer(context, version, week())
     ship(context)
-    assert stale(context) is None
+    assert stale_labels(context) is None
     answer(context, version, week(WINDOW + WEEK), replica="two")
     ship(context)
-    assert stale(context) is None  # they may come any day
+    assert stale_labels(context) is None  # they may come any day
     answer(context, version, week(WINDOW + 2 * WEEK), replica="three")
     ship(context)
-    said = stale(context)
+    said = stale_labels(context)
     assert ((said.kind, said.figures.since) == ("stale", WINDOW.isoformat())
             and "perennial ingest flights" in said.reasons[0])
 

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
 from uuid import uuid4
@@ -213,12 +213,8 @@ def test_what_served_at_a_time(ledger):
 
 
 def test_what_served_at_a_time_though_a_writers_clock_was_ahead(ledger, monkeypatch):
-    class Ahead(datetime):
-        @classmethod
-        def now(cls, zone=None):
-            return datetime.now(zone) + timedelta(hours=2)
     with monkeypatch.context() as patch:
-        patch.setattr("registry.ledger.datetime", Ahead)
+        patch.setattr("registry.ledger.machine_time", lambda: datetime.now(UTC) + timedelta(hours=2))
         ahead = ledger.judged(A, PASSED, None)
     promoted = ledger.promote(A, expect=None)
     assert promoted.at < ahead.at
@@ -319,14 +315,14 @@ def test_a_retraining_is_granted_once_one_at_a_time_and_after_the_cooldown(ledge
 def test_a_retraining_whose_runs_fail_is_over_after_three(ledger):
     claim(ledger, "one", 1)
     for failures in (1, 2):
-        ledger.retrain_failed("one", "no disk")
+        ledger.retrain_failed("one", "no disk", 3)
         assert claim(ledger, "one", 1).is_granted and ledger.state().claims["one"].failures == failures
-    ledger.retrain_failed("one", "no disk")
+    ledger.retrain_failed("one", "no disk", 3)
     over = ledger.state().claims["one"]
-    assert ((over.state, over.outcome) == ("finished", "failed")
+    assert ((over.state, over.outcome) == ("finished", "gave up")
             and "3 runs failed, the last: no disk" in over.why)
-    assert (ledger.retrain_failed("one", "late") is None
-            and ledger.retrain_failed("never claimed", "?") is None)
+    assert (ledger.retrain_failed("one", "late", 3) is None
+            and ledger.retrain_failed("never claimed", "?", 3) is None)
     assert claim(ledger, "two", 15).is_granted
 
 

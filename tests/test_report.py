@@ -95,10 +95,21 @@ def example(seed: int = 0, better: dict = BETTER) -> dict:
                                      "0.08"]} for at in refused],
             "calibration": {name: curve(rng, reach)
                             for name, reach in (("on_time", 10), ("late", 5), ("disrupted", 9))},
-            "days": days(rng, first, until, retrains),
+            "days": days(rng, first, until, retrains), "runs": 210, "started_by_hand": [],
+            "chains": {"flights": [chain(digest[1], "worse on labels")],
+                       "departures": [chain(None, "temp <drifts> past its threshold")]},
             "faults": [{"name": "temperature in <Celsius>", "from": "2013-05-10", "named": True,
                         "said": ["2013-05-06: broken contract: temp"]},
                        {"name": "labels twice", "from": "2013-07-29", "named": False, "said": []}]}
+
+
+def chain(version: str | None, reason: str) -> dict:
+    """A retraining and the runs that led to it."""
+    links = [{"flow": flow, "by": by, "at": "2026-01-01 00:00:00", "seconds": 2.5} for flow, by in (
+        ("ingest", "CronSchedule"), ("monitor", "new data is judged by: flights"),
+        ("train", "a window asks for a retraining: flights"))]
+    return {"window": "2013-04-08T00:00:00", "reason": reason, "outcome": "released" if version else "failed",
+            "version": version, "links": links}
 
 
 def short() -> dict:

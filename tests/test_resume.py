@@ -2,7 +2,7 @@
 
 import shutil
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from itertools import count
 
 import numpy as np
@@ -21,6 +21,7 @@ from flows.releasing.bento import build_bento
 from flows.training.judging import champion_probabilities, judge
 from flows.training.version import fit_version
 from registry import data
+from registry.clock import is_simulated, set_clock
 from registry.context import ModelContext, fetch_version, open_model
 from registry.folder_store import FolderStore
 from registry.ledger import Ledger
@@ -166,6 +167,8 @@ def two_versions(tmp_path_factory):
         patch.setenv("PERENNIAL_STORE", str(home / "store"))
         patch.setenv("PERENNIAL_RUN", str(home / "run"))
         context = open_model(PUMPS)
+    if is_simulated():
+        set_clock(datetime(2024, 3, 19, tzinfo=UTC))  # the servers' clock: later than the rows of this test
     ingest_batch(context, START, datetime(2024, 2, 12))
     train_and_promote(context)
     first = context.ledger.state().champion

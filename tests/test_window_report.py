@@ -111,9 +111,9 @@ def test_the_page_asks_nothing_of_the_network_and_runs_no_script(context, first)
 @pytest.mark.parametrize(
     ("end", "said"),
     [(lambda ledger, version: None, "a retraining was granted."),
-     (lambda ledger, version: ledger.retrain_failed(LAST.isoformat(), "no disk"),
+     (lambda ledger, version: ledger.retrain_failed(LAST.isoformat(), "no disk", 3),
       "granted, and 1 of its runs failed."),
-     (lambda ledger, version: [ledger.retrain_failed(LAST.isoformat(), "no disk") for _ in range(3)],
+     (lambda ledger, version: [ledger.retrain_failed(LAST.isoformat(), "no disk", 3) for _ in range(3)],
       "and failed (3 runs failed, the last: no disk)"),
      (lambda ledger, version: ledger.retrain_finished(LAST.isoformat(), "failed", version),
       "made v2, which the gate refused."),
@@ -343,7 +343,7 @@ def test_the_command_draws_the_newest_window_or_the_one_named(context, first, tm
 def test_a_report_that_can_not_be_drawn_loses_neither_the_event_nor_the_verdict(monkeypatch):
     """It fails the run all the same, and the artifact says that there is none."""
     done = []
-    for name in ("tag_run", "announce", "show_window"):
+    for name in ("begin_run", "announce", "show_window", "ask_for_first_training"):
         monkeypatch.setattr(monitor, name, lambda *arguments, name=name: done.append((name, *arguments[2:])))
     monkeypatch.setattr(monitor, "judge_window", lambda *_: ({"kind": "fine"}, "fine"))
     monkeypatch.setattr(monitor, "draw_window",
@@ -351,10 +351,11 @@ def test_a_report_that_can_not_be_drawn_loses_neither_the_event_nor_the_verdict(
     with pytest.raises(ZeroDivisionError, match="no ink"):
         monitor.monitor.fn(PUMPS, LAST.isoformat())
     assert (done
-            == [("tag_run",), ("announce", {"kind": "fine"}, "fine"),
+            == [("begin_run",), ("announce", {"kind": "fine"}, "fine"),
                 ("show_window", {"kind": "fine"}, "fine", None)])
     monkeypatch.setattr(monitor, "draw_window", lambda *_, return_state: Completed(data="somewhere"))
-    assert monitor.monitor.fn(PUMPS, LAST.isoformat())["action"] == "fine" and done[-1][-1] == "somewhere"
+    window = LAST.isoformat()
+    assert monitor.monitor.fn(PUMPS, window)[window]["action"] == "fine" and done[-2][-1] == "somewhere"
 
 
 @pytest.mark.parametrize(("address", "said"),

@@ -17,7 +17,7 @@ from contracts.core.dependencies import helpers_of
 from contracts.core.digests import JsonObject, digest_of, plain_json, source_of
 from contracts.core.errors import ContractError, PerennialError
 from contracts.core.features import Columns, Feature
-from contracts.core.policies import Drift, Gate, Rollout
+from contracts.core.policies import Drift, Gate, Rollout, Schedule, TrainingLimits
 from contracts.core.schema import FIELD_RULES
 from contracts.core.windows import window_of
 
@@ -52,6 +52,8 @@ class Contract:
     gate: Gate
     drift: Drift = Drift()  # noqa: RUF009  frozen
     rollout: Rollout = Rollout()  # noqa: RUF009
+    schedule: Schedule = Schedule()  # noqa: RUF009
+    training: TrainingLimits = TrainingLimits()  # noqa: RUF009
     source: Callable[[datetime, datetime], Any] | None = None
     key: tuple[str, ...] = ()
     rounds: int = 300
@@ -133,6 +135,8 @@ class Contract:
         yield "logged", self.logged, 0 <= self.logged <= 1, "a share from 0 to 1"
         yield "bad_rows", self.bad_rows, 0 <= self.bad_rows <= 1, "a share from 0 to 1"
         yield "stop_share", self.stop_share, 0 < self.stop_share < 1, "a share between 0 and 1"
+        yield from self.schedule.settings()
+        yield from self.training.settings()
 
     @cached_property
     def columns(self) -> dict[str, pa.Column]:
@@ -226,7 +230,8 @@ class Contract:
             {"name": self.name, "columns": {name: self._describe_column(name) for name in self.columns},
              "request": list(self.request_columns), "label": label, "features": features,
              "xgboost": dict(self.xgboost), "gate": asdict(self.gate), "drift": asdict(self.drift),
-             "rollout": asdict(self.rollout), "checks": source_of(self.schema),
+             "rollout": asdict(self.rollout), "schedule": asdict(self.schedule),
+             "training": asdict(self.training), "checks": source_of(self.schema),
              **{name: getattr(self, name) for name in settings}})
         return facts
 

@@ -28,6 +28,12 @@ class NoChampion(NotFound):
     """No version was promoted yet."""
 
 
+class Stale(PerennialError):
+    """The source gives no newer rows, though it should."""
+
+    exit_code = 1
+
+
 class UnsafeStore(PerennialError):
     """The store lets two racing writers both win."""
 

@@ -1,9 +1,10 @@
-"""The limits a contract sets: for the gate, for drift and retraining, and for a rollout."""
+"""What a contract sets: limits for gate, drift, retraining, rollout and training, and its schedule."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import timedelta
-from typing import Literal
+from datetime import datetime, timedelta
+from typing import Any, Literal
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from contracts.core.verdict import CheckKind, Severity
 
@@ -113,3 +114,71 @@ class Rollout:
     shift: float = 0.2
     memory_mb: float = 100.0
     alone: Literal["go on", "stop"] = "go on"
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """When data is looked for and judged, and how late it may be.
+
+    `data`: how often the source is asked for new rows, as cron text ("0 6 * * *") or an interval; None:
+    only by hand. `judge`: when windows are judged besides after every new data version; None: hourly, with
+    all else that is overdue. `time_zone`: of the cron text, and of the event times, which name none.
+    `since`: event time at which the first look begins. `lateness`: how far before the newest known row
+    is read again, for rows that came late or were corrected. `stale_after`: how much older than matured
+    labels should be the newest row may get, before a person is paged; also the longest gap between rows
+    that goes without saying.
+    """
+
+    data: str | timedelta | None = timedelta(hours=1)
+    judge: str | timedelta | None = None
+    time_zone: str = "UTC"
+    since: datetime | None = None
+    lateness: timedelta = timedelta(0)
+    stale_after: timedelta = timedelta(days=2)
+
+    def settings(self) -> Iterator[tuple[str, Any, bool, str]]:
+        """Each setting that can be invalid: its name, its value, whether it is valid, and the rule."""
+        for name, when in (("schedule.data", self.data), ("schedule.judge", self.judge)):
+            yield name, when, _is_recurrence(when), "cron text of five fields, an interval above 0, or None"
+        yield "schedule.time_zone", self.time_zone, _is_zone(self.time_zone), "a zone such as Europe/Berlin"
+        yield ("schedule.since", self.since, self.since is None or self.since.tzinfo is None,
+               "without a zone, as event times are")
+        yield "schedule.lateness", self.lateness, self.lateness >= timedelta(0), "0 or more"
+        yield "schedule.stale_after", self.stale_after, self.stale_after > timedelta(0), "more than 0"
+
+
+@dataclass(frozen=True)
+class TrainingLimits:
+    """What a training may take. `time`: after which a run of it is ended; `memory_gb`: of a run's process;
+    `attempts`: runs of a granted retraining, after which it counts as failed; `start_within`: how long a
+    granted retraining may wait for a worker before a person is paged."""
+
+    time: timedelta = timedelta(hours=2)
+    memory_gb: float = 8.0
+    attempts: int = 3
+    start_within: timedelta = timedelta(minutes=30)
+
+    def settings(self) -> Iterator[tuple[str, Any, bool, str]]:
+        """Each setting that can be invalid: its name, its value, whether it is valid, and the rule."""
+        yield "training.time", self.time, self.time > timedelta(0), "more than 0"
+        yield "training.memory_gb", self.memory_gb, self.memory_gb > 0, "more than 0"
+        yield "training.attempts", self.attempts, self.attempts >= 1, "1 or more"
+        yield "training.start_within", self.start_within, self.start_within > timedelta(0), "more than 0"
+
+
+def _is_recurrence(when: str | timedelta | None) -> bool:
+    if isinstance(when, timedelta):
+        return when > timedelta(0)
+    return when is None or len(when.split()) == 5
+
+
+def _is_zone(name: str) -> bool:
+    try:
+        ZoneInfo("UTC")
+    except ZoneInfoNotFoundError:  # a replica's image may lack the zones; it does not read the clock
+        return True
+    try:
+        ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        return False
+    return True

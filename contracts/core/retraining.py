@@ -7,14 +7,14 @@ from enum import StrEnum
 
 from msgspec import Struct
 
-from contracts.core.policies import Drift
+from contracts.core.policies import Drift, TrainingLimits
 from contracts.core.verdict import Action, Outcome, WindowKind, WindowVerdict
 
 # Training on these would teach the fault.
 PAGING = (WindowKind.BROKEN_CONTRACT, WindowKind.SKEW, WindowKind.STALE)
 RETRAINABLE = (WindowKind.WORSE_ON_LABELS, WindowKind.INPUT_DRIFT, WindowKind.PREDICTION_DRIFT)
 ABANDONED = timedelta(hours=6)  # after which an unfinished retraining no longer holds up the next one
-MAX_RUNS = 3  # failed runs after which a granted retraining is closed as failed
+GAVE_UP = "gave up"  # the outcome of a granted retraining whose runs all failed
 
 
 class ClaimState(StrEnum):
@@ -39,7 +39,8 @@ class Claim(Struct, frozen=True, kw_only=True):
     """A retraining that was asked for, by the start of the window that is its cause.
 
     `now`: event time at which it was asked for, None where only its end is known. `at`: machine time (UTC)
-    of the last event about it. `failures`: runs of it that failed. `outcome`, `version`: what became of it.
+    of the last event about it. `run`: the Prefect run that works on it. `failures`: runs of it that failed.
+    `outcome`, `version`: what became of it.
     """
 
     key: str
@@ -50,6 +51,7 @@ class Claim(Struct, frozen=True, kw_only=True):
     rule: RefusalRule | None = None
     why: str = ""
     failures: int = 0
+    run: str | None = None
     outcome: str | None = None
     version: str | None = None
 
@@ -57,6 +59,18 @@ class Claim(Struct, frozen=True, kw_only=True):
     def is_granted(self) -> bool:
         """Whether the retraining may run: it was granted and is not finished."""
         return self.state is ClaimState.CLAIMED
+
+    def is_overdue(self, clock: datetime, limits: TrainingLimits) -> bool:
+        """Whether no run has begun in the time that the contract allows; `clock`: machine time (UTC)."""
+        return (self.is_granted and self.run is None and self.at is not None
+                and clock - self.at > limits.start_within)
+
+
+class ClaimFault(StrEnum):
+    """What may go wrong with a granted retraining, so that a person is paged."""
+
+    NOT_STARTED = "training not started"
+    GAVE_UP = "training failed"
 
 
 class Refusal(Struct, frozen=True):

@@ -15,10 +15,19 @@ app.add_typer(contracts, name="contract")
 
 
 @app.command()
-def status(model: Model, as_json: AsJson = False) -> None:
-    """Show the champion, its data, the last judged window, open alerts and the replicas here."""
+def status(model: Annotated[str | None, typer.Argument(
+        help="A contract, in detail; default: every one in contracts/, in a few lines.")] = None,
+        as_json: AsJson = False) -> None:
+    """Show what serves, the newest data, the next look for it, what is under way, and what waits for what."""
+    from flows.reporting.overview import overview, overview_table, present
     from flows.reporting.status import facts, table
 
+    if model is None:
+        from contracts.core.loading import known_models
+
+        rows = overview(known_models())
+        print_json(rows) if as_json else console.print(*(overview_table(row, present(row)) for row in rows))
+        raise typer.Exit(int(any(row["fault"] for row in rows)))
     status_facts = facts(model)
     print_json(status_facts) if as_json else console.print(table(status_facts))
 

@@ -27,18 +27,17 @@ def a_day_ahead_in_every_third(rows: pd.DataFrame) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class Fault:
-    """From `first` until before `last` callers send rows changed by `spoil`, or labels are ingested `labels`
-    ("once", "twice" or "never"). A window in it must get a verdict of `kind`, with a reason that the
-    pattern `reason` matches. `refused`: the service answers such requests with 400."""
+    """From `first` until before `last` callers send rows changed by `spoil`. A window in it must get a
+    verdict of `kind`, with a reason that the pattern `reason` matches. `refused`: the service answers such
+    requests with 400."""
 
     name: str
     first: datetime
     last: datetime
-    kind: str = ""
-    reason: str = ""
-    spoil: Corruption | None = None
+    kind: str
+    reason: str
+    spoil: Corruption
     refused: bool = False
-    labels: str = "once"
 
     def covers(self, start: datetime) -> bool:
         return self.first <= start < self.last
@@ -47,10 +46,8 @@ class Fault:
         return datetime.fromisoformat(week["window"]) < self.last and self.first < week["end"]
 
     def named(self, weeks: Sequence[Mapping[str, Any]]) -> bool:
-        """Whether all windows that it touches name it; without a `kind`, whether none of them pages."""
+        """Whether all windows that it touches name it."""
         touched = [week for week in weeks if self.touches(week)]
-        if not self.kind:
-            return bool(touched) and not any(week["action"] == "page" for week in touched)
         return bool(touched) and all(
             week["kind"] == self.kind and any(re.search(self.reason, reason) for reason in week["reasons"])
             for week in touched)
@@ -61,10 +58,7 @@ FAULTS = (Fault("temperature in Celsius", datetime(2013, 5, 10), datetime(2013, 
           Fault("carrier missing for a day", datetime(2013, 6, 12), datetime(2013, 6, 13), "broken contract",
                 "refused.*carrier in", without_carrier, refused=True),
           Fault("a caller's clock a day ahead", datetime(2013, 7, 9), datetime(2013, 7, 12),
-                "broken contract", "clock is wrong", a_day_ahead_in_every_third),
-          Fault("labels twice", datetime(2013, 7, 29), datetime(2013, 8, 5), labels="twice"),
-          Fault("a week without labels", datetime(2013, 9, 2), datetime(2013, 9, 9), "stale", "no labels",
-                labels="never"))
+                "broken contract", "clock is wrong", a_day_ahead_in_every_third))
 
 
 def corrupted(rows: pd.DataFrame, event_time: str, faults: Sequence[Fault]) -> pd.DataFrame:
@@ -72,7 +66,7 @@ def corrupted(rows: pd.DataFrame, event_time: str, faults: Sequence[Fault]) -> p
     times, parts = rows[event_time], [rows]
     for fault in faults:
         affected = (times >= fault.first) & (times < fault.last)
-        if fault.spoil and affected.any():
+        if affected.any():
             parts = [*parts, fault.spoil(rows[affected])]
     return (pd.concat(parts).loc[lambda all_rows: ~all_rows.index.duplicated(keep="last")].sort_index()
             if len(parts) > 1 else rows)
@@ -83,8 +77,3 @@ def refused(rows: pd.DataFrame, event_time: str, faults: Sequence[Fault]) -> np.
     times = rows[event_time]
     masks = [((times >= fault.first) & (times < fault.last)).to_numpy() for fault in faults if fault.refused]
     return np.any(masks, axis=0) if masks else np.zeros(len(rows), bool)
-
-
-def labels_of(start: datetime, faults: Sequence[Fault]) -> str:
-    """How often labels of the window that starts at `start` are ingested: once, twice or never."""
-    return next((fault.labels for fault in faults if fault.covers(start) and fault.labels != "once"), "once")

@@ -1,5 +1,6 @@
 """The figures of the replay's report."""
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
@@ -9,14 +10,19 @@ import pandas as pd
 from contracts.core.classification import classification_metrics
 from contracts.core.contract import Contract
 from contracts.core.digests import JsonObject
+from flows.demo.chain import all_runs, chains, started_by_nobody
 from flows.demo.traffic import ReplayTraffic
+from flows.monitoring.decision import decided
+from registry.context import ModelContext
 from registry.events import Event, Judged, Promoted
 
 
-def report_figures(traffic: ReplayTraffic, context: Any, weeks: list[JsonObject], frozen: np.ndarray,
-                   calendar: np.ndarray, until: datetime) -> JsonObject:
-    """The figures of the report; the three models are compared on the records that the live one answered."""
-    contract, state = traffic.contract, context.ledger.state()
+def report_figures(callers: Sequence[ReplayTraffic], frozen: np.ndarray, calendar: np.ndarray,
+                   until: datetime) -> JsonObject:
+    """The figures of the report. The first model is compared with its rivals, on the records that it
+    answered; the chains, the requests and who started runs are told of all models."""
+    traffic, runs = callers[0], all_runs()
+    contract, context, state = traffic.contract, traffic.context, traffic.context.ledger.state()
     answered = ~np.isnan(traffic.answers).any(axis=1)
     answers = {"live": traffic.answers, "frozen": frozen, "calendar": calendar}
     labels, times = contract.labels_of(traffic.rows), traffic.rows[contract.event_time]
@@ -29,7 +35,7 @@ def report_figures(traffic: ReplayTraffic, context: Any, weeks: list[JsonObject]
                 | {f"logloss_{name}": of_model.log_loss for name, of_model in metrics.items()}
                 | {f"auc_{name}": of_model.auc for name, of_model in metrics.items()})
 
-    weeks.sort(key=lambda week: week["window"])
+    weeks = weeks_of(context)
     faults = [{"name": fault.name, "from": fault.first.date().isoformat(), "named": fault.named(weeks),
                "said": [f"{week['start']}: {week['kind']}: {'; '.join(week['reasons'])}" for week in weeks
                         if fault.touches(week)]} for fault in traffic.faults if fault.first < until]
@@ -39,10 +45,12 @@ def report_figures(traffic: ReplayTraffic, context: Any, weeks: list[JsonObject]
     events = context.ledger.events()
     judged = {event.data.version: event.data.verdict for event in events if isinstance(event.data, Judged)}
     refused = [version for version, verdict in judged.items() if not verdict.passed]
-    failed = sum(not worked for _, worked, _ in traffic.requests)
-    return {"model": contract.name, "classes": list(contract.label.classes),
-            "until": until.date().isoformat(), "requests_sent": len(traffic.requests),
-            "requests_failed": failed, "records_scored": int(answered.sum()),
+    requests = [request for caller in callers for request in caller.requests]
+    return {"model": contract.name, "models": [caller.model for caller in callers],
+            "classes": list(contract.label.classes),
+            "until": until.date().isoformat(), "requests_sent": len(requests),
+            "requests_failed": sum(not worked for _, worked, _ in requests),
+            "records_scored": int(answered.sum()),
             "retrains_triggered": sum(week["action"] == "retrain" for week in weeks),
             "promotions": sum(isinstance(event.data, Promoted) for event in events), "refusals": len(refused),
             "drift_events": sum("drift" in week["kind"] or "worse" in week["kind"] for week in weeks),
@@ -52,7 +60,18 @@ def report_figures(traffic: ReplayTraffic, context: Any, weeks: list[JsonObject]
             "refused": [{"version": version, "at": _data_end(context, version),
                          "reasons": list(judged[version].reasons)} for version in refused],
             "calibration": _calibration(contract, labels[answered], traffic.answers[answered]),
-            "days": _days(traffic), "faults": faults}
+            "days": _days(requests), "faults": faults,
+            "chains": {caller.model: chains(caller.context, runs) for caller in callers},
+            "runs": len(runs), "started_by_hand": started_by_nobody(runs)}
+
+
+def weeks_of(context: ModelContext) -> list[JsonObject]:
+    """The judged windows of a model, oldest first, with what followed from each."""
+    state, length = context.ledger.state(), context.contract.drift.window
+    return [{"window": window, "start": window[:10], "end": datetime.fromisoformat(window) + length,
+             "kind": str(judged.verdict.kind), "action": str(decided(state, window, context.contract.drift)),
+             "reasons": list(judged.verdict.reasons), "distances": judged.verdict.figures.drift_scores}
+            for window, judged in sorted(state.windows.items())]
 
 
 def _data_end(context: Any, version: str) -> str:
@@ -87,8 +106,8 @@ def _calibration(contract: Contract, labels: np.ndarray, probabilities: np.ndarr
     return curves
 
 
-def _days(traffic: ReplayTraffic) -> list[JsonObject]:
-    table = pd.DataFrame(traffic.requests, columns=["day", "worked", "seconds"])
+def _days(requests: list[tuple[str, bool, float]]) -> list[JsonObject]:
+    table = pd.DataFrame(requests, columns=["day", "worked", "seconds"])
     days = table.groupby("day").agg(requests=("worked", "size"),
                                     failed=("worked", lambda worked: int((~worked).sum())),
                                     p50_ms=("seconds", lambda s: s.median() * 1000),

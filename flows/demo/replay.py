@@ -1,35 +1,42 @@
-"""The replay: the flights of 2013 go through the whole loop, as requests and as labels."""
+"""The replay: the flights of 2013 as requests, and a clock. What follows the product does by itself."""
 
 import asyncio
 import os
 import time
+from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from contracts.core.digests import JsonObject
 from contracts.core.errors import PerennialError
-from contracts.core.loading import load_contract
-from flows.demo.faults import Fault, labels_of
+from flows.demo.faults import Fault
 from flows.demo.figures import report_figures
 from flows.demo.rivals import rival_probabilities
-from flows.demo.traffic import MODEL, TRAFFIC, TRAINING, YEAR, ReplayTraffic
-from registry.settings import alert_webhook, demo_folder
+from flows.demo.traffic import MODELS, ReplayTraffic
+from registry.clock import machine_time, set_clock
+from registry.settings import CLOCK, demo_folder
+
+ZONE = ZoneInfo("America/New_York")
+HOUR = timedelta(hours=1)  # of the day to which the clock is set: the contracts look for data then
+FIRST_LOOK = datetime(2013, 2, 26) + HOUR
+RIVALS_TIMEOUT = 900  # seconds
 
 
 def replay(until: datetime, keep: bool, folder: Path, console: Console,
            faults: tuple[Fault, ...] = ()) -> JsonObject:
     """Replay the year up to `until` and write report.json and report.html to `folder`.
 
-    `faults` are put into requests and labels. Nothing is left running, unless `keep`.
+    `faults` are put into requests. Nothing is left running, unless `keep`.
     """
     from deployments import stack
 
@@ -38,12 +45,13 @@ def replay(until: datetime, keep: bool, folder: Path, console: Console,
     up = None
     try:
         with console.status("starting the Prefect server, its worker and the load balancer …"):
-            os.environ |= stack.environment(home, profile_seconds=0.5)
+            os.environ |= stack.environment(home, profile_seconds=0.5) | {CLOCK: str(home / "clock")}
+            set_clock((FIRST_LOOK - HOUR).replace(tzinfo=ZONE))
             up = stack.up(home)
             # Imported now, as importing Prefect reads its server's address from the environment.
-            from flows.monitoring.notifications import to_webhook
+            from flows.orchestration.deploying import deploy
 
-            to_webhook(alert_webhook())
+            deploy(MODELS)
         _print_addresses(console, up)
         report = _run(until, up, begun, console, faults)
         from flows.demo.report import write
@@ -60,98 +68,79 @@ def replay(until: datetime, keep: bool, folder: Path, console: Console,
 
 
 def _print_addresses(console: Console, up: Any) -> None:
-    console.print(f"Prefect UI {up.ui}   API {up.url}/{MODEL}/predict   Traefik {up.api}/dashboard/")
+    paths = " and ".join(f"/{model}/predict" for model in MODELS)
+    console.print(f"Prefect UI {up.ui}   API {up.url} {paths}   Traefik {up.api}/dashboard/")
 
 
 def _run(until: datetime, up: Any, begun: float, console: Console,
          faults: tuple[Fault, ...]) -> JsonObject:
-    from flows.ingest import ingest
-    from flows.train import train
-    from registry.context import fetch_version, open_model
+    from registry.context import fetch_version
 
-    context, contract = open_model(MODEL), load_contract(MODEL)
-    with console.status("January and February: ingest, train, gate, release …"):
-        ingest(MODEL, YEAR, TRAFFIC)
-        trained = train(MODEL)
-    if trained["outcome"] != "released":
-        raise PerennialError(f"the first model did not pass the gate; run: perennial history {MODEL}")
-    first = trained["version"]
-    rows = contract.source_rows(TRAFFIC, until)
-    traffic = ReplayTraffic(contract, rows, f"{up.url}/{MODEL}/predict", faults)
+    callers = [ReplayTraffic.of(model, until, f"{up.url}/{model}/predict", put) for model, put
+               in zip(MODELS, (faults, ()))]
+    with console.status("the clock reaches the first look for data: ingest, train, gate, release …"):
+        asyncio.run(_move_clock(callers, FIRST_LOOK, None))
+    for caller in callers:
+        if not caller.context.ledger.state().champion:
+            raise PerennialError(f"no version of {caller.model} passed the gate; run: perennial history "
+                                 f"{caller.model}")
+    flights = callers[0]
+    first = str(flights.context.ledger.state().champion)
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        rivals = pool.submit(rival_probabilities, str(fetch_version(context, first)), until)
-        weeks = asyncio.run(_year(traffic, context, console))
+        rivals = pool.submit(rival_probabilities, str(fetch_version(flights.context, first)), until)
+        asyncio.run(_days(callers, console))
         with console.status("scoring the frozen and the calendar models …"):
             frozen, calendar = _result(rivals)
-    return report_figures(traffic, context, weeks, frozen, calendar,
-                          until) | {"seconds": round(time.monotonic() - begun, 1)}
+    return report_figures(callers, frozen, calendar, until) | {"seconds": round(time.monotonic() - begun, 1)}
 
 
 def _result(rivals: Future[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-    return rivals.result(timeout=TRAINING * 2)
+    return rivals.result(timeout=RIVALS_TIMEOUT)
 
 
-async def _year(traffic: ReplayTraffic, context: Any, console: Console) -> list[JsonObject]:
-    """Send the traffic day by day; a day after a window's end ingest its labels and judge it."""
-    contract = traffic.contract
-    weeks: list[JsonObject] = []
-    days = {day: np.flatnonzero(traffic.day == day) for day in dict.fromkeys(traffic.day)}
-    ingested = TRAFFIC
-    columns = (TextColumn("{task.description:<34}"), BarColumn(), TextColumn("{task.completed}/{task.total} "
+async def _days(callers: Sequence[ReplayTraffic], console: Console) -> None:
+    """Set the clock to each day in turn and send its traffic; what the clock sets off is waited for, as a
+    day of the replay is shorter than what takes minutes in a day of the year."""
+    columns = (TextColumn("{task.description:<44}"), BarColumn(), TextColumn("{task.completed}/{task.total} "
                                                                              "days"), TimeElapsedColumn())
+    days = callers[0].days
     with Progress(*columns, console=console) as progress:
         bar = progress.add_task("traffic", total=len(days))
-        for day, indices in days.items():
-            window_end = contract.window_of(datetime.fromisoformat(day) - contract.label.matures)[0]
-            if window_end > ingested:
-                progress.update(bar, description=f"{day}: labels and profiles are judged")
-                closed = await asyncio.to_thread(_close_window, context, ingested, window_end,
-                                                 labels_of(ingested, traffic.faults))
-                ingested, weeks = window_end, [week for week in weeks
-                                               if week["window"] not in closed] + [*closed.values()]
-                for week in closed.values():
-                    if week["action"] == "retrain":
-                        progress.update(bar, description=f"{day}: {week['kind']}: retraining")
-                        indices = await traffic.send_singly(
-                            indices, partial(_is_finished, context, week["window"]),
-                            partial(_has_canary, context))
-            progress.update(bar, description=f"{day}: traffic")
-            await traffic.send_day(indices)
+        for day in days:
+            await _move_clock(callers, datetime.fromisoformat(day) + HOUR, partial(_say, progress, bar, day))
+            _say(progress, bar, day, "traffic")
+            for caller in callers:
+                await caller.send_rest_of(day)
             progress.advance(bar)
-    return weeks
 
 
-def _close_window(context: Any, start: datetime, end: datetime, labels: str) -> dict[str, JsonObject]:
-    """Ingest the labels of a window and judge all windows that are due; the results by their starts."""
-    from flows.ingest import ingest
-    from flows.monitor import monitor
-    from flows.monitoring.windows import due
-    from registry.traffic import ship
-
-    for _ in range({"never": 0, "once": 1, "twice": 2}[labels]):
-        ingest(context.name, start, end)
-    time.sleep(1.0)  # two rounds of the replicas' profiler
-    ship(context)
-    judged = {window.isoformat(): monitor(context.name, window.isoformat()) for window in due(context)}
-    return {window: _week(context, window, result["verdict"], result["action"])
-            for window, result in judged.items()}
+def _say(progress: Progress, bar: TaskID, day: str, what: str) -> None:
+    progress.update(bar, description=f"{day}: {what}")
 
 
-def _week(context: Any, window: str, verdict: JsonObject, action: str) -> JsonObject:
-    start = datetime.fromisoformat(window)
-    return {"window": window, "start": start.date().isoformat(), "end": start + context.contract.drift.window,
-            "kind": verdict["kind"], "action": action, "reasons": list(verdict["reasons"]),
-            "distances": context.ledger.state().windows[window].verdict.figures.drift_scores}
+async def _move_clock(callers: Sequence[ReplayTraffic], to: datetime, say: Any) -> None:
+    """Move the clock and follow each model's chain to its end, its callers at work meanwhile."""
+    from flows.orchestration.clock import move_clock
+
+    since = machine_time()
+    contracts = [caller.contract for caller in callers]
+    reached = await asyncio.to_thread(move_clock, contracts, to.replace(tzinfo=ZONE))
+    await asyncio.gather(*(_follow_chain(caller, since, to, say or (lambda _: None)) for caller in callers
+                           if f"ingest/{caller.model}" in reached))
 
 
-def _is_finished(context: Any, window: str) -> bool:
-    return not context.ledger.state().claims[window].is_granted
+async def _follow_chain(caller: ReplayTraffic, since: datetime, to: datetime, say: Any) -> None:
+    """Wait until new data is judged and a retraining, if the product starts one, has ended."""
+    from flows.demo.chain import ended_run
 
-
-def _has_canary(context: Any) -> bool:
-    from deployments.routes import challenger_urls
-
-    return bool(challenger_urls(context.run, context.name))
+    say(f"{caller.model}: data is looked for")
+    ingested = await ended_run("ingest", caller.model, since)
+    if ingested.state and ingested.state.is_completed():
+        say(f"{caller.model}: windows are judged")
+        await ended_run("monitor", caller.model, since)
+    if caller.is_retraining():
+        say(f"{caller.model}: retraining")
+        await caller.send_singly(to.date().isoformat())
 
 
 def _summary(report: JsonObject) -> Table:
@@ -163,6 +152,11 @@ def _summary(report: JsonObject) -> Table:
     shown.caption = (f"{report['requests_sent']:,} requests, {report['requests_failed']} failed; "
                      f"{report['retrains_triggered']} retrainings, {report['promotions']} promotions, "
                      f"{report['refusals']} refusals; {report['drift_events']} windows drifted")
+    for model, chains in report["chains"].items():
+        outcomes = ", ".join(f"{chain['window'][:10]} {chain['outcome']}" for chain in chains)
+        shown.caption += f"\n{model}: {len(chains)} trainings: {outcomes}"
+    by_hand = len(report["started_by_hand"])
+    shown.caption += f"\nruns that neither a schedule, an automation nor a parent run started: {by_hand}"
     for fault in report["faults"]:
         shown.caption += f"\n{fault['from']} {fault['name']}: {'named' if fault['named'] else 'NOT NAMED'}"
     return shown

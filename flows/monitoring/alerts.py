@@ -1,6 +1,7 @@
 """Raise an alert once per cause, end it when the cause is over, and send both as Prefect events."""
 
 from collections.abc import Iterable
+from datetime import datetime
 from uuid import NAMESPACE_URL, UUID, uuid5
 
 from httpx import HTTPError
@@ -9,8 +10,10 @@ from prefect.client.orchestration import get_client
 from prefect.events import Event, Resource
 
 from contracts.core.errors import Unavailable
-from contracts.core.retraining import RefusalRule
+from contracts.core.retraining import ClaimFault, RefusalRule
 from contracts.core.verdict import Action, Outcome, WindowVerdict, as_json
+from flows.monitoring.claims import record_claim_alerts
+from flows.monitoring.decision import record_and_decide
 from registry.context import ModelContext
 from registry.events import ALERT_KEYS, AlertOver, AlertRaised, AlertSent, AlertState
 from registry.state import Alert, State
@@ -53,6 +56,22 @@ def update_alerts(context: ModelContext, window: str, verdict: WindowVerdict, ac
     send(context, record_alerts(context, window, verdict, action))
 
 
+def update_window_alerts(context: ModelContext) -> None:
+    """Update the alerts of the newest judged window again: the run that judged it may have been killed."""
+    windows = context.ledger.state().windows
+    if windows:
+        newest = max(windows)
+        verdict = windows[newest].verdict
+        update_alerts(context, newest, verdict,
+                      record_and_decide(context, datetime.fromisoformat(newest), verdict))
+
+
+def update_claim_alerts(context: ModelContext) -> None:
+    """Raise and end the alerts about granted retrainings, and send what Prefect doesn't have yet."""
+    record_claim_alerts(context)
+    send(context, unsent(context.name, context.ledger.state()))
+
+
 def record_alerts(context: ModelContext, window: str, verdict: WindowVerdict,
                   action: Action) -> list[AlertMessage]:
     """Record the alert that the window raises and those that have ended; returns all that are unsent.
@@ -64,6 +83,7 @@ def record_alerts(context: ModelContext, window: str, verdict: WindowVerdict,
         context.ledger.decide(lambda state: new_alert(state, context.name, window, verdict, action))
     while context.ledger.decide(ended_alert):
         pass
+    record_claim_alerts(context)
     return unsent(context.name, context.ledger.state())
 
 
@@ -109,6 +129,8 @@ def ended_alert(state: State) -> AlertOver | None:
 
 def _ended_by(state: State, alert: Alert) -> str | None:
     """The first window without the alert's cause; None if it is not over."""
+    if alert.kind in list(ClaimFault):  # ended by `claims`
+        return None
     if alert.kind == RefusalRule.CIRCUIT_BREAKER:
         return None if state.refusals else max([alert.window, *state.windows])
     later = ((window, judged.verdict) for window, judged in sorted(state.windows.items())

@@ -5,7 +5,7 @@ from datetime import datetime
 from contracts.core.policies import Drift
 from contracts.core.retraining import action, is_provisional, persists, wants_retraining
 from contracts.core.verdict import Action, WindowVerdict
-from flows.monitoring.windows import known_labels
+from flows.monitoring.windows import is_outdated, known_labels
 from registry import data, models
 from registry.context import ModelContext
 from registry.events import WindowJudged
@@ -18,7 +18,13 @@ def record_and_decide(context: ModelContext, start: datetime, verdict: WindowVer
     window, policy, ledger = start.isoformat(), context.contract.drift, context.ledger
     judged = WindowJudged(
         key=window, verdict=verdict, champion=ledger.state().champion, labels=known_labels(context))
-    recorded = ledger.window_judged(judged, is_replaceable=lambda earlier: is_provisional(earlier, policy))
+    earlier_verdict = ledger.state().windows.get(window)
+    is_changed = earlier_verdict is not None and is_outdated(context, earlier_verdict)
+
+    def is_replaceable(earlier: WindowVerdict) -> bool:
+        return is_changed or is_provisional(earlier, policy)
+
+    recorded = ledger.window_judged(judged, is_replaceable=is_replaceable)
     history = [judged.verdict for key, judged in sorted(ledger.state().windows.items()) if key <= window]
     if wants_retraining(recorded, policy) and persists(history, policy):
         ledger.claim_retraining(window, now=start + policy.window, reason="; ".join(recorded.reasons),

@@ -13,7 +13,7 @@ from contracts.core.errors import NotFound
 from contracts.core.localization import LoggedRows
 from contracts.core.reference import BinnedComparison, decode_references, merge_versions
 from contracts.core.skew import Skew, find_answer_skew, find_clock_skew, find_skew
-from contracts.core.verdict import Outcome, Performance, WindowVerdict
+from contracts.core.verdict import Outcome, Performance, WindowFigures, WindowKind, WindowVerdict
 from flows.monitoring.outcomes import (
     INGESTED,
     Outcomes,
@@ -21,7 +21,7 @@ from flows.monitoring.outcomes import (
     join_outcomes,
     joins_if_shifted,
 )
-from flows.monitoring.windows import MAX_WINDOWS, champions, first_traffic, labelled_until
+from flows.monitoring.windows import MAX_WINDOWS, champions, first_traffic, labelled_until, traffic_gap
 from registry import layout, models
 from registry.context import ModelContext, fetch_version
 from registry.traffic import window_counts
@@ -38,6 +38,9 @@ def evaluate_window(context: ModelContext, start: datetime) -> WindowVerdict:
     A window with too few rows is judged together with those of the
     same version before it, MAX_WINDOWS in all.
     """
+    gap = traffic_gap(context, start)
+    if gap:
+        return _verdict_of_gap(context, *gap)
     contract, (version, counts, others) = context.contract, _traffic_by_version(context, start)
     model, events = load_model(contract, fetch_version(context, version)), ingested_events(context, start)
     outcomes = join_outcomes(context, version, start, events)
@@ -57,6 +60,15 @@ def evaluate_window(context: ModelContext, start: datetime) -> WindowVerdict:
         verdict.figures, version=version, since=compared.since.isoformat(),
         cumulative=_cumulative(context, version, compared),
         estimate=estimate_performance(contract.label.probabilities_in(outcomes.logged)) if has_log else None))
+
+
+def _verdict_of_gap(context: ModelContext, start: datetime, end: datetime) -> WindowVerdict:
+    windows = (end - start) // context.contract.drift.window
+    reason = (f"no traffic in [{start}, {end}), {windows} windows: no replica was asked, or no profile was "
+              f"shipped")
+    return WindowVerdict(outcome=Outcome.FAILED, kind=WindowKind.STALE, reasons=(reason,),
+                         figures=WindowFigures(version=context.ledger.state().champion,
+                                               since=start.isoformat()))
 
 
 def _must_have_traffic(context: ModelContext, start: datetime) -> bool:

@@ -1,6 +1,7 @@
 """The Prefect automation that sends alerts to a webhook."""
 
 from typing import Any
+from uuid import UUID
 
 from prefect.automations import AutomationCore, CallWebhook, EventTrigger, SendNotification
 from prefect.blocks.core import Block
@@ -37,6 +38,14 @@ def to_webhook(url: str | None) -> None:
             client.delete_automation(automation.id)
 
 
+def alert_webhook_block() -> UUID | None:
+    """The id of the block through which alerts go to the webhook; None if they go to none."""
+    with get_client(sync_client=True) as client:
+        if not client.read_automations_by_name(_name("webhook")):
+            return None
+        return client.read_block_document_by_name(_block_name("webhook"), "webhook").id
+
+
 def to_pagerduty(routing_key: str, url: str = "https://events.pagerduty.com/v2/enqueue") -> None:
     """Open a PagerDuty incident for each alert, and resolve it when the alert ends;
     Prefect's own block for PagerDuty would open a second incident instead."""
@@ -50,7 +59,7 @@ def json_webhook(url: str) -> Webhook:
 def notify_through(name: str, block: Block, payload: str = JSON) -> None:
     """Send every alert to a Prefect block from now on: the template `payload`
     to a webhook, a text to a block for notifications."""
-    block_id: Any = block.save(f"perennial-alerts-{name}", overwrite=True)
+    block_id: Any = block.save(_block_name(name), overwrite=True)
     action = (CallWebhook(block_document_id=block_id, payload=payload) if isinstance(block, Webhook) else
               SendNotification(block_document_id=block_id, subject=TITLE, body=TEXT))
     trigger = EventTrigger(
@@ -64,6 +73,10 @@ def notify_through(name: str, block: Block, payload: str = JSON) -> None:
             client.update_automation(existing[0].id, automation)
         else:
             client.create_automation(automation)
+
+
+def _block_name(name: str) -> str:
+    return f"perennial-alerts-{name}"
 
 
 def _name(name: str) -> str:

@@ -17,7 +17,7 @@ from flows.tables import read_table
 from registry import data, layout
 from registry.context import ModelContext
 from registry.events import LabelsStored
-from registry.traffic import labels_by_id, logged_predictions, parquet, read_predictions
+from registry.traffic import labels_by_id, logged_predictions, parquet, read_predictions, traffic_keys
 
 INGESTED = ".later"  # suffix of a column as it was ingested, beside the one that the caller sent
 
@@ -50,11 +50,10 @@ class Outcomes:
 def unlabelled_windows(context: ModelContext) -> dict[str, Estimate]:
     """The estimated performance on windows whose labels are not all in, by their starts, oldest first."""
     contract, promoted = context.contract, context.ledger.state().promoted
-    labels = data.newest(context.store, context.name).end
+    labels = data.newest(context.store, context.name).complete_until(contract.schedule.stale_after)
     unlabelled: dict[datetime, list[str]] = {}
-    for key in context.store.list(layout.traffic(layout.PREDICTIONS, context.name)):
-        version, start = layout.parse_traffic(key)
-        if version in promoted and (start + contract.drift.window).isoformat() > labels:
+    for key, (version, start) in traffic_keys(context, layout.PREDICTIONS).items():
+        if version in promoted and start + contract.drift.window > labels:
             unlabelled.setdefault(start, []).append(key)
     if not unlabelled:
         return {}

@@ -8,8 +8,8 @@ from contracts.core.retraining import is_provisional
 from contracts.core.verdict import Outcome, WindowFigures, WindowKind, WindowVerdict
 from registry import data, layout
 from registry.context import ModelContext
-from registry.events import LabelsStored
-from service.model import SERVED, is_of
+from registry.events import Ingested, LabelsStored, WindowJudged
+from registry.traffic import traffic_keys
 
 MAX_WINDOWS = 4  # that are judged together where one has too few rows
 
@@ -35,26 +35,56 @@ def closed(context: ModelContext, window: str) -> datetime:
 
 
 def labelled_until(context: ModelContext) -> datetime:
-    return datetime.fromisoformat(data.newest(context.store, context.name).end)
+    """The event time before which labelled rows are all in."""
+    newest = data.newest(context.store, context.name)
+    return newest.complete_until(context.contract.schedule.stale_after)
 
 
 def due(context: ModelContext) -> list[datetime]:
-    """Closed windows to judge, from the first with a champion's traffic on: those without a verdict,
-    with or without traffic, and of the newest the provisional ones, if more labels are in."""
-    started = first_traffic(context)
-    if started is None:
+    """Closed windows to judge, from the first with a champion's traffic on: those without a verdict; of the
+    newest the provisional ones, if more labels are in; and those whose rows have changed since.
+
+    Of windows in a row without any traffic only the first is judged: its verdict is about the whole gap.
+    """
+    with_traffic = windows_of_traffic(context)
+    if not with_traffic:
         return []
-    policy, newest, judged = context.contract.drift, labelled_until(context), context.ledger.state().windows
-    labels, oldest = known_labels(context), newest - (MAX_WINDOWS + 1) * policy.window
+    policy, until, judged = context.contract.drift, labelled_until(context), context.ledger.state().windows
+    labels, oldest = known_labels(context), until - (MAX_WINDOWS + 1) * policy.window
 
     def to_judge(start: datetime) -> bool:
         earlier = judged.get(start.isoformat())
-        return (earlier is None
-                or (start >= oldest and earlier.labels != labels and is_provisional(earlier.verdict, policy)))
+        if earlier is None or is_outdated(context, earlier):
+            return True
+        return start >= oldest and earlier.labels != labels and is_provisional(earlier.verdict, policy)
 
-    return [start
-            for start in (started + policy.window * index
-                          for index in range((newest - started) // policy.window)) if to_judge(start)]
+    starts = sorted({*with_traffic, *(gap for gap in _gaps(context, with_traffic, until))})
+    return [start for start in starts if start + policy.window <= until and to_judge(start)]
+
+
+def _gaps(context: ModelContext, with_traffic: set[datetime], until: datetime) -> list[datetime]:
+    """The first window of each stretch without traffic."""
+    length = context.contract.drift.window
+    return [start + length for start in with_traffic
+            if start + length not in with_traffic and start + 2 * length <= until]
+
+
+def traffic_gap(context: ModelContext, start: datetime) -> tuple[datetime, datetime] | None:
+    """The stretch of several windows without traffic that begins with the window at `start`, until the next
+    traffic or the last closed window; None if there is none."""
+    length, with_traffic = context.contract.drift.window, windows_of_traffic(context)
+    last_closed = context.contract.window_of(labelled_until(context))[0]
+    end = min((later for later in with_traffic if later > start), default=last_closed)
+    return (start, end) if start not in with_traffic and end - start > length else None
+
+
+def is_outdated(context: ModelContext, judged: WindowJudged) -> bool:
+    """Whether rows of a judged window came late or were corrected after its verdict."""
+    ingested, seen = context.ledger.state().of_kind(Ingested), (judged.labels or "").partition(" ")[0]
+    end = (datetime.fromisoformat(judged.key) + context.contract.drift.window).isoformat()
+    later = [batch.data for batch in ingested]
+    since = ingested[later.index(seen) + 1:] if seen in later else []
+    return any(batch.changed_from and batch.changed_from < end for batch in since)
 
 
 def known_labels(context: ModelContext) -> str:
@@ -70,11 +100,24 @@ def first_traffic(context: ModelContext) -> datetime | None:
 
 
 def windows_of_traffic(context: ModelContext) -> set[datetime]:
-    versions, keys = champions(context), context.store.list(layout.traffic(layout.PROFILES, context.name))
-    return {start for version, start in map(layout.parse_traffic, keys) if version in versions}
+    versions, keys = champions(context), traffic_keys(context, layout.PROFILES).values()
+    return {start for version, start in keys if version in versions}
 
 
-def stale(context: ModelContext) -> WindowVerdict | None:
+def stale_data(context: ModelContext) -> WindowVerdict | None:
+    """A verdict that the newest row is older than the contract allows; None if it is not."""
+    contract = context.contract
+    newest = datetime.fromisoformat(data.newest(context.store, context.name).newest)
+    age, allowed = context.now() - contract.label.matures - newest, contract.schedule.stale_after
+    if age <= allowed:
+        return None
+    reason = (f"no row newer than {newest} was found: {age} behind the labels that should have matured, "
+              f"where {allowed} is allowed; look why the source gives none")
+    return WindowVerdict(outcome=Outcome.FAILED, kind=WindowKind.STALE, reasons=(reason,),
+                         figures=WindowFigures(since=newest.isoformat()))
+
+
+def stale_labels(context: ModelContext) -> WindowVerdict | None:
     """A verdict that labels are missing though there is newer traffic; None if they are not."""
     newest, window = max(windows_of_traffic(context), default=None), context.contract.drift.window
     if newest is None or newest - (labels := labelled_until(context)) < 2 * window:
@@ -88,6 +131,8 @@ def stale(context: ModelContext) -> WindowVerdict | None:
 def champions(context: ModelContext) -> list[str]:
     """The champion and earlier ones; without those whose features or classes
     the contract has changed since, as their traffic can't be judged."""
+    from service.model import SERVED, is_of  # imported here: an ingestion does without XGBoost, which is slow
+
     state = context.ledger.state()
 
     def is_current(version: str) -> bool:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import Any, NotRequired, Protocol, TypedDict, TypeVar
 
 from prefect.exceptions import TerminationSignal
 
@@ -20,6 +20,7 @@ from registry.events import Released, RolloutFailed
 INTERRUPTIONS = (KeyboardInterrupt, SystemExit, TerminationSignal)  # Ctrl-C, and Prefect's for SIGTERM
 REPLICAS = 2
 READY_TIMEOUT = 60  # seconds within which new replicas must answer
+T = TypeVar("T")
 
 
 class RolloutResult(TypedDict):
@@ -34,8 +35,20 @@ class RolloutResult(TypedDict):
     checked: list[CheckedReplica]
 
 
+class Step(Protocol):
+    """Does a named piece of work and returns what it returns."""
+
+    def __call__(self, name: str, work: Callable[[], T]) -> T: ...
+
+
+def directly(name: str, work: Callable[[], T]) -> T:
+    """A step that is nothing but its work; the release flow makes each one a task."""
+    return work()
+
+
 def roll_out_version(context: ModelContext, version: str, artifact: Path | str,
-                     decide: Callable[[str | None], Any] | None = None) -> RolloutResult:
+                     decide: Callable[[str | None], Any] | None = None,
+                     step: Step = directly) -> RolloutResult:
     """Start replicas of a version, check them, run a canary, promote the
     version, send it all traffic, and stop the old replicas.
 
@@ -55,34 +68,44 @@ def roll_out_version(context: ModelContext, version: str, artifact: Path | str,
         # Replicas that serve the champion stay, whatever fails.
         kept_urls = {server.url for server in servers} if version == before else set()
         try:
-            load_balancer.start(context.run)
-            servers += fleet.start(artifact, version, REPLICAS - len(servers), context.run, context.name,
-                                {"PERENNIAL_PROFILES": str(context.spool)},
-                                urgent=before is None or is_rollback)
-            _wait_ready(context, servers, urgent=is_rollback)
-            checked = [answers_like_trainer(context, server) for server in servers]
-            fleet.raise_cpu_shares(servers)
-            verdict = None if decide else run_canary(context, before, version, servers)
+            checked = step("start", lambda: _start(context, version, artifact, servers, is_rollback,
+                                                   at_full_speed=before is None or is_rollback))
+            verdict = None if decide else step(
+                "canary", lambda: run_canary(context, before, version, servers))
             if verdict and not is_allowed(context, verdict):
                 _withdraw(context, before, version, servers, kept_urls, "; ".join(verdict.reasons))
                 return {"outcome": "refused", "version": version, "before": before,
                         "canary": as_json(verdict), "checked": checked}
-            decide(before) if decide else context.ledger.promote(version, expect=before)
+            step("promote", lambda: decide(before) if decide
+                 else context.ledger.promote(version, expect=before))
         except (Exception, *INTERRUPTIONS) as error:
             # Otherwise the challenger would keep its share of the traffic, and nobody would judge it.
             _withdraw(context, before, version, servers, kept_urls, f"{type(error).__name__}: {error}")
             raise
         try:
-            routes.route(context.run, context.name, [server.url for server in servers], version)
+            step("shift traffic", lambda: routes.route(context.run, context.name,
+                                                       [server.url for server in servers], version))
         except Exception as error:
             _restore_champion(context, before, version, servers, error)
             raise
-        _stop_others(context, servers, seconds=10 if is_rollback else 30)
+        step("retire", lambda: _stop_others(context, servers, seconds=10 if is_rollback else 30))
         image = artifact if isinstance(artifact, str) else None
         record_release(context, Released(version=version, replicas=len(servers), image=image))
     return {"outcome": "released", "version": version, "before": before,
             "replicas": [server.url for server in servers], "canary": as_json(verdict) if verdict else None,
             "checked": checked}
+
+
+def _start(context: ModelContext, version: str, artifact: Path | str, servers: list[Server],
+           is_rollback: bool, at_full_speed: bool) -> list[CheckedReplica]:
+    """Start the replicas that `servers` lacks, add them to it, and check all of them."""
+    load_balancer.start(context.run)
+    servers += fleet.start(artifact, version, REPLICAS - len(servers), context.run, context.name,
+                           {"PERENNIAL_PROFILES": str(context.spool)}, urgent=at_full_speed)
+    _wait_ready(context, servers, urgent=is_rollback)
+    checked = [answers_like_trainer(context, server) for server in servers]
+    fleet.raise_cpu_shares(servers)
+    return checked
 
 
 def _wait_ready(context: ModelContext, servers: list[Server], urgent: bool) -> None:

@@ -4,7 +4,7 @@ import logging
 import signal
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from threading import Event, Lock
 
 from prometheus_client import CollectorRegistry, start_http_server
@@ -17,8 +17,9 @@ from contracts.core.verdict import WindowFigures
 from flows.monitoring.decision import decided
 from registry import data, layout
 from registry.context import ModelContext, open_model
+from registry.traffic import traffic_keys
 
-CLOCK = "this machine's clock (UTC) minus event time: of events that are replayed, years"
+CLOCK = "now, on the clocks of the contract's time zone, minus event time"
 GAUGES = {  # name: what it says, and its labels besides the model
     "perennial_up": ("1 where the model's ledger and store could be read for this scrape, else 0", ()),
     "perennial_champion_info": ("1 for the version that is champion, with its number", ("version", "number")),
@@ -66,7 +67,7 @@ class MetricsCollector(Collector):
     def _of(self, model: str) -> list[Sample]:
         try:
             context = self._known.get(model) or self._known.setdefault(model, open_model(model))
-            return [*samples(context, datetime.now(UTC).replace(tzinfo=None)), ("perennial_up", (), 1)]
+            return [*samples(context, context.now()), ("perennial_up", (), 1)]
         except Exception as error:
             # Of the store, the ledger, Delta Lake or the contract: the exporter outlives them all.
             log.error("%s can't be read, its gauges are missing: %s: %s", model, type(error).__name__, error)
@@ -74,7 +75,7 @@ class MetricsCollector(Collector):
 
 
 def samples(context: ModelContext, now: datetime) -> Iterator[Sample]:
-    """A model's gauges at the time `now` (UTC), from its ledger and store."""
+    """A model's gauges at the time `now`, from its ledger and store."""
     state = context.ledger.state()
     if state.champion:
         yield "perennial_champion_info", (state.champion, str(state.number(state.champion))), 1
@@ -101,10 +102,9 @@ def _figures(figures: WindowFigures) -> Iterator[Sample]:
 
 
 def _ages(context: ModelContext, now: datetime) -> Iterator[Sample]:
-    keys = context.store.list(layout.traffic(layout.PROFILES, context.name))
-    traffic = max((layout.parse_traffic(key).start for key in keys), default=None)
+    traffic = max((key.start for key in traffic_keys(context, layout.PROFILES).values()), default=None)
     ingested = data.versions(context.store, context.name)
-    labels = datetime.fromisoformat(ingested[-1].end) if ingested else None
+    labels = datetime.fromisoformat(ingested[-1].newest) if ingested else None
     if traffic:
         yield "perennial_newest_profile_age_seconds", (), (now - traffic).total_seconds()
     if labels:

@@ -26,10 +26,11 @@ def facts(model: str) -> JsonObject:
         routes,
     )
     from flows.monitoring.outcomes import unlabelled_windows
+    from flows.reporting.overview import overview
     from registry import data
 
     context = open_model(model)
-    state = context.ledger.state()
+    state, [brief] = context.ledger.state(), overview([model])
     versions = data.versions(context.store, context.name)
     windows = [{"window": key, **encode_data(judged)} for key, judged in state.windows.items()]
     return {"model": context.name, "store": context.store.address, "versions": len(state.versions),
@@ -40,6 +41,7 @@ def facts(model: str) -> JsonObject:
                            for window, estimate in unlabelled_windows(context).items()] if versions else [],
             "open_alerts": [as_json(alert) for alert in state.open_alerts],
             "open_claims": [key for key, claim in state.claims.items() if claim.is_granted],
+            "next_look": brief["next_look"], "under_way": brief["under_way"], "waits": brief["waits"],
             "replicas": [{"url": server.url, "version": server.version, "pid": server.pid}
                          for server in fleet.running(context.run, context.name)],
             "routed": routes.champion_urls(context.run, context.name),
@@ -55,12 +57,15 @@ def table(facts: JsonObject) -> Table:
     rows = {
         "store": facts["store"], "champion": facts["champion"] or "none: perennial train " + facts["model"],
         "previous": facts["previous"] or "", "versions": str(facts["versions"]),
-        "data": f"{facts['data']['rows']:,} rows up to {facts['data']['end']}" if facts["data"] else "none",
+        "data": (f"{facts['data']['rows']:,} rows up to {facts['data']['newest']}" if facts["data"]
+                 else "none"),
+        "next look for data": facts["next_look"] or "by hand: perennial ingest " + facts["model"],
         "last window": f"{window['window']}: {window['verdict']['kind']}" if window else "none judged",
         "waits for labels": _lines(
             facts["unlabelled"],
             "{window}: {rows:,} predictions, log loss {log_loss:.3f} (estimate)") or "nothing",
-        "retraining": ", ".join(facts["open_claims"]) or "none in flight",
+        "under way": "\n".join(facts["under_way"]) or "no retraining",
+        "waits for": "\n".join(facts["waits"]) or "nothing",
         "alerts": _lines(facts["open_alerts"], "{kind} since {since}: {doing}") or "none open",
         "callers ask": (f"POST {facts['callers']}/predict" if facts["callers"]
                          else "nothing here: perennial serve " + facts["model"]),

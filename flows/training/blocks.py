@@ -35,18 +35,21 @@ class Block:
 
 
 class BlockFile:
-    """One block's rows in nameless temporary files, which the system deletes when the process ends."""
+    """One block's rows in files: with a `number` in those of this name in the folder, which stay; else in
+    nameless temporary ones, which the system deletes when the process ends."""
 
     # Of a block's matrix, labels and times.
     KINDS: tuple[Any, ...] = (np.float32, np.float32, "datetime64[s]")
 
-    def __init__(self, folder: Path, features: int):
+    def __init__(self, folder: Path, features: int, number: int | None = None):
         self._features = features
-        self._files = [TemporaryFile(dir=folder) for _ in self.KINDS]  # noqa: SIM115, `close` closes them
+        self._files: list[Any] = [  # `close` closes them
+            TemporaryFile(dir=folder) if number is None else open(folder / f"{number}-{part}.block", "a+b")  # noqa: SIM115
+            for part in range(len(self.KINDS))]
 
     def add(self, matrix: np.ndarray, labels: np.ndarray, times: np.ndarray) -> None:
         for file, kind, part in zip(self._files, self.KINDS, (matrix, labels, times)):
-            file.write(np.ascontiguousarray(part, kind))  # type: ignore[arg-type]  # an array is a buffer
+            file.write(np.ascontiguousarray(part, kind))
 
     def close(self) -> None:
         for file in self._files:

@@ -114,13 +114,14 @@ def sampled(first: int, rows: int, n: int) -> np.ndarray:
 
 def read_training_set(contract: Contract, chunks: Iterable[pd.DataFrame], rows: int, cut: datetime,
                       folder: Path, report_progress: Callable[[str], None] = lambda _: None,
-                      blocks: int | None = None) -> TrainingSet:
-    """Read labelled events once, about `rows` of them in any order, into blocks on disk in `folder`."""
+                      blocks: int | None = None, keep: bool = False) -> TrainingSet:
+    """Read labelled events once, about `rows` of them in any order, into blocks on disk in `folder`, which
+    stay there if asked to `keep` them."""
     folder.mkdir(parents=True, exist_ok=True)
     category_counts = {feature.name: CategoryVocabulary(feature.name) for feature in contract.features
                        if feature.kind == "category"}
-    block_files = tuple(BlockFile(folder, len(contract.features))
-                        for _ in range(blocks or -(-rows // MAX_ROWS)))
+    block_files = tuple(BlockFile(folder, len(contract.features), number if keep else None)
+                        for number in range(blocks or -(-rows // MAX_ROWS)))
     sample, rows_read, older_rows, every = [], 0, 0, -(-rows // SAMPLE)
     for chunk in chunks:
         columns, labels = contract.columns_of(chunk), contract.labels_of(chunk)

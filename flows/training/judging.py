@@ -35,11 +35,24 @@ ANSWER_TIMEOUT = 300  # seconds within which a new process must answer the sampl
 
 
 def judge(context: ModelContext, version: str) -> GateVerdict:
-    """The gate's verdict on a version, against the champion on the
-    newest labelled window; recorded in the ledger."""
-    contract, state = context.contract, context.ledger.state()
-    if version == state.champion:  # an earlier run was killed after the promotion, or there was no new data
-        return state.verdicts[version][-1].verdict
+    """The gate's verdict on a version against the present champion; recorded in the ledger."""
+    champion = context.ledger.state().champion
+    verdict = evaluate_version(context, version, champion)
+    record_verdict(context, version, champion, verdict)
+    return verdict
+
+
+def record_verdict(context: ModelContext, version: str, champion: str | None, verdict: GateVerdict) -> None:
+    if version != champion:
+        source = models.manifest(context.store, context.name, version)["data"]
+        context.ledger.judged(version, verdict, champion, source["digest"])
+
+
+def evaluate_version(context: ModelContext, version: str, champion: str | None) -> GateVerdict:
+    """The gate's verdict on a version, against the champion on the newest labelled window."""
+    contract = context.contract
+    if version == champion:  # an earlier run was killed after the promotion, or there was no new data
+        return context.ledger.state().verdicts[version][-1].verdict
     manifest = models.manifest(context.store, context.name, version)
     source = data.DataVersion.from_json(manifest["data"])
     files = fetch_version(context, version)
@@ -47,15 +60,13 @@ def judge(context: ModelContext, version: str) -> GateVerdict:
         rows = data.read(context.store, source, start=datetime.fromisoformat(manifest["judged_from"]))
         columns, labels = contract.columns_of(rows), contract.labels_of(rows)
         served, twin = (load_model(contract, files, stem).probabilities(columns) for stem in (SERVED, TWIN))
-        champion = champion_probabilities(context, state.champion, rows)
+        answers = champion_probabilities(context, champion, rows)
         difference = disagreement(process, files)  # awaited before the latency is measured
-    verdict = gate(
-        contract, labels, twin, champion, {name: rows[name].to_numpy() for name in contract.gate.slices},
+    return gate(
+        contract, labels, twin, answers, {name: rows[name].to_numpy() for name in contract.gate.slices},
         latency_ms=latency(load_model(contract, files), files), disagreement=difference,
         size_mb=sum(file.stat().st_size for file in files.iterdir()) / 2**20,
         refit_shift=float(np.abs(served - twin).mean()))
-    context.ledger.judged(version, verdict, state.champion, source.digest)
-    return verdict
 
 
 def champion_probabilities(context: ModelContext, champion: str | None,
@@ -64,8 +75,9 @@ def champion_probabilities(context: ModelContext, champion: str | None,
     Raises PerennialError for rows that it was trained on, where no challenger could win."""
     if champion is None:
         return None
-    trained_until = models.manifest(context.store, context.name, champion)["data"]["end"]
-    if trained_until > rows[context.contract.event_time].min().isoformat():
+    source = data.DataVersion.from_json(models.manifest(context.store, context.name, champion)["data"])
+    trained_until = source.complete_until(context.contract.schedule.stale_after)
+    if trained_until > rows[context.contract.event_time].min():
         raise PerennialError(f"{context.name}: the champion was trained on events up to {trained_until}, so "
                              f"nothing fresh is left to judge on; ingest newer events first: perennial "
                              f"ingest {context.name}")

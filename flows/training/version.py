@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +24,7 @@ from contracts.core.features import Columns
 from contracts.core.verdict import as_json
 from flows.training import cluster
 from flows.training.dataset import TrainingSet, read_training_set
+from flows.training.kept import building, has_training_set, keep_training_set, open_training_set
 from registry import data, models, settings
 from registry.context import ROOT, ModelContext, fetch_version
 from registry.events import Registered
@@ -37,41 +39,71 @@ log = logging.getLogger("perennial.train")
 
 def judged_from(context: ModelContext, source: data.DataVersion) -> datetime:
     """The start of the newest labelled window: older rows train, newer ones judge."""
-    return datetime.fromisoformat(source.end) - context.contract.gate.window
+    contract = context.contract
+    return source.complete_until(contract.schedule.stale_after) - contract.gate.window
 
 
 def fit_version(context: ModelContext) -> str:
-    """Train on the newest data version and register the result; returns the version's digest.
+    """Train on the newest data version and register the result; returns the version's digest."""
+    source, champion = data.newest(context.store, context.name), context.ledger.state().champion
+    rows = preprocess_rows(context, source, code_digest(context.contract))
+    version = save_version(context, source, rows)
+    register_version(context, version, champion)
+    return version
+
+
+def preprocess_rows(context: ModelContext, source: data.DataVersion, code: str) -> str:
+    """Read a data version's rows into a training set on this machine's disk, and return its name, which
+    follows from the rows, the contract and the code. With Dask its workers read them, in `save_version`."""
+    name = digest_of([source.digest, context.contract.digest, code])
+    folder, cut = context.run / "training" / name, judged_from(context, source)
+    if not settings.dask_address() and not has_training_set(folder):
+        chunks = data.chunks(context.store, source, context.contract.training_columns)
+        with building(folder) as unfinished, closing(read_training_set(
+                context.contract, chunks, source.rows, cut, unfinished, log.info, keep=True)) as rows:
+            keep_training_set(rows, unfinished)
+    return name
+
+
+def save_version(context: ModelContext, source: data.DataVersion, rows: str) -> str:
+    """Train on the training set `rows` of a data version and store the files; returns the version's digest.
 
     A version is trained twice with the same number of rounds: the *twin* on all rows but the newest labelled
     window, so that the gate can judge it there, and the model that serves on every row.
     """
-    source = data.newest(context.store, context.name)
-    with training_rows(context, source) as rows:
-        files, metrics = train_files(context, rows)
-    manifest = _manifest(context, source, metrics, rows.older)
-    if rows.workers > 1:
-        manifest["workers"] = rows.workers
+    with training_rows(context, source, rows) as training_set:
+        files, metrics = train_files(context, training_set)
+    manifest = _manifest(context, source, metrics, training_set.older)
+    if training_set.workers > 1:
+        manifest["workers"] = training_set.workers
     version = models.save(context.store, context.name, files, manifest)
-    context.ledger.registered(Registered(
-        version=version, data=source.digest, rounds=metrics["rounds"], git=git_revision(),
-        bins_of=context.ledger.state().champion))
+    shutil.rmtree(context.run / "training" / rows, ignore_errors=True)
     return version
 
 
+def register_version(context: ModelContext, version: str, champion: str | None) -> None:
+    """Record a version in the ledger; `champion`: whose bins its own divide."""
+    manifest = models.manifest(context.store, context.name, version)
+    context.ledger.registered(Registered(version=version, data=manifest["data"]["digest"],
+                                         rounds=manifest["metrics"]["rounds"], git=git_revision(),
+                                         bins_of=champion))
+
+
 @contextmanager
-def training_rows(context: ModelContext,
-             source: data.DataVersion) -> Iterator[TrainingSet | cluster.DistributedTrainingSet]:
-    """A data version's training set: on this machine, or on the Dask cluster of PERENNIAL_DASK."""
+def training_rows(context: ModelContext, source: data.DataVersion,
+                  rows: str) -> Iterator[TrainingSet | cluster.DistributedTrainingSet]:
+    """A data version's training set: the one that `preprocess_rows` made on this machine, made again where
+    another machine did; or on the Dask cluster of PERENNIAL_DASK."""
     cut, address = judged_from(context, source), settings.dask_address()
     if address:
         with cluster.dask_client(address) as client, cluster.named_worker_losses(address):
             yield cluster.distribute(client, context.contract, context.store.address, source, cut)
     else:
-        chunks = data.chunks(context.store, source, context.contract.training_columns)
-        with closing(read_training_set(context.contract, chunks, source.rows, cut, context.run / "training",
-                                       log.info)) as rows:
-            yield rows
+        folder = context.run / "training" / rows
+        if not has_training_set(folder):
+            preprocess_rows(context, source, code_digest(context.contract))
+        with closing(open_training_set(context.contract, folder)) as kept:
+            yield kept
 
 
 def train_files(

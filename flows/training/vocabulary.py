@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from contracts.core.digests import JsonObject
 from contracts.core.errors import PerennialError
 from service.model import UNKNOWN
 
@@ -40,6 +41,18 @@ class CategoryVocabulary:
 
     def _counted(self, before: np.ndarray, numbers: np.ndarray) -> np.ndarray:
         return _added(before, numbers[numbers >= 0], None, len(self._numbers))
+
+    def counts(self) -> JsonObject:
+        """The texts in the order of their numbers and their counts, as JSON values."""
+        return {"texts": [*self._numbers], "older": self._older.tolist(), "all": self._all.tolist()}
+
+    @classmethod
+    def from_counts(cls, feature: str, counts: JsonObject) -> "CategoryVocabulary":
+        """The vocabulary that `counts` described."""
+        vocabulary = cls(feature)
+        vocabulary._numbers = {text: number for number, text in enumerate(counts["texts"])}
+        vocabulary._older, vocabulary._all = (np.array(counts[rows], np.int64) for rows in ("older", "all"))
+        return vocabulary
 
     @classmethod
     def of_all(cls, parts: Sequence["CategoryVocabulary"]) -> "CategoryVocabulary":

@@ -1,0 +1,1 @@
+"""How the flows are chained, retried, resumed and registered with Prefect."""

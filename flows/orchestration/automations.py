@@ -1,0 +1,63 @@
+"""The Prefect automations that need no worker: runs without a heartbeat, retrainings that nobody runs."""
+
+import json
+from datetime import timedelta
+
+from prefect.automations import AutomationCore, CallWebhook, EventTrigger
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import StateType
+from prefect.events.actions import ActionTypes, ChangeFlowRunState, DoNothing
+from prefect.events.schemas.automations import Posture
+
+from contracts.core.contract import Contract
+from contracts.core.retraining import ClaimFault
+from flows.monitoring.notifications import alert_webhook_block
+from flows.orchestration.events import RETRAIN, STARTED
+from registry.events import AlertState
+
+HEARTBEAT = 30  # seconds between two heartbeats of a run: the least that Prefect allows
+ENDED = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed", "TimedOut")}
+
+
+def crashed_without_heartbeat() -> AutomationCore:
+    """Mark a run as crashed whose process or machine died: three heartbeats have not come."""
+    trigger = EventTrigger(
+        after={"prefect.flow-run.heartbeat"}, expect={"prefect.flow-run.heartbeat", *ENDED},
+        match={"prefect.resource.id": "prefect.flow-run.*"}, for_each={"prefect.resource.id"},
+        posture=Posture.Proactive, threshold=1, within=timedelta(seconds=3 * HEARTBEAT))
+    return AutomationCore(name="perennial: a run without a heartbeat has crashed", trigger=trigger, actions=[
+        ChangeFlowRunState(name="Crashed", state=StateType.CRASHED, force=False,
+                           message="no heartbeat: its process or machine is gone")])
+
+
+def page_if_not_started(contract: Contract) -> AutomationCore:
+    """Tell a person if no run begins a granted retraining in the time that the contract states. Prefect's
+    server does it, so that it works where no worker does; it posts where alerts go."""
+    limit, model = contract.training.start_within, contract.name
+    trigger = EventTrigger(
+        after={RETRAIN}, expect={STARTED}, match={"prefect.resource.id": f"perennial.model.{model}"},
+        for_each={"prefect.resource.id"}, posture=Posture.Proactive, threshold=1, within=limit)
+    actions: list[ActionTypes] = [DoNothing()]  # its firing shows among the events
+    block = alert_webhook_block()
+    if block:
+        actions = [CallWebhook(block_document_id=block, payload=_page(model, limit))]
+    return AutomationCore(name=f"perennial: a retraining did not start: {model}", trigger=trigger,
+                          description=f"granted, and no run began within {limit}; does a worker run?",
+                          actions=actions)
+
+
+def _page(model: str, limit: timedelta) -> str:
+    return json.dumps({
+        "model": model, "kind": ClaimFault.NOT_STARTED, "state": AlertState.RAISED,
+        "what": f"a retraining was granted and no run began it within {limit}",
+        "doing": "nothing trains: look whether a worker runs, with: perennial doctor"})
+
+
+def set_automation(automation: AutomationCore) -> None:
+    """Create an automation, or bring the one of its name up to date."""
+    with get_client(sync_client=True) as client:
+        existing = client.read_automations_by_name(automation.name)
+        if existing:
+            client.update_automation(existing[0].id, automation)
+        else:
+            client.create_automation(automation)

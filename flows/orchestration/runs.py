@@ -1,0 +1,71 @@
+"""What Prefect knows of a run."""
+
+from typing import Any
+from uuid import UUID
+
+from prefect import State
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import (
+    DeploymentFilter,
+    DeploymentFilterName,
+    FlowFilter,
+    FlowFilterName,
+    FlowRunFilter,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+)
+from prefect.client.schemas.objects import TERMINAL_STATES, FlowRun
+from prefect.deployments import run_deployment
+from prefect.exceptions import ObjectNotFound
+
+from contracts.core.digests import JsonObject
+
+
+def find_run(run: str) -> FlowRun | None:
+    """A run by its id; None if Prefect does not know it (any more)."""
+    try:
+        with get_client(sync_client=True) as client:
+            return client.read_flow_run(UUID(run))
+    except ObjectNotFound:
+        return None
+
+
+def waiting_runs(deployment: str) -> list[FlowRun]:
+    """The runs of a deployment, as "train/flights", that are not finished."""
+    flow, _, name = deployment.partition("/")
+    with get_client(sync_client=True) as client:
+        return client.read_flow_runs(
+            flow_filter=FlowFilter(name=FlowFilterName(any_=[flow])),
+            deployment_filter=DeploymentFilter(name=DeploymentFilterName(any_=[name])),
+            flow_run_filter=FlowRunFilter(state=FlowRunFilterState(
+                type=FlowRunFilterStateType(not_any_=sorted(TERMINAL_STATES)))))
+
+
+def start(flow: str, model: str, parameters: JsonObject, key: str) -> str:
+    """Run a flow's deployment of a model, so that its limits hold; the same `key` starts one run only.
+    Returns the run's id. Where `perennial deploy` did not make one a model, the flow's own is used."""
+    name = f"{flow}/{model}" if has_deployment(f"{flow}/{model}") else f"{flow}/{flow}"
+    run: Any = run_deployment(name, parameters={"model": model, **parameters}, timeout=0, idempotency_key=key,
+                              tags=[f"model:{model}"])
+    return str(run.id)
+
+
+def has_deployment(name: str) -> bool:
+    with get_client(sync_client=True) as client:
+        try:
+            client.read_deployment_by_name(name)
+        except ObjectNotFound:
+            return False
+        return True
+
+
+def is_alive(run: str) -> bool:
+    """Whether a run is waiting, running or paused."""
+    found = find_run(run)
+    return bool(found and found.state and not found.state.is_final())
+
+
+def set_state(run: str, state: State[Any]) -> None:
+    """Put a run into a final state, whatever it is in."""
+    with get_client(sync_client=True) as client:
+        client.set_flow_run_state(UUID(run), state, force=True)
