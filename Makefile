@@ -5,7 +5,7 @@ BIN := $(ENV)/bin
 ROOMS := contracts service registry deployments flows
 
 .PHONY: help demo test lint types test-containers lock clean bench bench-page bench-startup bench-profile bench-loop \
-	bench-check bench-train bench-serve bench-flows bench-rollout bench-drift
+	bench-check bench-train bench-serve bench-flows bench-rollout bench-drift bench-sources
 
 help:  ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-16s %s\n", $$1, $$2}' Makefile
@@ -73,6 +73,9 @@ bench-flows: $(ENV)/installed  ## What the flows add to the plain functions, on 
 
 bench-rollout: $(ENV)/installed  ## Releases, rollbacks, kills and bad challengers under load; needs docker and a registry. About 50 minutes.
 	@$(BIN)/python -m tests.bench.rollout $(ARGS)
+
+bench-sources: $(ENV)/installed  ## Ten million rows from each kind of source, and the memory that takes. About 8 minutes.
+	@$(BIN)/python -m tests.bench.sources
 
 bench-drift: $(ENV)/installed  ## False alarms and power of drift verdicts by window size, and their cost. About 4 minutes.
 	@$(BIN)/python -m tests.bench.drift $(ARGS)

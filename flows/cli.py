@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from flows.commands.logs import set_up
 from flows.commands.reading import app as reading
 from flows.commands.running import require_prefect, run_flow
 from flows.commands.terminal import TIMES, AsJson, Model, console, say
@@ -31,10 +32,7 @@ def main() -> None:
         os.environ.setdefault(name, value)
     # At its end Prefect logs that some events are still being sent.
     logging.getLogger("EventsWorker").setLevel(logging.ERROR)
-    logger = logging.getLogger("perennial")
-    logger.setLevel(logging.INFO)
-    logger.addHandler(logging.StreamHandler())
-    logger.propagate = False  # Prefect's handler on the root would print everything again
+    set_up()
     try:
         app(standalone_mode=True)
     except Exception as error:

@@ -2,10 +2,10 @@
 
 import logging
 from collections import Counter
-from datetime import datetime
+from datetime import datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 import pandas as pd
@@ -30,8 +30,11 @@ from registry import data
 from registry.context import ModelContext, open_model
 from registry.data import DataVersion
 from registry.events import Ingested, IngestRefused
+from registry.sources import read_source
 
 MAX_ROWS = 1_000_000  # of a file in one batch
+MAX_SOURCE_ROWS = 300_000  # of a source in one batch, but for a single day's
+DAY = timedelta(days=1)
 NOTHING_NEW = DataVerdict(outcome=Outcome.PASSED, reasons=("no new row was found",),
                           figures=DataFigures(rows=0, bad=0))
 
@@ -99,9 +102,11 @@ def ingest_batch(context: ModelContext, start: datetime | None = None, end: date
     start, end = _span(context, start, end)
     if is_look and end <= start:
         return data.newest(context.store, context.name), NOTHING_NEW
-    spans = batches(context, start, end, Path(file)) if file and Path(file).suffix == ".parquet" else None
+    if file is None:
+        return _ingest_source(context, start, end, is_look)
+    spans = batches(context, start, end, Path(file)) if Path(file).suffix == ".parquet" else None
     if spans is None:
-        return _ingest_batch(context, start, end, file, is_look=is_look)
+        return _ingest_batch(context, start, end, file)
     verdicts = []
     for first, last in spans:
         version, verdict = _ingest_batch(context, first, last, file, first == start)
@@ -151,14 +156,46 @@ def combined(verdicts: list[DataVerdict]) -> DataVerdict:
                    figures=figures)
 
 
-def _ingest_batch(
-    context: ModelContext, start: datetime, end: datetime, file: str | None, first_part: bool | None = None,
-    is_look: bool = False,
-) -> tuple[DataVersion, DataVerdict]:
+def _ingest_source(context: ModelContext, start: datetime, end: datetime,
+                   is_look: bool) -> tuple[DataVersion, DataVerdict]:
+    """Take the source's rows of [start, end), of a large source in batches of whole days."""
+    taken, at, length = [], start, end - start
+    while at < end:
+        last = min(end, max(at + DAY, at + length).replace(hour=0, minute=0, second=0, microsecond=0))
+        last = end if at + length >= end or last <= at else last
+        rows = read_source(context.contract, at, last, secret, MAX_SOURCE_ROWS if last - at > DAY else None)
+        if rows is None:
+            length = (last - at) / 8
+            continue
+        if len(rows):
+            taken.append(_take(context, rows, at, last, None))
+            log.info("%s: %s rows are stored, up to %s", context.name, f"{taken[-1][0].rows:,}", last)
+        # The next span has about as many rows as a batch may have.
+        at, length = last, min(8.0, 0.8 * MAX_SOURCE_ROWS / max(len(rows), 1)) * (last - at)
+    if taken:
+        return taken[-1][0], combined([verdict for _, verdict in taken])
+    if not is_look:
+        raise NotFound(f"{context.name}: no row in [{start}, {end}) to ingest; name a window that has some")
+    return data.newest(context.store, context.name), NOTHING_NEW
+
+
+def secret(name: str) -> str:
+    """The value of one of Prefect's secret blocks."""
+    from prefect.blocks.system import Secret
+
+    block: Any = Secret.load(name)
+    return str(block.get())
+
+
+def _ingest_batch(context: ModelContext, start: datetime, end: datetime, file: str,
+                  first_part: bool | None = None) -> tuple[DataVersion, DataVerdict]:
+    return _take(context, read_batch(context, start, end, file, first_part), start, end, file)
+
+
+def _take(context: ModelContext, rows: pd.DataFrame, start: datetime, end: datetime,
+          file: str | None) -> tuple[DataVersion, DataVerdict]:
+    """Check one batch and take its good rows."""
     earlier = data.versions(context.store, context.name)[-1:]
-    rows = read_batch(context, start, end, file, first_part)
-    if is_look and earlier and rows.empty:
-        return earlier[-1], NOTHING_NEW
     checked = check_batch(context.contract, rows)
     first, last = start.isoformat(), end.isoformat()
     if not checked.verdict.passed:
@@ -225,14 +262,12 @@ def _next_start(context: ModelContext) -> datetime:
     return schedule.since
 
 
-def read_batch(context: ModelContext, start: datetime, end: datetime, file: str | None = None,
+def read_batch(context: ModelContext, start: datetime, end: datetime, file: str,
                first: bool | None = None) -> pd.DataFrame:
-    """The rows of [start, end) of the contract's source, or of a .parquet or .csv file. A file's rows
-    without a readable event time are included, for the check to count. `first`: whether this is the
-    first batch of a large file, which alone includes those; None for a file that is read at once."""
+    """The rows of [start, end) of a .parquet or .csv file. Rows without a readable event time are included,
+    for the check to count. `first`: whether this is the first batch of a large file, which alone includes
+    those; None for a file that is read at once."""
     contract = context.contract
-    if file is None:
-        return contract.source_rows(start, end)
     condition = None
     if first is not None:
         time = pc.field(contract.event_time)

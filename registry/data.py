@@ -134,7 +134,7 @@ def _commit(store: Store, contract: Contract, changes: Changes, reference: DataV
     properties = CommitProperties(custom_metadata={METADATA_KEY: json.dumps(asdict(reference))},
                                   app_transactions=[Transaction(METADATA_KEY, reference.version)])
     uri = _uri(store, reference.table)
-    target = DeltaTable(uri, last.version, _options(store)) if last else uri
+    target = DeltaTable(uri, last.version, delta_options(store.address)) if last else uri
     rows = pa.Table.from_pandas(pd.concat([changes.new, changes.corrected]), preserve_index=False)
     if isinstance(target, DeltaTable) and len(changes.corrected):
         matches = " AND ".join(f'known."{name}" = found."{name}"' for name in contract.key)
@@ -144,7 +144,7 @@ def _commit(store: Store, contract: Contract, changes: Changes, reference: DataV
     write_deltalake(
         target, rows, mode="append" if last else "error",
         configuration=None if last else TABLE_PROPERTIES, commit_properties=properties,
-        storage_options=_options(store))
+        storage_options=delta_options(store.address))
 
 
 def _changes(store: Store, contract: Contract, frame: pd.DataFrame, existing: list[DataVersion]) -> Changes:
@@ -180,7 +180,8 @@ def content_digest(frame: pd.DataFrame) -> str:
 def versions(store: Store, model: str) -> list[DataVersion]:
     """Every version of a model's data, oldest first."""
     try:
-        history = DeltaTable(_uri(store, layout.data_table(model)), storage_options=_options(store)).history()
+        history = DeltaTable(_uri(store, layout.data_table(model)), None,
+                             delta_options(store.address)).history()
     except TableNotFoundError:
         return []
     return [DataVersion.from_json(json.loads(commit[METADATA_KEY])) for commit in reversed(history)
@@ -199,7 +200,7 @@ def newest(store: Store, model: str) -> DataVersion:
 def read(store: Store, version: DataVersion, start: datetime | None = None,
          end: datetime | None = None) -> pd.DataFrame:
     """The rows of exactly this version, or those of [start, end), in the order of their event time."""
-    table = DeltaTable(_uri(store, version.table), version.version, _options(store))
+    table = DeltaTable(_uri(store, version.table), version.version, delta_options(store.address))
     limits = [] if start is None else [(version.event_time, ">=", start)]
     limits += [] if end is None else [(version.event_time, "<", end)]
     frame = table.to_pyarrow_table(filters=limits or None).to_pandas()
@@ -210,7 +211,7 @@ def chunks(store: Store, version: DataVersion, columns: Sequence[str],
            share: tuple[int, int] = (0, 1)) -> Iterator[pd.DataFrame]:
     """The rows of exactly this version, CHUNK_ROWS or so at a time, files with the
     oldest events first. `share` (i, n): only the i-th of n equal parts of its files."""
-    table = DeltaTable(_uri(store, version.table), version.version, _options(store))
+    table = DeltaTable(_uri(store, version.table), version.version, delta_options(store.address))
     actions = pa.table(table.get_add_actions(flatten=True))
     # Delta keeps statistics of the first columns only: of a later one there is no minimum.
     oldest = f"min.{version.event_time}"
@@ -234,14 +235,15 @@ def set_aside(store: Store, contract: Contract, bad: pd.DataFrame, start: dateti
     """Store the rows that broke a rule, with their `reasons`; the same rows again are stored once."""
     table, batch = layout.bad_rows_table(contract.name), content_digest(bad)
     try:
-        existing = DeltaTable(_uri(store, table), storage_options=_options(store)).history()
+        existing = DeltaTable(_uri(store, table), storage_options=delta_options(store.address)).history()
     except TableNotFoundError:
         existing = []
     if any(commit.get(METADATA_KEY) == batch for commit in existing):
         return
     rows = bad.assign(batch_start=start, batch_end=end)
     write_deltalake(_uri(store, table), pa.Table.from_pandas(rows, preserve_index=False), mode="append",
-                    configuration=None if existing else TABLE_PROPERTIES, storage_options=_options(store),
+                    configuration=None if existing else TABLE_PROPERTIES,
+                    storage_options=delta_options(store.address),
                     commit_properties=CommitProperties(custom_metadata={METADATA_KEY: batch}))
 
 
@@ -249,7 +251,7 @@ def bad_rows(store: Store, model: str) -> pd.DataFrame:
     """All rows that were set aside, with reasons and the window of their batch."""
     try:
         return DeltaTable(_uri(store, layout.bad_rows_table(model)),
-                          storage_options=_options(store)).to_pandas()
+                          storage_options=delta_options(store.address)).to_pandas()
     except TableNotFoundError:
         return pd.DataFrame()
 
@@ -258,9 +260,9 @@ def _uri(store: Store, table: str) -> str:
     return f"{store.address}/{table}"
 
 
-def _options(store: Store) -> dict[str, str] | None:
+def delta_options(address: str) -> dict[str, str] | None:
     """delta-rs's options; keys and region it reads from the environment, as boto3 does."""
-    if not store.address.startswith("s3://"):
+    if not address.startswith("s3://"):
         return None
     endpoint = os.environ.get("AWS_ENDPOINT_URL", "")
     options = {"aws_conditional_put": "etag", "aws_allow_http": str(endpoint.startswith("http://")).lower()}

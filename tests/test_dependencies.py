@@ -127,7 +127,7 @@ def test_a_model_of_format_1_is_held_to_the_digest_of_its_time(acme, addresses):
     context = open_model("acme.boilers")
     ingest_batch(context, datetime(2024, 1, 1), datetime(2024, 2, 12))
     folder = models.fetch(context.store, context.name, fit_version(context), context.run / "models")
-    columns = context.contract.columns_of(context.contract.source_rows(datetime(2024, 2, 12),
+    columns = context.contract.columns_of(context.contract.source(datetime(2024, 2, 12),
                                                                        datetime(2024, 2, 13)))
     expected = load_model(context.contract, folder).probabilities(columns)
     with pytest.raises(PerennialError, match="trained for other columns"):

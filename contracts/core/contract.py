@@ -15,10 +15,11 @@ import pandera.pandas as pa
 from contracts.core.classification import Label, is_output
 from contracts.core.dependencies import helpers_of
 from contracts.core.digests import JsonObject, digest_of, plain_json, source_of
-from contracts.core.errors import ContractError, PerennialError
+from contracts.core.errors import ContractError
 from contracts.core.features import Columns, Feature
 from contracts.core.policies import Drift, Gate, Rollout, Schedule, TrainingLimits
 from contracts.core.schema import FIELD_RULES
+from contracts.core.sources import DeltaSource, ParquetFiles, SqlQuery
 from contracts.core.windows import window_of
 
 # Pandera imports dask for type annotations alone, which takes longer than everything else together.
@@ -41,6 +42,8 @@ class Contract:
     be scored once labels are in. `rounds`, `patience`, `stop_share`: trees at most; rounds without
     improvement after which training stops; the share of the newest rows by which it is decided.
     `bad_rows`: the share of a batch's rows that may be set aside before the whole batch is refused.
+    `source`: what gives the labelled rows of [start, end), see `contracts.core.sources`: a function gives a
+    data frame, or an iterator of frames or Arrow record batches.
     """
 
     name: str
@@ -54,7 +57,7 @@ class Contract:
     rollout: Rollout = Rollout()  # noqa: RUF009
     schedule: Schedule = Schedule()  # noqa: RUF009
     training: TrainingLimits = TrainingLimits()  # noqa: RUF009
-    source: Callable[[datetime, datetime], Any] | None = None
+    source: Callable[[datetime, datetime], Any] | ParquetFiles | SqlQuery | DeltaSource | None = None
     key: tuple[str, ...] = ()
     rounds: int = 300
     patience: int = 20
@@ -92,6 +95,11 @@ class Contract:
         for what, value, is_valid, rule in self._settings():
             if not is_valid:
                 yield f"{what} is {value!r}; it must be {rule}: change it"
+        if isinstance(self.source, ParquetFiles | SqlQuery | DeltaSource):
+            for problem in self.source.problems():
+                yield f"the source {type(self.source).__name__}: {problem}"
+        if self.schedule.lateness and not self.key:
+            yield "schedule.lateness needs a key, to tell known rows from new ones: state one, or drop it"
         if self.drift.cooldown < self.gate.window:
             yield (f"a cooldown of {self.drift.cooldown} is shorter than the gate's window of "
                    f"{self.gate.window}: the next challenger would be judged on rows the champion was "
@@ -225,6 +233,7 @@ class Contract:
                                    "compute": source_of(feature.compute),
                                    **_described_helpers(feature.compute)}
                     for feature in self.features}
+        declared = isinstance(self.source, ParquetFiles | SqlQuery | DeltaSource)
         settings = ("event_time", "key", "rounds", "patience", "stop_share", "seed", "bad_rows", "logged")
         facts: JsonObject = plain_json(
             {"name": self.name, "columns": {name: self._describe_column(name) for name in self.columns},
@@ -232,15 +241,9 @@ class Contract:
              "xgboost": dict(self.xgboost), "gate": asdict(self.gate), "drift": asdict(self.drift),
              "rollout": asdict(self.rollout), "schedule": asdict(self.schedule),
              "training": asdict(self.training), "checks": source_of(self.schema),
+             **({"source": vars(self.source)} if declared else {}),
              **{name: getattr(self, name) for name in settings}})
         return facts
-
-    def source_rows(self, start: datetime, end: datetime) -> Any:
-        """The source's rows of [start, end), a data frame; raises
-        PerennialError where the contract has no source."""
-        if self.source is None:
-            raise PerennialError(f"contract {self.name} has no source; name a file: --file rows.parquet")
-        return self.source(start, end)
 
     def _describe_column(self, name: str) -> JsonObject:
         spec = self.columns[name]

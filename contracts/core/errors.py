@@ -66,6 +66,12 @@ class Corrupt(PerennialError):
     exit_code = 1
 
 
+class SourceFailed(PerennialError):
+    """A contract's source raised, or gave something else than was asked for."""
+
+    exit_code = 1
+
+
 class Unavailable(PerennialError):
     """A service that is needed does not answer: the store,
     Prefect, a container engine, a Dask cluster, a replica."""

@@ -1,10 +1,12 @@
 """Find a model's contract by name."""
 
 import importlib.util
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
+import contracts
 from contracts.core.contract import Contract
 from contracts.core.errors import ContractError, PerennialError
 
@@ -21,8 +23,10 @@ def load_contract(model: str) -> Contract:
 
 
 def known_models() -> list[str]:
-    """The names of the contracts in contracts/."""
-    return sorted({path.stem for path in Path(__file__).parent.parent.glob("*.py")} - {"__init__"})
+    """The names of the contracts in contracts/: of the modules that define `contract`, even if in vain."""
+    files = [path for folder in contracts.__path__ for path in Path(folder).glob("*.py")]
+    return sorted(path.stem for path in files
+                  if re.search(r"(?m)^contract\b.*=", path.read_text(errors="replace")))
 
 
 def _is_module(name: str) -> bool:

@@ -33,6 +33,17 @@ def status(model: Annotated[str | None, typer.Argument(
 
 
 @app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Try store, registry, Prefect, worker, load balancer, clock and disk; exit code 1 if one is at fault."""
+    from flows.commands.doctor import findings, show
+
+    found = list(findings())
+    show(found, as_json)
+    if any(finding.is_fault for finding in found):
+        raise typer.Exit(1)
+
+
+@app.command()
 def history(
     model: Model,
     at: Annotated[str | None, typer.Option(help="What served at this time (ISO, UTC)?")] = None,

@@ -11,7 +11,7 @@ import pandas as pd
 
 from contracts.core.contract import Contract
 from contracts.core.loading import load_contract
-from flows.demo.traffic import MODELS, TRAFFIC, YEAR
+from flows.demo.traffic import MODELS, TRAFFIC, YEAR, source_rows
 from flows.training.dataset import read_training_set
 from service.model import Model, load_model
 
@@ -20,7 +20,7 @@ def rival_probabilities(first: str, until: datetime) -> tuple[np.ndarray, np.nda
     """The probabilities of both for all the traffic, (n, classes): of the `first` model's files, and
     of a model retrained at the start of each month without a gate."""
     contract = load_contract(MODELS[0])
-    rows = contract.source_rows(YEAR, until)
+    rows = source_rows(contract, YEAR, until)
     columns, times = contract.columns_of(rows), rows[contract.event_time]
     served = (times >= TRAFFIC).to_numpy()
     frozen = load_model(contract, Path(first)).probabilities(_only(columns, served))

@@ -16,6 +16,7 @@ from contracts.core.features import Record
 from flows.demo.faults import Fault, corrupted, refused
 from registry.context import ModelContext, open_model
 from registry.settings import demo_folder
+from registry.sources import read_source
 from service.model import records_of_columns
 
 MODELS = ("flights", "departures")
@@ -26,6 +27,12 @@ TRAINING_PACE, CANARY_PACE = 0.1, 0.01
 # Records of a day kept for the canary, which would get no traffic after a long training otherwise.
 RESERVE = 400
 TRAINING = 300  # seconds that a retraining may take before the replay gives up
+
+
+def source_rows(contract: Contract, start: datetime, end: datetime) -> pd.DataFrame:
+    """The year's rows of [start, end), as the contract's source gives them."""
+    rows = read_source(contract, start, end, str)
+    return pd.DataFrame() if rows is None else rows
 
 
 @dataclass
@@ -45,7 +52,7 @@ class ReplayTraffic:
     def of(cls, model: str, until: datetime, url: str, faults: tuple[Fault, ...]) -> "ReplayTraffic":
         """The callers of a model at `url`, with its source's rows up to `until`."""
         context = open_model(model)
-        return cls(context, context.contract.source_rows(TRAFFIC, until), url, faults)
+        return cls(context, source_rows(context.contract, TRAFFIC, until), url, faults)
 
     def __post_init__(self) -> None:
         sent = corrupted(self.rows, self.contract.event_time, self.faults)

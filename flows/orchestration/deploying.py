@@ -3,9 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from prefect.client.orchestration import get_client
+from prefect.exceptions import ObjectNotFound
+
 from contracts.core.contract import Contract
 from contracts.core.errors import ContractError
 from contracts.core.loading import known_models, load_contract
+from deployments.prefect_server import POOL, create_pool
 from flows.monitoring.notifications import to_webhook
 from flows.orchestration.automations import crashed_without_heartbeat, page_if_not_started, set_automation
 from flows.orchestration.deployments import Change, changes, derived, register
@@ -31,12 +35,23 @@ def deploy(models: Sequence[str] | None = None, dry_run: bool = False) -> Deploy
     asked = [change for change in changes(entries)
              if not (change.what == "paused" and change.deployment.partition("/")[2] in broken)]
     if not dry_run:
+        if not has_pool():
+            create_pool()
         register(entries, asked)
         to_webhook(alert_webhook())
         set_automation(crashed_without_heartbeat())
         for contract in contracts:
             set_automation(page_if_not_started(contract))
     return Deployed(asked, [fault.why for fault in faults])
+
+
+def has_pool() -> bool:
+    with get_client(sync_client=True) as client:
+        try:
+            client.read_work_pool(POOL)
+        except ObjectNotFound:
+            return False
+        return True
 
 
 @dataclass(frozen=True)

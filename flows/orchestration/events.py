@@ -1,5 +1,6 @@
 """The events that chain the flows, and what each run's page says of its cause."""
 
+import logging
 from typing import Any
 from uuid import NAMESPACE_URL, UUID, uuid5
 
@@ -13,6 +14,8 @@ from prefect.utilities.urls import url_for
 
 from contracts.core.digests import JsonObject
 
+log = logging.getLogger("perennial.flows")
+
 # Each event's name; its resource is the model.
 INGESTED = "perennial.data.ingested"
 RETRAIN, STARTED = "perennial.window.retrain", "perennial.training.started"
@@ -21,6 +24,8 @@ CLOCK_REACHED = "perennial.clock.reached"  # a replay's clock has reached a time
 
 def emit(model: str, event: str, key: str, payload: JsonObject) -> None:
     """Emit an event about a model; its id follows from `key`, so that Prefect drops repetitions."""
+    log.info("%s: %s %s", model, event, key, extra={"model": model, "event": event, "run": flow_run.get_id(),
+                                                    "window": payload.get("window")})
     emit_event(event=event, id=uuid5(NAMESPACE_URL, f"{event}/{model}/{key}"), resource=resource_of(model),
                payload={"model": model, "run": flow_run.get_id() or "", **payload})
 

@@ -1,0 +1,232 @@
+"""Sources: functions, Parquet files, a query on a real PostgreSQL, a Delta table, and how they fail."""
+
+import glob
+import os
+import subprocess
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import sqlalchemy
+from deltalake import write_deltalake
+
+from contracts.core.errors import ContractError, PerennialError, SourceFailed, Unavailable
+from contracts.core.sources import DeltaSource, ParquetFiles, SqlQuery
+from contracts.pumps import contract as pumps
+from contracts.pumps import readings
+from deployments.processes import available_port
+from flows.ingest import ingest_batch
+from registry import data
+from registry.context import ModelContext, open_model
+from registry.data import delta_options
+from registry.sources import read_source
+from tests.test_registry import moto, s3  # noqa: F401  fixtures
+
+START, END = datetime(2024, 1, 3), datetime(2024, 1, 6)
+ALL = readings(datetime(2024, 1, 1), datetime(2024, 1, 11))
+QUERY = "SELECT * FROM readings WHERE measured_at >= :start AND measured_at < :end"
+BIN = sorted(glob.glob("/usr/lib/postgresql/*/bin"))
+
+
+def with_source(source: object) -> ModelContext:
+    """The pumps with another source."""
+    context = open_model("pumps")
+    return replace(context, contract=replace(context.contract, source=source))
+
+
+def given(source: object, start: datetime = START, end: datetime = END) -> pd.DataFrame:
+    rows = read_source(replace(pumps, source=source), start, end, {}.__getitem__)
+    return rows.sort_values("measured_at", ignore_index=True)[list(ALL)]
+
+
+def expected(start: datetime = START, end: datetime = END) -> pd.DataFrame:
+    return ALL[(ALL["measured_at"] >= start) & (ALL["measured_at"] < end)].reset_index(drop=True)
+
+
+def same(rows: pd.DataFrame, others: pd.DataFrame) -> bool:
+    pd.testing.assert_frame_equal(rows, others, check_dtype=False, check_exact=False)
+    return len(rows) > 0
+
+
+@pytest.fixture(scope="module")
+def postgresql(tmp_path_factory) -> Iterator[str]:
+    """The address of a PostgreSQL with the readings in it; it refuses to run as root."""
+    if not BIN:
+        assert "CI" not in os.environ, "no PostgreSQL: apt-get install postgresql"
+        pytest.skip("no PostgreSQL is installed; run: apt-get install postgresql")
+    home, port = tmp_path_factory.mktemp("postgresql"), available_port(5433)
+    for folder in (home, *home.parents[:2]):
+        folder.chmod(0o755)
+    as_user = ["runuser", "-u", "postgres", "--"] if os.getuid() == 0 else []
+    if as_user:
+        subprocess.run(["chown", "postgres", home], check=True)
+    (home / "password").write_text("s3cret\n")
+    (home / "password").chmod(0o644)
+    data_folder = home / "data"
+
+    def run(*command: str) -> None:
+        subprocess.run([*as_user, *command], check=True, capture_output=True, cwd=home)
+
+    run(f"{BIN[-1]}/initdb", "-D", str(data_folder), "-U", "perennial", "--auth=scram-sha-256",
+        f"--pwfile={home / 'password'}")
+    run(f"{BIN[-1]}/pg_ctl", "-D", str(data_folder), "-w", "-l", str(home / "log"), "-o",
+        f"-h 127.0.0.1 -p {port} -k {home}", "start")
+    try:
+        url = f"postgresql+psycopg://perennial:s3cret@127.0.0.1:{port}/postgres"
+        ALL.to_sql("readings", sqlalchemy.create_engine(url), index=False)
+        yield url
+    finally:
+        run(f"{BIN[-1]}/pg_ctl", "-D", str(data_folder), "-m", "fast", "stop")
+
+
+def test_a_query_on_postgresql(postgresql, monkeypatch, addresses):
+    monkeypatch.setenv("PUMPS_PASSWORD", "s3cret")
+    url = postgresql.replace("s3cret", "${PUMPS_PASSWORD}")
+    assert same(given(SqlQuery(QUERY, url)), expected())
+    context = with_source(SqlQuery(QUERY, url))
+    version, _ = ingest_batch(context, START, END)
+    assert version.rows == len(expected()) and "s3cret" not in str(context.contract.describe())
+
+
+def test_a_secret_of_prefects_is_asked_for_by_name(postgresql):
+    contract = replace(pumps, source=SqlQuery(QUERY, "prefect:pumps-db"))
+    assert len(read_source(contract, START, END, {"pumps-db": postgresql}.__getitem__)) == len(expected())
+
+
+def test_a_database_that_does_not_answer_is_named_without_its_password():
+    url = f"postgresql+psycopg://perennial:s3cret@127.0.0.1:{available_port(5999)}/postgres"
+    contract = replace(pumps, source=SqlQuery(QUERY, "prefect:pumps-db"))
+    with pytest.raises(Unavailable, match="does not answer") as raised:
+        read_source(contract, START, END, {"pumps-db": url}.__getitem__)
+    assert "s3cret" not in str(raised.value)
+
+
+@pytest.mark.parametrize("pattern", ["%Y/%m/%d/*.parquet", "%Y-%m-%d.parquet", "%Y-%m.parquet", "all.parquet",
+                                     "%Y/%j-*.parquet"])
+def test_parquet_files_in_a_folder(pattern, tmp_path):
+    for step, rows in ALL.groupby(ALL["measured_at"].dt.strftime(pattern.replace("*", "part-1"))):
+        (tmp_path / step).parent.mkdir(parents=True, exist_ok=True)
+        rows.to_parquet(tmp_path / step)
+    assert same(given(ParquetFiles(str(tmp_path / pattern))), expected())
+    later = given_or_empty(ParquetFiles(str(tmp_path / pattern)), datetime(2025, 1, 1), datetime(2025, 1, 2))
+    assert later.empty  # no file is no error
+
+
+def given_or_empty(source: object, start: datetime, end: datetime) -> pd.DataFrame:
+    rows = read_source(replace(pumps, source=source), start, end, str)
+    return pd.DataFrame() if rows is None else rows
+
+
+def test_parquet_files_and_a_delta_table_on_s3(s3):  # noqa: F811
+    for day, rows in ALL.groupby(ALL["measured_at"].dt.strftime("%Y-%m-%d")):
+        write_to_s3(f"{s3}/readings/{day}.parquet", rows)
+    assert same(given(ParquetFiles(f"{s3}/readings/%Y-%m-%d.parquet")), expected())
+    write_deltalake(f"{s3}/table", pa.Table.from_pandas(ALL), storage_options=delta_options(s3))
+    assert same(given(DeltaSource(f"{s3}/table")), expected())
+
+
+def write_to_s3(address: str, rows: pd.DataFrame) -> None:
+    from pyarrow import fs
+
+    system = fs.S3FileSystem(endpoint_override=os.environ["AWS_ENDPOINT_URL"])
+    table = pa.Table.from_pandas(rows, preserve_index=False)
+    pq.write_table(table, address.removeprefix("s3://"), filesystem=system)
+
+
+def test_a_delta_table_in_a_folder(tmp_path):
+    write_deltalake(str(tmp_path / "table"), pa.Table.from_pandas(ALL))
+    assert same(given(DeltaSource(str(tmp_path / "table"))), expected())
+
+
+def batches_of(start: datetime, end: datetime) -> Iterator[pa.RecordBatch]:
+    yield from pa.Table.from_pandas(readings(start, end), preserve_index=False).to_batches(max_chunksize=100)
+
+
+def test_a_function_may_give_arrow_batches():
+    assert same(given(batches_of), expected())
+
+
+def test_a_large_source_is_taken_in_spans_of_days(addresses, monkeypatch):
+    monkeypatch.setattr("flows.ingest.MAX_SOURCE_ROWS", 1_000)
+    asked = []
+
+    def source(start: datetime, end: datetime) -> Iterator[pa.RecordBatch]:
+        asked.append((start, end))
+        return batches_of(start, end)
+
+    context = with_source(source)
+    version, verdict = ingest_batch(context, datetime(2024, 1, 1), datetime(2024, 1, 11))
+    assert version.rows == verdict.figures.rows == len(ALL)
+    assert max(known.rows for known in data.versions(context.store, "pumps")) == len(ALL)
+    assert len(data.versions(context.store, "pumps")) > 3 and len(asked) < 20
+    whole = data.read(context.store, version)
+    assert not whole.duplicated().any()
+
+
+@pytest.mark.parametrize(("source", "said"), [
+    (lambda start, end: None, "gave NoneType; a data frame, or an iterator"),
+    (lambda start, end: ["a", "b"], "gave str; a data frame"),
+    (lambda start, end: {}["x"], r"failed for .*KeyError: 'x'"),
+    (lambda start, end: ALL, r"gave 2,800 of 4,000 rows outside of \[2024-01-03 00:00:00, 2024-01-06"),
+    (lambda start, end: pd.concat([expected(), expected()[["heat"]]], axis=1), "two columns 'heat'"),
+])
+def test_what_a_source_does_wrong_is_one_line(source, said, addresses):
+    with pytest.raises(SourceFailed, match=said) as raised:
+        ingest_batch(with_source(source), START, END)
+    assert "\n" not in str(raised.value) and raised.value.exit_code == 1
+
+
+def test_an_empty_frame_is_no_rows(addresses):
+    with pytest.raises(PerennialError, match="no row in"):
+        ingest_batch(with_source(lambda start, end: ALL.head(0)), START, END)
+
+
+@pytest.mark.parametrize(("source", "said"), [
+    (SqlQuery("SELECT 1", "sqlite://"), "lacks :start"),
+    (SqlQuery(QUERY, "postgresql://me:secret@host/db"), "holds a password"),
+    (ParquetFiles("x/%B.parquet"), "its pattern has %B")])
+def test_a_declaration_that_can_not_work_is_refused(source, said):
+    with pytest.raises(ContractError, match=said):
+        replace(pumps, source=source)
+
+
+def test_an_environment_variable_that_is_not_set_is_named():
+    with pytest.raises(PerennialError, match=r"names \$\{NOWHERE\}, which is not set"):
+        given(SqlQuery(QUERY, "${NOWHERE}"))
+
+
+def test_rows_that_come_late_or_corrected_are_taken(addresses):
+    """C31, C29: the next look begins at the newest row that was found, less the contract's lateness."""
+    known = ALL[ALL["measured_at"] < datetime(2024, 1, 5)]
+    table = {"rows": known}
+
+    def source(start: datetime, end: datetime) -> pd.DataFrame:
+        times = table["rows"]["measured_at"]
+        return table["rows"][(times >= start) & (times < end)]
+
+    context = with_source(source)
+    context = replace(context, contract=replace(
+        context.contract, key=("measured_at", "starts"),
+        schedule=replace(pumps.schedule, lateness=timedelta(days=2), since=datetime(2024, 1, 1))))
+    first, _ = ingest_batch(context)
+    assert (first.rows, first.newest) == (len(known), known["measured_at"].max().isoformat())
+    assert ingest_batch(context)[0] == first  # what is known changes nothing
+    late = ALL.assign(stopped=ALL["stopped"].where(ALL.index != known.index[-1], ~ALL["stopped"]))
+    table["rows"] = late
+    second, _ = ingest_batch(context)
+    assert (second.rows, second.corrected) == (len(ALL), 1)
+    assert second.changed_from == known["measured_at"].max().isoformat()
+    order = ["measured_at", "starts"]
+    stored, given_rows = (rows.sort_values(order) for rows in (data.read(context.store, second), late))
+    assert stored["stopped"].tolist() == given_rows["stopped"].tolist()
+    assert len(data.read(context.store, first)) == len(known)
+
+
+def test_the_folder_of_a_pattern_may_be_missing(tmp_path):
+    assert given_or_empty(ParquetFiles(str(tmp_path / "nowhere" / "%Y" / "*.parquet")), START, END).empty
+    assert isinstance(tmp_path, Path)
