@@ -1,30 +1,24 @@
 """Read the rows of a span from a contract's source, in chunks, and hold them to what was asked for."""
 
-import os
-import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from datetime import datetime, timedelta
-from fnmatch import fnmatch
-from pathlib import PurePosixPath
+from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
-from deltalake import DeltaTable
-from pyarrow import dataset, fs
 
+from contracts.core.cells import read_cells
 from contracts.core.contract import Contract
-from contracts.core.errors import PerennialError, SourceFailed, Unavailable
+from contracts.core.errors import PerennialError, SourceFailed
 from contracts.core.sources import DeltaSource, ParquetFiles, SqlQuery
-from registry.data import delta_options
+from registry.credentials import Credentials, Secret
+from registry.source_readers import CHUNK_ROWS, delta_batches, parquet_batches, query_frames
+from registry.spool import ParquetSpool
 
-CHUNK_ROWS = 50_000  # read at a time
-STEPS = {"%H": timedelta(hours=1), "%d": timedelta(days=1), "%j": timedelta(days=1), "%m": timedelta(days=1),
-         "%Y": timedelta(days=1)}  # by the smallest directive of a pattern: how far apart times are tried
+SPOOL_ROWS = 500_000  # at most in memory; more go through a file
 EXPECTED = "a data frame, or an iterator of data frames or Arrow record batches, is expected"
-Secret = Callable[[str], str]  # the value of a secret by its name
 
 
 def read_source(contract: Contract, start: datetime, end: datetime, secret: Secret,
@@ -32,19 +26,59 @@ def read_source(contract: Contract, start: datetime, end: datetime, secret: Secr
     """The rows of [start, end); None if there are more than `limit` of them."""
     chunks: list[pd.DataFrame] = []
     rows = 0
-    with _named_faults(contract, start, end):
-        for chunk in _chunks(contract, start, end, secret):
-            frame = _checked(contract, chunk, start, end)
-            chunks, rows = [*chunks, frame], rows + len(frame)
-            if limit is not None and rows > limit:
-                return None
-    if not chunks:
+    for frame in source_frames(contract, start, end, secret):
+        chunks, rows = [*chunks, frame], rows + len(frame)
+        if limit is not None and rows > limit:
+            return None
+    return _joined(chunks)
+
+
+def source_frames(contract: Contract, start: datetime, end: datetime,
+                  secret: Secret) -> Iterator[pd.DataFrame]:
+    """The rows of [start, end), chunk by chunk as the source gives them; raises SourceFailed for one that
+    is something else, or has rows of other times. `secret`: gives the value of a secret block."""
+    credentials = Credentials(secret)
+    with _named_faults(contract, start, end, credentials):
+        for chunk in _chunks(contract, start, end, credentials):
+            yield _checked(contract, chunk, start, end)
+
+
+def spool(contract: Contract, start: datetime, end: datetime, folder: Path,
+          secret: Secret) -> pd.DataFrame | Path:
+    """The rows of [start, end): a frame, or if they are more than SPOOL_ROWS a Parquet file in `folder`."""
+    frames: list[pd.DataFrame] = []
+    rows = 0
+    with ParquetSpool(folder / f"{contract.name}.parquet") as file:
+        for frame in _merged(source_frames(contract, start, end, secret)):
+            frames, rows = [*frames, frame], rows + len(frame)
+            if rows > SPOOL_ROWS:
+                for held in frames:
+                    file.add(held)
+                frames = []
+    return file.path if rows > SPOOL_ROWS else _joined(frames)
+
+
+def _merged(frames: Iterable[pd.DataFrame]) -> Iterator[pd.DataFrame]:
+    """The same rows in frames of CHUNK_ROWS or more, so that small ones make no small row groups."""
+    held: list[pd.DataFrame] = []
+    for frame in frames:
+        held.append(frame)
+        if sum(map(len, held)) >= CHUNK_ROWS:
+            yield _joined(held)
+            held = []
+    if held:
+        yield _joined(held)
+
+
+def _joined(frames: list[pd.DataFrame]) -> pd.DataFrame:
+    if not frames:
         return pd.DataFrame()
-    return chunks[0] if len(chunks) == 1 else pd.concat(chunks, ignore_index=True)
+    return frames[0] if len(frames) == 1 else pd.concat(frames, ignore_index=True)
 
 
 @contextmanager
-def _named_faults(contract: Contract, start: datetime, end: datetime) -> Iterator[None]:
+def _named_faults(contract: Contract, start: datetime, end: datetime,
+                  credentials: Credentials) -> Iterator[None]:
     """Raise SourceFailed for whatever else a source raises: it is its author's code, or a service."""
     try:
         yield
@@ -52,7 +86,8 @@ def _named_faults(contract: Contract, start: datetime, end: datetime) -> Iterato
         raise
     except Exception as error:
         raise SourceFailed(f"{contract.name}: {_name(contract)} failed for [{start}, {end}): "
-                           f"{type(error).__name__}: {_without_password(str(error))}") from error
+                           f"{type(error).__name__}: {credentials.masked(str(error))}; {_remedy(contract)}"
+                           ) from credentials.cause(error)
 
 
 def _name(contract: Contract) -> str:
@@ -60,24 +95,30 @@ def _name(contract: Contract) -> str:
     return f"the source {getattr(source, '__name__', type(source).__name__)}"
 
 
-def _without_password(text: str) -> str:
-    return re.sub(r"(://[^/@:\s]*:)[^/@\s]+@", r"\1***@", text)
+def _remedy(contract: Contract) -> str:
+    match contract.source:
+        case ParquetFiles():
+            return "correct the pattern, or the files that it names"
+        case SqlQuery():
+            return "correct the query or the url"
+        case DeltaSource():
+            return "correct the address, or the table at it"
+    return f"correct it: {EXPECTED}"
 
 
-def _chunks(contract: Contract, start: datetime, end: datetime, secret: Secret) -> Iterable[Any]:
+def _chunks(contract: Contract, start: datetime, end: datetime, credentials: Credentials) -> Iterable[Any]:
     match contract.source:
         case None:
             raise PerennialError(f"contract {contract.name} has no source; name a file: --file rows.parquet")
         case ParquetFiles() as source:
-            return _of_files(source, contract.event_time, start, end)
+            return parquet_batches(source, contract.event_time, start, end)
         case SqlQuery() as source:
-            return _of_query(source, start, end, secret)
+            return query_frames(source, contract, start, end, credentials)
         case DeltaSource() as source:
-            table = DeltaTable(_expanded(source.address), storage_options=delta_options(source.address))
-            return _of_dataset(table.to_pyarrow_dataset(), contract.event_time, start, end)
+            return delta_batches(source, contract.event_time, start, end, credentials)
         case function:
             given = function(start, end)
-    return [given] if isinstance(given, pd.DataFrame) or not isinstance(given, Iterable) else given
+    return given if isinstance(given, Iterator | list | tuple) else [given]
 
 
 def _checked(contract: Contract, chunk: Any, start: datetime, end: datetime) -> pd.DataFrame:
@@ -87,86 +128,16 @@ def _checked(contract: Contract, chunk: Any, start: datetime, end: datetime) -> 
         raise SourceFailed(f"{contract.name}: {_name(contract)} gave {type(chunk).__name__}; {EXPECTED}")
     if twice := sorted({str(name) for name in frame.columns[frame.columns.duplicated()]}):
         raise SourceFailed(f"{contract.name}: {_name(contract)} gave two columns {twice[0]!r}: rename one")
-    times = frame[contract.event_time] if contract.event_time in frame else pd.Series(dtype=object)
-    if times.dtype.kind != "M" or getattr(times.dt, "tz", None):
-        return frame  # the check of the batch says what is wrong with such times
-    outside = ((times < start) | (times >= end)).to_numpy()
-    if outside.any():
-        raise SourceFailed(
-            f"{contract.name}: {_name(contract)} gave {int(outside.sum()):,} of {len(frame):,} rows outside "
-            f"of [{start}, {end}), as of {times[outside].iloc[0]}: have it give the rows of that span alone")
+    if contract.event_time in frame:  # else the check of the batch says that it is missing
+        _hold_to_span(contract, read_cells(frame[contract.event_time], datetime), start, end)
     return frame
 
 
-def _of_files(source: ParquetFiles, event_time: str, start: datetime, end: datetime) -> Iterator[Any]:
-    for path in _paths(source.pattern, start, end):
-        system, place = _file_system(path)
-        found = _matches(system, place)
-        if found:
-            yield from _of_dataset(dataset.dataset(found, filesystem=system, format="parquet"), event_time,
-                                   start, end)
-
-
-def _paths(pattern: str, start: datetime, end: datetime) -> list[str]:
-    """The pattern's paths of the times of [start, end), each once."""
-    step = next((step for directive, step in STEPS.items() if directive in pattern), None)
-    if step is None:
-        return [pattern]
-    count = -(-(end - start) // step) + 1
-    times = (min(start + step * index, end - timedelta(microseconds=1)) for index in range(count))
-    return [*dict.fromkeys(time.strftime(pattern) for time in times)]
-
-
-def _file_system(path: str) -> tuple[fs.FileSystem, str]:
-    if not path.startswith("s3://"):
-        return fs.LocalFileSystem(), os.path.abspath(path)
-    endpoint = os.environ.get("AWS_ENDPOINT_URL")
-    return fs.S3FileSystem(endpoint_override=endpoint) if endpoint else fs.S3FileSystem(), path[len("s3://"):]
-
-
-def _matches(system: fs.FileSystem, path: str) -> list[str]:
-    """The files that a path with wildcards in its last parts names."""
-    parts = PurePosixPath(path).parts
-    fixed = next((index for index, part in enumerate(parts) if set(part) & {*"*?["}), len(parts) - 1)
-    folder = str(PurePosixPath(*parts[:fixed]))
-    selector = fs.FileSelector(folder, recursive=True, allow_not_found=True)
-    return sorted(info.path for info in system.get_file_info(selector)
-                  if info.type == fs.FileType.File and fnmatch(info.path, path))
-
-
-def _of_dataset(rows: dataset.Dataset, event_time: str, start: datetime, end: datetime) -> Iterator[Any]:
-    """Batches of a dataset's rows of [start, end); the files' statistics spare the others."""
-    kind, time = rows.schema.field(event_time).type, pc.field(event_time)
-    limits = [pa.scalar(limit, pa.timestamp("us")).cast(kind) for limit in (start, end)]
-    yield from rows.to_batches(filter=(time >= limits[0]) & (time < limits[1]), batch_size=CHUNK_ROWS,
-                               batch_readahead=1, fragment_readahead=1)
-
-
-def _of_query(source: SqlQuery, start: datetime, end: datetime, secret: Secret) -> Iterator[pd.DataFrame]:
-    """The rows of a query, by a cursor of the database's, so that they are never in memory all at once."""
-    import sqlalchemy  # imported here: it is slow, and other sources do without
-
-    name = source.url.removeprefix("prefect:")
-    url = secret(name) if source.url.startswith("prefect:") else _expanded(source.url)
-    engine = sqlalchemy.create_engine(url)
-    try:
-        with engine.connect().execution_options(yield_per=CHUNK_ROWS) as connection:
-            answer = connection.execute(sqlalchemy.text(source.query), {"start": start, "end": end})
-            for rows in answer.partitions():
-                yield pd.DataFrame([tuple(row) for row in rows], columns=list(answer.keys()))
-    except sqlalchemy.exc.OperationalError as error:
-        raise Unavailable(f"the database does not answer, or refuses the query: "
-                          f"{_without_password(str(error.orig))}; is it up, and its url right?") from None
-    finally:
-        engine.dispose()
-
-
-def _expanded(address: str) -> str:
-    """An address with its environment variables put in; raises PerennialError for one that is not set."""
-    def value(match: re.Match[str]) -> str:
-        if match[1] not in os.environ:
-            raise PerennialError(f"the source's address names ${{{match[1]}}}, which is not set: set it "
-                                 f"where flows run")
-        return os.environ[match[1]]
-
-    return re.sub(r"\$\{(\w+)\}", value, address)
+def _hold_to_span(contract: Contract, times: pd.Series, start: datetime, end: datetime) -> None:
+    """Raise SourceFailed if some times lie outside of [start, end); those that can't be read do not."""
+    outside = int(((times < start) | (times >= end)).sum())
+    if outside:
+        raise SourceFailed(
+            f"{contract.name}: {_name(contract)} gave {outside:,} of {len(times):,} rows outside of "
+            f"[{start}, {end}), found from {times.min()} to {times.max()}: have it give the rows of that "
+            f"span alone")

@@ -15,7 +15,7 @@ import pytest
 import sqlalchemy
 from deltalake import write_deltalake
 
-from contracts.core.errors import ContractError, PerennialError, SourceFailed, Unavailable
+from contracts.core.errors import CheckFailed, ContractError, PerennialError, SourceFailed, Unavailable
 from contracts.core.sources import DeltaSource, ParquetFiles, SqlQuery
 from contracts.pumps import contract as pumps
 from contracts.pumps import readings
@@ -147,6 +147,77 @@ def batches_of(start: datetime, end: datetime) -> Iterator[pa.RecordBatch]:
     yield from pa.Table.from_pandas(readings(start, end), preserve_index=False).to_batches(max_chunksize=100)
 
 
+def test_a_delta_table_whose_address_is_in_a_variable_or_a_secret_block(tmp_path, monkeypatch):
+    write_deltalake(str(tmp_path / "table"), pa.Table.from_pandas(ALL))
+    monkeypatch.setenv("TABLES", str(tmp_path))
+    assert same(given(DeltaSource("${TABLES}/table")), expected())
+    contract = replace(pumps, source=DeltaSource("prefect:table"))
+    rows = read_source(contract, START, END, {"table": str(tmp_path / "table")}.__getitem__)
+    assert len(rows) == len(expected())
+
+
+def test_a_delta_table_on_s3_whose_address_is_in_a_variable(s3, monkeypatch):  # noqa: F811
+    write_deltalake(f"{s3}/named", pa.Table.from_pandas(ALL), storage_options=delta_options(s3))
+    monkeypatch.setenv("BUCKET", s3)
+    assert same(given(DeltaSource("${BUCKET}/named")), expected())
+
+
+def test_a_folder_stands_for_its_parquet_files(tmp_path, s3):  # noqa: F811
+    for day, rows in ALL.groupby(ALL["measured_at"].dt.strftime("%Y-%m-%d")):
+        (tmp_path / "all" / day).mkdir(parents=True)
+        rows.to_parquet(tmp_path / "all" / day / "part.parquet")
+        write_to_s3(f"{s3}/folder/{day}/part.parquet", rows)
+    (tmp_path / "all" / "_SUCCESS").write_text("")
+    for folder in (f"{tmp_path}/all", f"{s3}/folder"):
+        assert same(given(ParquetFiles(folder)), expected())
+        assert same(given(ParquetFiles(f"{folder}/%Y-%m-%d")), expected())
+
+
+@pytest.mark.parametrize("name", ["nowhere.parquet", "nowhere", "nowhere*.parquet"])
+def test_a_pattern_without_times_that_names_no_file_is_an_error(name, tmp_path):
+    with pytest.raises(SourceFailed, match=r"pumps: the source ParquetFiles .*no file matches .*nowhere"):
+        given(ParquetFiles(str(tmp_path / name)))
+
+
+@pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
+def test_limits_finer_than_the_files_times(unit, tmp_path):
+    """As of the second look, which begins a microsecond after the newest row."""
+    times = pd.Series(pd.to_datetime(["2024-01-03", "2024-01-04", "2024-01-05"]))
+    rows = ALL.head(3).assign(measured_at=times.astype(f"datetime64[{unit}]"))
+    pq.write_table(pa.Table.from_pandas(rows), tmp_path / "all.parquet")
+    rows = rows.astype({"measured_at": "datetime64[us]"})  # as Delta tables have them
+    write_deltalake(str(tmp_path / "table"), pa.Table.from_pandas(rows))
+    after = timedelta(microseconds=1)
+    for source in (ParquetFiles(str(tmp_path / "all.parquet")), DeltaSource(str(tmp_path / "table"))):
+        assert len(given(source, START, datetime(2024, 1, 5))) == 2
+        assert len(given(source, START + after, datetime(2024, 1, 5) + after)) == 2
+
+
+def test_files_whose_times_are_text_are_refused(tmp_path):
+    ALL.astype({"measured_at": str}).to_parquet(tmp_path / "all.parquet")
+    with pytest.raises(SourceFailed, match=r"measured_at is stored as .*string: store it as a timestamp"):
+        given(ParquetFiles(str(tmp_path / "all.parquet")))
+
+
+def test_a_query_on_sqlite(tmp_path, addresses):
+    """It has no times and no bools: they come as text and numbers."""
+    url = f"sqlite:///{tmp_path / 'readings.db'}"
+    ALL.to_sql("readings", sqlalchemy.create_engine(url), index=False)
+    context = with_source(SqlQuery(QUERY, url))
+    version, verdict = ingest_batch(context, START, END)
+    assert (version.rows, verdict.figures.bad) == (len(expected()), 0)
+    stored = data.read(context.store, version).sort_values("measured_at", ignore_index=True)[list(ALL)]
+    assert same(stored, expected())
+    with pytest.raises(SourceFailed, match="rows outside of"):
+        given(SqlQuery(QUERY.replace("measured_at <", "'2024' < :end OR measured_at <"), url))
+
+
+def test_a_query_that_can_not_run_is_one_line(tmp_path):
+    with pytest.raises(Unavailable, match=r"pumps: the database .* no such table: readings") as raised:
+        given(SqlQuery(QUERY, f"sqlite:///{tmp_path / 'empty.db'}"))
+    assert "\n" not in str(raised.value)
+
+
 def test_a_function_may_give_arrow_batches():
     assert same(given(batches_of), expected())
 
@@ -171,14 +242,27 @@ def test_a_large_source_is_taken_in_spans_of_days(addresses, monkeypatch):
 @pytest.mark.parametrize(("source", "said"), [
     (lambda start, end: None, "gave NoneType; a data frame, or an iterator"),
     (lambda start, end: ["a", "b"], "gave str; a data frame"),
+    (lambda start, end: {"heat": [1]}, "gave dict; a data frame"),
     (lambda start, end: {}["x"], r"failed for .*KeyError: 'x'"),
-    (lambda start, end: ALL, r"gave 2,800 of 4,000 rows outside of \[2024-01-03 00:00:00, 2024-01-06"),
+    (lambda start, end: ALL, r"gave 2,800 of 4,000 rows outside of \[2024-01-03 00:00:00, 2024-01-06 00:00:00"
+                             r"\), found from 2024-01-01 00:.* to 2024-01-10 23:.*: have it give the rows"),
+    (lambda start, end: ALL.astype({"measured_at": str}), "gave 2,800 of 4,000 rows outside"),
     (lambda start, end: pd.concat([expected(), expected()[["heat"]]], axis=1), "two columns 'heat'"),
 ])
 def test_what_a_source_does_wrong_is_one_line(source, said, addresses):
     with pytest.raises(SourceFailed, match=said) as raised:
         ingest_batch(with_source(source), START, END)
     assert "\n" not in str(raised.value) and raised.value.exit_code == 1
+
+
+def test_rows_without_the_event_time_are_refused_by_the_check(addresses):
+    with pytest.raises(CheckFailed, match="measured_at: column missing"):
+        ingest_batch(with_source(lambda start, end: expected().drop(columns="measured_at")), START, END)
+
+
+def test_a_function_is_no_part_of_a_contracts_description():
+    assert pumps.describe() == replace(pumps, source=batches_of).describe()
+    assert "source" not in pumps.describe()
 
 
 def test_an_empty_frame_is_no_rows(addresses):
@@ -188,16 +272,11 @@ def test_an_empty_frame_is_no_rows(addresses):
 
 @pytest.mark.parametrize(("source", "said"), [
     (SqlQuery("SELECT 1", "sqlite://"), "lacks :start"),
-    (SqlQuery(QUERY, "postgresql://me:secret@host/db"), "holds a password"),
+    (SqlQuery("SELECT :start, :ending, x::end", "sqlite://"), "lacks :end"),
     (ParquetFiles("x/%B.parquet"), "its pattern has %B")])
 def test_a_declaration_that_can_not_work_is_refused(source, said):
     with pytest.raises(ContractError, match=said):
         replace(pumps, source=source)
-
-
-def test_an_environment_variable_that_is_not_set_is_named():
-    with pytest.raises(PerennialError, match=r"names \$\{NOWHERE\}, which is not set"):
-        given(SqlQuery(QUERY, "${NOWHERE}"))
 
 
 def test_rows_that_come_late_or_corrected_are_taken(addresses):
