@@ -58,9 +58,10 @@ def query_frames(source: SqlQuery, contract: Contract, start: datetime, end: dat
     times = [sqlalchemy.bindparam(name, type_=sqlalchemy.DateTime()) for name in ("start", "end")]
     query = sqlalchemy.text(source.query).bindparams(*times)
     try:
-        with engine.connect().execution_options(stream_results=True, yield_per=CHUNK_ROWS) as connection:
-            answer = connection.execute(query, {"start": start, "end": end})
-            for rows in answer.partitions():
+        with engine.connect() as connection:
+            answer = connection.execute(query, {"start": start, "end": end},
+                                        execution_options={"yield_per": CHUNK_ROWS})  # and stream_results
+            for rows in answer.partitions(CHUNK_ROWS):
                 frame = pd.DataFrame([tuple(row) for row in rows], columns=list(answer.keys()))
                 yield _with_bools(contract, frame)
     except sqlalchemy.exc.OperationalError as error:

@@ -61,11 +61,13 @@ def spool(contract: Contract, start: datetime, end: datetime, folder: Path,
 def _merged(frames: Iterable[pd.DataFrame]) -> Iterator[pd.DataFrame]:
     """The same rows in frames of CHUNK_ROWS or more, so that small ones make no small row groups."""
     held: list[pd.DataFrame] = []
+    rows = 0
     for frame in frames:
         held.append(frame)
-        if sum(map(len, held)) >= CHUNK_ROWS:
+        rows += len(frame)
+        if rows >= CHUNK_ROWS:
             yield _joined(held)
-            held = []
+            held, rows = [], 0
     if held:
         yield _joined(held)
 

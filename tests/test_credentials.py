@@ -61,7 +61,7 @@ def test_what_is_not_there_is_named(monkeypatch):
 
 
 def fail_with_an_address(start: datetime, end: datetime) -> None:
-    raise RuntimeError("could not connect to postgresql://me:" + "s3cret@host/db")
+    raise RuntimeError("could not connect to postgresql://me:s3cret@host/db")
 
 
 @pytest.mark.parametrize("url", [
@@ -76,10 +76,7 @@ def test_no_error_shows_a_credential(url, caplog):
         read_source(replace(pumps, source=source), START, END, secret)
     logging.getLogger("perennial.test").error("failed", exc_info=raised.value)
     shown = "".join(traceback.format_exception(raised.value)) + caplog.text
-    assert "s3cret" not in shown.replace(SOURCE_LINE, "") and "\n" not in str(raised.value)
-
-
-SOURCE_LINE = 'postgresql://me:" + "s3cret@host/db'
+    assert "s3cret" not in shown and "\n" not in str(raised.value)
 
 
 def test_an_error_without_a_credential_is_chained():

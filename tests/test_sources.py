@@ -3,6 +3,7 @@
 import glob
 import os
 import subprocess
+import traceback
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -24,13 +25,13 @@ from flows.ingest import ingest_batch
 from registry import data
 from registry.context import ModelContext, open_model
 from registry.data import delta_options
-from registry.sources import read_source
+from registry.sources import read_source, source_frames
 from tests.test_registry import moto, s3  # noqa: F401  fixtures
 
 START, END = datetime(2024, 1, 3), datetime(2024, 1, 6)
 ALL = readings(datetime(2024, 1, 1), datetime(2024, 1, 11))
 QUERY = "SELECT * FROM readings WHERE measured_at >= :start AND measured_at < :end"
-BIN = sorted(glob.glob("/usr/lib/postgresql/*/bin"))
+BIN = [Path(initdb).parent for initdb in sorted(glob.glob("/usr/lib/postgresql/*/bin/initdb"))]
 
 
 def with_source(source: object) -> ModelContext:
@@ -57,8 +58,8 @@ def same(rows: pd.DataFrame, others: pd.DataFrame) -> bool:
 def postgresql(tmp_path_factory) -> Iterator[str]:
     """The address of a PostgreSQL with the readings in it; it refuses to run as root."""
     if not BIN:
-        assert "CI" not in os.environ, "no PostgreSQL: apt-get install postgresql"
-        pytest.skip("no PostgreSQL is installed; run: apt-get install postgresql")
+        stop = pytest.fail if "CI" in os.environ else pytest.skip
+        stop("no PostgreSQL is installed; run: apt-get install postgresql")
     home, port = tmp_path_factory.mktemp("postgresql"), available_port(5433)
     for folder in (home, *home.parents[:2]):
         folder.chmod(0o755)
@@ -91,6 +92,36 @@ def test_a_query_on_postgresql(postgresql, monkeypatch, addresses):
     context = with_source(SqlQuery(QUERY, url))
     version, _ = ingest_batch(context, START, END)
     assert version.rows == len(expected()) and "s3cret" not in str(context.contract.describe())
+    assert not [path for path in addresses.rglob("*") if path.is_file() and b"s3cret" in path.read_bytes()]
+
+
+@pytest.mark.parametrize("database", ["postgresql", "sqlite"])
+def test_a_query_is_read_in_chunks(database, postgresql, tmp_path, monkeypatch):
+    """On PostgreSQL by a cursor of the server's: its driver would hold all rows of any other."""
+    monkeypatch.setattr("registry.source_readers.CHUNK_ROWS", 500)
+    url, statements = postgresql, []
+    if database == "sqlite":
+        url = f"sqlite:///{tmp_path / 'readings.db'}"
+        ALL.to_sql("readings", sqlalchemy.create_engine(url), index=False)
+
+    def note(*words: object) -> None:
+        statements.append(type(words[1]).__name__)
+
+    sqlalchemy.event.listen(sqlalchemy.Engine, "before_cursor_execute", note)
+    try:
+        contract = replace(pumps, source=SqlQuery(QUERY, "prefect:pumps-db"))
+        frames = [*source_frames(contract, START, END, {"pumps-db": url}.__getitem__)]
+    finally:
+        sqlalchemy.event.remove(sqlalchemy.Engine, "before_cursor_execute", note)
+    assert [len(frame) for frame in frames] == [500, 500, 200]
+    assert ("ServerCursor" in statements) == (database == "postgresql")
+
+
+def test_a_wrong_password_is_not_shown(postgresql, monkeypatch):
+    monkeypatch.setenv("PUMPS_PASSWORD", "wr0ng/word")
+    with pytest.raises(Unavailable, match="password authentication failed") as raised:
+        given(SqlQuery(QUERY, postgresql.replace("s3cret", "${PUMPS_PASSWORD}")))
+    assert "wr0ng" not in "".join(traceback.format_exception(raised.value))
 
 
 def test_a_secret_of_prefects_is_asked_for_by_name(postgresql):

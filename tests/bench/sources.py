@@ -1,4 +1,5 @@
-"""Ingest ten million rows from each kind of source, and the peak memory that it takes.
+"""Ingest ten million rows from each kind of source, and the peak memory that it takes; or, with --spool, read
+them into a file alone.
 
 A function that gives Arrow batches, Parquet files by day, a Delta table, and a query on SQLite; on PostgreSQL
 too, where PERENNIAL_BENCH_POSTGRESQL names one with a table `readings` that this may replace.
@@ -19,11 +20,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import sqlalchemy
 from deltalake import write_deltalake
 
 from contracts.core.sources import DeltaSource, ParquetFiles, SqlQuery
-from registry.context import open_model
+from registry.context import ModelContext, open_model
+from registry.sources import spool
 from tests.bench import figure, fresh_addresses, write
 
 START, DAY = datetime(2024, 1, 1), timedelta(days=1)
@@ -34,20 +37,23 @@ POSTGRESQL = os.environ.get("PERENNIAL_BENCH_POSTGRESQL", "")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kind", choices=KINDS, help="ingest from this kind in this process")
+    parser.add_argument("--kind", choices=KINDS, help="take the rows of this kind in this process")
+    parser.add_argument("--spool", action="store_true", help="read the rows into a file instead")
     asked = parser.parse_args()
     if asked.kind:
-        print(json.dumps(ingested(asked.kind)))
+        print(json.dumps(measured(asked.kind, asked.spool)))
         return
-    rows = DAYS * ROWS_A_DAY
-    taken = {kind: in_a_process(kind) for kind in KINDS if kind != "postgresql" or POSTGRESQL}
-    figures = [figure(f"peak memory of ingesting {rows:,} rows: {kind}", 1_000, "at most", "MB",
+    rows, verb = DAYS * ROWS_A_DAY, "spooling" if asked.spool else "ingesting"
+    kinds = [kind for kind in KINDS if kind != "postgresql" or POSTGRESQL]
+    taken = {kind: in_a_process(kind, asked.spool) for kind in kinds}
+    figures = [figure(f"peak memory of {verb} {rows:,} rows: {kind}", 1_000, "at most", "MB",
                       [one["peak_mb"]]) for kind, one in taken.items()]
-    write("sources", {"figures": figures, "taken": taken})
+    write("sources_spooled" if asked.spool else "sources", {"figures": figures, "taken": taken})
 
 
-def in_a_process(kind: str) -> dict[str, float]:
-    done = subprocess.run([sys.executable, "-m", "tests.bench.sources", "--kind", kind], capture_output=True,
+def in_a_process(kind: str, is_spooled: bool) -> dict[str, float]:
+    words = ["--kind", kind, *(["--spool"] if is_spooled else [])]
+    done = subprocess.run([sys.executable, "-m", "tests.bench.sources", *words], capture_output=True,
                           text=True, check=False)
     if done.returncode:
         raise RuntimeError(done.stderr[-2000:])
@@ -85,18 +91,29 @@ def write_table(home: Path) -> None:
 
 def write_database(url: str) -> None:
     engine = sqlalchemy.create_engine(url)
+    day(0).head(0).to_sql("readings", engine, index=False, if_exists="replace")
     for number in range(DAYS):
-        day(number).to_sql("readings", engine, index=False, if_exists="append" if number else "replace")
+        add_rows(engine, day(number))
     with engine.begin() as connection:
         connection.execute(sqlalchemy.text("CREATE INDEX by_time ON readings (measured_at)"))
+
+
+def add_rows(engine: sqlalchemy.Engine, rows: pd.DataFrame) -> None:
+    """Add rows to `readings`, on PostgreSQL by COPY: a statement a row takes minutes."""
+    if engine.dialect.name != "postgresql":
+        rows.to_sql("readings", engine, index=False, if_exists="append")
+        return
+    with engine.begin() as connection:
+        cursor = connection.connection.cursor()
+        with cursor.copy("COPY readings FROM STDIN (FORMAT csv)") as copy:
+            copy.write(rows.to_csv(index=False, header=False))
 
 
 KINDS = ("function", "files", "delta", "sqlite", "postgresql")
 
 
-def ingested(kind: str) -> dict[str, float]:
-    from flows.ingest import ingest_batch
-
+def measured(kind: str, is_spooled: bool) -> dict[str, float]:
+    """How many rows were taken, in how many seconds, at which peak of memory."""
     with fresh_addresses() as home:
         child = os.fork()  # whose memory does not count
         if child == 0:
@@ -106,9 +123,20 @@ def ingested(kind: str) -> dict[str, float]:
         context = open_model("pumps")
         context = replace(context, contract=replace(context.contract, source=source_of(kind, home)))
         begun = time.monotonic()
-        version, _ = ingest_batch(context, START, START + DAYS * DAY)
-        return {"rows": version.rows, "seconds": round(time.monotonic() - begun, 1),
+        rows = spooled(context, home) if is_spooled else ingested(context)
+        return {"rows": rows, "seconds": round(time.monotonic() - begun, 1),
                 "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+
+
+def ingested(context: ModelContext) -> int:
+    from flows.ingest import ingest_batch
+
+    return ingest_batch(context, START, START + DAYS * DAY)[0].rows
+
+
+def spooled(context: ModelContext, home: Path) -> int:
+    file = spool(context.contract, START, START + DAYS * DAY, home, str)
+    return pq.ParquetFile(file).metadata.num_rows
 
 
 def write_rows(kind: str, home: Path) -> None:
