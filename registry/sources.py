@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -14,10 +13,8 @@ from contracts.core.contract import Contract
 from contracts.core.errors import PerennialError, SourceFailed
 from contracts.core.sources import DeltaSource, ParquetFiles, SqlQuery
 from registry.credentials import Credentials, Secret
-from registry.source_readers import CHUNK_ROWS, delta_batches, parquet_batches, query_frames
-from registry.spool import ParquetSpool
+from registry.source_readers import delta_batches, parquet_batches, query_frames
 
-SPOOL_ROWS = 500_000  # at most in memory; more go through a file
 EXPECTED = "a data frame, or an iterator of data frames or Arrow record batches, is expected"
 
 
@@ -41,35 +38,6 @@ def source_frames(contract: Contract, start: datetime, end: datetime,
     with _named_faults(contract, start, end, credentials):
         for chunk in _chunks(contract, start, end, credentials):
             yield _checked(contract, chunk, start, end)
-
-
-def spool(contract: Contract, start: datetime, end: datetime, folder: Path,
-          secret: Secret) -> pd.DataFrame | Path:
-    """The rows of [start, end): a frame, or if they are more than SPOOL_ROWS a Parquet file in `folder`."""
-    frames: list[pd.DataFrame] = []
-    rows = 0
-    with ParquetSpool(folder / f"{contract.name}.parquet") as file:
-        for frame in _merged(source_frames(contract, start, end, secret)):
-            frames, rows = [*frames, frame], rows + len(frame)
-            if rows > SPOOL_ROWS:
-                for held in frames:
-                    file.add(held)
-                frames = []
-    return file.path if rows > SPOOL_ROWS else _joined(frames)
-
-
-def _merged(frames: Iterable[pd.DataFrame]) -> Iterator[pd.DataFrame]:
-    """The same rows in frames of CHUNK_ROWS or more, so that small ones make no small row groups."""
-    held: list[pd.DataFrame] = []
-    rows = 0
-    for frame in frames:
-        held.append(frame)
-        rows += len(frame)
-        if rows >= CHUNK_ROWS:
-            yield _joined(held)
-            held, rows = [], 0
-    if held:
-        yield _joined(held)
 
 
 def _joined(frames: list[pd.DataFrame]) -> pd.DataFrame:

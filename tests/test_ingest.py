@@ -167,20 +167,20 @@ def test_older_events_ingested_later_move_no_window(context, monkeypatch):
                                data.read(context.store, source, judged_from(context, source)))
     later = fit_version(context)
     assert models.manifest(context.store, context.name, later)["data"]["end"] == newest.isoformat()
-    monkeypatch.setattr("flows.ingest.read_batch",
-                        lambda context, start, end, *_: readings(start, START + (newest - START) * 2).head(9))
+    monkeypatch.setattr("flows.ingest.read_source",
+                        lambda *given: readings(given[1], START + (newest - START) * 2).head(9))
     assert "2024-02-25T23:5" in ingest_batch(context)[0].batch_start
 
 
 def test_too_few_rows_on_a_side_of_the_gates_window_are_named(context, monkeypatch):
     rows = readings(START, datetime(2024, 1, 9))
     rows = rows[(rows["measured_at"] >= datetime(2024, 1, 2)) | (np.arange(len(rows)) < 1)]
-    monkeypatch.setattr("flows.ingest.read_batch", lambda *_: rows)
+    monkeypatch.setattr("flows.ingest.read_source", lambda *_: rows)
     ingest_batch(context, START, datetime(2024, 1, 9))
     with pytest.raises(PerennialError,
                        match=r"pumps: 1 of 2801 rows are older than the gate's window.*ingest more first"):
         fit_version(context)
-    monkeypatch.setattr("flows.ingest.read_batch",
+    monkeypatch.setattr("flows.ingest.read_source",
                         lambda *_: readings(datetime(2024, 1, 9), datetime(2024, 1, 10)))
     ingest_batch(context, datetime(2024, 1, 9), datetime(2024, 3, 1))
     fit_version(context)  # that nothing came until March is no reason to look for the newest week there

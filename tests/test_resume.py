@@ -100,7 +100,7 @@ def kinds(context: ModelContext) -> list[str]:
 def test_an_ingest(base, fuse, monkeypatch):
     batch = readings(END, END + WEEK)
     batch.loc[3, "vibration"] = 1_000.0
-    monkeypatch.setattr(flows.ingest, "read_batch", lambda *_: batch)
+    monkeypatch.setattr(flows.ingest, "read_source", lambda *_: batch)
 
     def end_state(context):
         newest = data.newest(context.store, "pumps")

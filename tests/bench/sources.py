@@ -1,5 +1,4 @@
-"""Ingest ten million rows from each kind of source, and the peak memory that it takes; or, with --spool, read
-them into a file alone.
+"""Ingest ten million rows from each kind of source, and the peak memory that it takes.
 
 A function that gives Arrow batches, Parquet files by day, a Delta table, and a query on SQLite; on PostgreSQL
 too, where PERENNIAL_BENCH_POSTGRESQL names one with a table `readings` that this may replace.
@@ -20,13 +19,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 import sqlalchemy
 from deltalake import write_deltalake
 
 from contracts.core.sources import DeltaSource, ParquetFiles, SqlQuery
 from registry.context import ModelContext, open_model
-from registry.sources import spool
 from tests.bench import figure, fresh_addresses, write
 
 START, DAY = datetime(2024, 1, 1), timedelta(days=1)
@@ -38,23 +35,21 @@ POSTGRESQL = os.environ.get("PERENNIAL_BENCH_POSTGRESQL", "")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kind", choices=KINDS, help="take the rows of this kind in this process")
-    parser.add_argument("--spool", action="store_true", help="read the rows into a file instead")
     asked = parser.parse_args()
     if asked.kind:
-        print(json.dumps(measured(asked.kind, asked.spool)))
+        print(json.dumps(measured(asked.kind)))
         return
-    rows, verb = DAYS * ROWS_A_DAY, "spooling" if asked.spool else "ingesting"
+    rows = DAYS * ROWS_A_DAY
     kinds = [kind for kind in KINDS if kind != "postgresql" or POSTGRESQL]
-    taken = {kind: in_a_process(kind, asked.spool) for kind in kinds}
-    figures = [figure(f"peak memory of {verb} {rows:,} rows: {kind}", 1_000, "at most", "MB",
+    taken = {kind: in_a_process(kind) for kind in kinds}
+    figures = [figure(f"peak memory of ingesting {rows:,} rows: {kind}", 1_000, "at most", "MB",
                       [one["peak_mb"]]) for kind, one in taken.items()]
-    write("sources_spooled" if asked.spool else "sources", {"figures": figures, "taken": taken})
+    write("sources", {"figures": figures, "taken": taken})
 
 
-def in_a_process(kind: str, is_spooled: bool) -> dict[str, float]:
-    words = ["--kind", kind, *(["--spool"] if is_spooled else [])]
-    done = subprocess.run([sys.executable, "-m", "tests.bench.sources", *words], capture_output=True,
-                          text=True, check=False)
+def in_a_process(kind: str) -> dict[str, float]:
+    done = subprocess.run([sys.executable, "-m", "tests.bench.sources", "--kind", kind],
+                          capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(done.stderr[-2000:])
     taken: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
@@ -112,7 +107,7 @@ def add_rows(engine: sqlalchemy.Engine, rows: pd.DataFrame) -> None:
 KINDS = ("function", "files", "delta", "sqlite", "postgresql")
 
 
-def measured(kind: str, is_spooled: bool) -> dict[str, float]:
+def measured(kind: str) -> dict[str, float]:
     """How many rows were taken, in how many seconds, at which peak of memory."""
     with fresh_addresses() as home:
         child = os.fork()  # whose memory does not count
@@ -123,7 +118,7 @@ def measured(kind: str, is_spooled: bool) -> dict[str, float]:
         context = open_model("pumps")
         context = replace(context, contract=replace(context.contract, source=source_of(kind, home)))
         begun = time.monotonic()
-        rows = spooled(context, home) if is_spooled else ingested(context)
+        rows = ingested(context)
         return {"rows": rows, "seconds": round(time.monotonic() - begun, 1),
                 "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
 
@@ -132,11 +127,6 @@ def ingested(context: ModelContext) -> int:
     from flows.ingest import ingest_batch
 
     return ingest_batch(context, START, START + DAYS * DAY)[0].rows
-
-
-def spooled(context: ModelContext, home: Path) -> int:
-    file = spool(context.contract, START, START + DAYS * DAY, home, str)
-    return pq.ParquetFile(file).metadata.num_rows
 
 
 def write_rows(kind: str, home: Path) -> None:
