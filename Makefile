@@ -10,7 +10,7 @@ ROOMS := contracts service registry deployments flows
 help:  ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-16s %s\n", $$1, $$2}' Makefile
 
-demo: $(ENV)/installed  ## Replay a real year through the whole loop; ARGS="--until 2013-05-01" for a short one.
+demo: $(ENV)/installed  ## Replay a real year through the whole loop; ARGS="--until 2013-04-01" for a short one, ARGS=--year for all of it.
 	@$(BIN)/perennial demo $(ARGS)
 
 test: lint types  ## Lint, types, then all tests that need no docker, with their coverage; ARGS="-k ledger" for a few tests.

@@ -3,12 +3,9 @@
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
-from uuid import UUID
 
 from msgspec import convert
 from prefect.artifacts import create_markdown_artifact
-from prefect.client.orchestration import get_client
-from prefect.runtime import flow_run
 
 from contracts.core.verdict import (
     Action,
@@ -92,12 +89,6 @@ def _canary_table(figures: CanaryFigures) -> str:
 
 def _effect(check: ColumnCheck | None) -> str:
     return _short(check.effect if check else None)
-
-
-def tag_run(model: str) -> None:
-    """Tag this flow run with its model; an automation that starts runs can't."""
-    with get_client(sync_client=True) as client:
-        client.update_flow_run(UUID(flow_run.get_id()), tags=sorted({*flow_run.get_tags(), f"model:{model}"}))
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
