@@ -1,6 +1,7 @@
 """The flow that releases a version that passed the gate."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -59,10 +60,12 @@ def roll_out(model: str, version: str, bento: str, image: str | None) -> Rollout
     """Have replicas start, prove themselves in a canary and take over the traffic, each step a task."""
     context, folder = open_model(model), kustomization_folder()
     if folder and image:
-        return as_task("promote", lambda: release_to_kubernetes(context, version, image, folder))
-    return roll_out_version(context, version, image or Path(bento), step=as_task)
+        return as_task(model, version, "promote",
+                       lambda: release_to_kubernetes(context, version, image, folder))
+    return roll_out_version(context, version, image or Path(bento), step=partial(as_task, model, version))
 
 
-def as_task(name: str, work: Callable[[], T]) -> T:
-    step: Task[[], T] = Task(work, name=name, cache_policy=NO_CACHE)
+def as_task(model: str, version: str, name: str, work: Callable[[], T]) -> T:
+    step: Task[[], T] = Task(work, name=name, task_run_name=f"{name} {model} {version:.12}",
+                             cache_policy=NO_CACHE)
     return step()

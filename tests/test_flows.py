@@ -157,6 +157,14 @@ def test_a_page_says_what_started_its_run_and_what_it_started(servers):
                for key, text in pages.items())
 
 
+def test_an_event_is_one_line_of_json_in_the_workers_log(servers):
+    log = open_model(PUMPS).run / "logs" / "prefect-worker.log"
+    [line, *_] = [line for line in log.read_text().splitlines() if "perennial.window.retrain" in line]
+    told = json.loads(line)
+    assert (told["model"], told["event"]) == (PUMPS, "perennial.window.retrain")
+    assert told["window"] in open_model(PUMPS).ledger.state().claims and told["run"]
+
+
 def test_the_same_look_again_changes_nothing(servers):
     context = open_model(PUMPS)
     events = len(context.ledger.events())

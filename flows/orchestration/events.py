@@ -37,8 +37,9 @@ def resource_of(model: str) -> dict[str, str]:
 def run_name() -> str:
     """A run's name: the parameters that tell it from others of its flow."""
     parameters = flow_run.get_parameters()
-    named = (parameters.get(name) for name in ("model", "window", "version", "start"))
-    return " ".join(str(value)[:40] for value in named if value) or "all models"
+    lengths = {"model": 40, "window": 30, "version": 12, "start": 20}  # of a version its short form
+    named = (str(parameters.get(name) or "")[:length] for name, length in lengths.items())
+    return " ".join(filter(None, named)) or "all models"
 
 
 def begin_run(model: str, cause: str | None) -> None:
