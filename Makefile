@@ -5,7 +5,7 @@ BIN := $(ENV)/bin
 ROOMS := contracts service registry deployments flows
 
 .PHONY: help demo test lint types test-containers lock clean bench bench-page bench-startup bench-profile bench-loop \
-	bench-check bench-train bench-serve bench-flows bench-rollout bench-drift bench-sources
+	bench-check bench-train bench-serve bench-flows bench-rollout bench-drift bench-sources bench-outage
 
 help:  ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-16s %s\n", $$1, $$2}' Makefile
@@ -56,7 +56,7 @@ bench-startup: $(ENV)/installed  ## How long commands take to start.
 bench-profile: $(ENV)/installed  ## Profiles of 1,000,000 flights, beside whylogs' own.
 	@$(BIN)/python -m tests.bench.profile
 
-bench-loop: $(ENV)/installed  ## From a drift event to the new version on all replicas, on a real stack. About 3 minutes.
+bench-loop: $(ENV)/installed  ## From a drifted window's end to the new version on all replicas, on a real stack. About 5 minutes.
 	@$(BIN)/python -m tests.bench.loop $(ARGS)
 
 bench-check: $(ENV)/installed  ## The contract's check and the features of 1,000,000 flights.
@@ -76,6 +76,9 @@ bench-rollout: $(ENV)/installed  ## Releases, rollbacks, kills and bad challenge
 
 bench-sources: $(ENV)/installed  ## Ten million rows from each kind of source, and the memory that takes. About 8 minutes.
 	@$(BIN)/python -m tests.bench.sources
+
+bench-outage: $(ENV)/installed  ## Two models through a broken source, killed workers and a restarted server; ARGS="--store s3". About 25 minutes.
+	@$(BIN)/python -m tests.bench.outage $(ARGS)
 
 bench-drift: $(ENV)/installed  ## False alarms and power of drift verdicts by window size, and their cost. About 4 minutes.
 	@$(BIN)/python -m tests.bench.drift $(ARGS)

@@ -298,7 +298,7 @@ def begun(log: Path, position: int, model: str, step: str) -> str:
         for line in file:
             if not before and "perennial.training.started" in line and model in line:
                 return "its run had begun"
-            if before and re.search(rf'"{before}[^"]*".*Finished in|Finished in.*"{before}', line):
+            if before and re.search(rf'"{before} [^"]*{model}', line) and "Finished in state" in line:
                 return f"{before} had ended"
     return ""
 
