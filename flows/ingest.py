@@ -19,9 +19,8 @@ from contracts.core.cells import read_cells
 from contracts.core.digests import JsonObject
 from contracts.core.errors import CheckFailed, NotFound, PerennialError, Stale
 from contracts.core.validation import check_batch
-from contracts.core.verdict import Action, BrokenRule, DataFigures, DataVerdict, Outcome
-from flows.monitoring.alerts import update_alerts
-from flows.monitoring.windows import stale_data
+from contracts.core.verdict import BrokenRule, DataFigures, DataVerdict, Outcome
+from flows.monitoring.alerts import update_stale_alert
 from flows.orchestration.events import INGESTED, begin_run, emit, run_name
 from flows.orchestration.steps import RETRIED
 from flows.reporting.artifacts import show_data_check
@@ -57,12 +56,18 @@ def ingest(model: str, start: datetime | None = None, end: datetime | None = Non
     known one, less the contract's lateness. `cause`: what started this run, for its page in Prefect."""
     begin_run(model, cause)
     before = data.versions(open_model(model).store, model)[-1:]
-    version, verdict = ingest_task(model, start, end, file)
+    is_look = (start, end, file) == (None, None, None)
+    try:
+        version, verdict = ingest_task(model, start, end, file)
+    except NotFound:
+        if is_look:
+            raise_if_stale(model)
+        raise
     is_new = [version] != before
     if is_new:
         show_data_check(model, version, verdict)
         announce_data(model, version)
-    if (start, end, file) == (None, None, None):
+    if is_look:
         raise_if_stale(model)
     return {"outcome": "ingested" if is_new else "nothing new", "data": version.as_json(),
             "set_aside": verdict.figures.bad if is_new else 0}
@@ -82,12 +87,9 @@ def announce_data(model: str, version: DataVersion) -> None:
 
 def raise_if_stale(model: str) -> None:
     """Alert a person, and raise Stale, if the newest row is older than the contract allows."""
-    context = open_model(model)
-    verdict = stale_data(context)
-    if verdict:
-        window = context.contract.window_of(datetime.fromisoformat(str(verdict.figures.since)))[0]
-        update_alerts(context, window.isoformat(), verdict, Action.PAGE)
-        raise Stale(f"{model}: {verdict.reasons[0]}")
+    reason = update_stale_alert(open_model(model))
+    if reason:
+        raise Stale(f"{model}: {reason}")
 
 
 def ingest_batch(context: ModelContext, start: datetime | None = None, end: datetime | None = None,
@@ -174,8 +176,9 @@ def _ingest_source(context: ModelContext, start: datetime, end: datetime,
         at, length = last, min(8.0, 0.8 * MAX_SOURCE_ROWS / max(len(rows), 1)) * (last - at)
     if taken:
         return taken[-1][0], combined([verdict for _, verdict in taken])
-    if not is_look:
-        raise NotFound(f"{context.name}: no row in [{start}, {end}) to ingest; name a window that has some")
+    if not is_look or not data.versions(context.store, context.name):
+        raise NotFound(f"{context.name}: the source gives no row of [{start}, {end}); name a window that has "
+                       f"some{', or a Schedule(since=…) from which there are some' if is_look else ''}")
     return data.newest(context.store, context.name), NOTHING_NEW
 
 

@@ -299,7 +299,7 @@ def test_a_function_is_no_part_of_a_contracts_description():
 
 
 def test_an_empty_frame_is_no_rows(addresses):
-    with pytest.raises(PerennialError, match="no row in"):
+    with pytest.raises(PerennialError, match="gives no row of"):
         ingest_batch(with_source(lambda start, end: ALL.head(0)), START, END)
 
 
@@ -337,6 +337,19 @@ def test_rows_that_come_late_or_corrected_are_taken(addresses):
     stored, given_rows = (rows.sort_values(order) for rows in (data.read(context.store, second), late))
     assert stored["stopped"].tolist() == given_rows["stopped"].tolist()
     assert len(data.read(context.store, first)) == len(known)
+
+
+def test_a_correction_may_be_taken_back(addresses):
+    """The batch is then the same as an earlier one of the same span, and is taken all the same."""
+    wrong = expected().assign(stopped=~expected()["stopped"])
+    given_rows = [expected(), wrong, expected()]
+    context = with_source(lambda start, end: given_rows.pop(0))
+    context = replace(context, contract=replace(context.contract, key=("measured_at", "starts")))
+    taken = [ingest_batch(context, START, END)[0] for _ in range(3)]
+    assert [version.corrected for version in taken] == [0, len(wrong), len(wrong)]
+    stored = data.read(context.store, taken[-1]).sort_values(["measured_at", "starts"])
+    order = expected().sort_values(["measured_at", "starts"])
+    assert stored["stopped"].tolist() == order["stopped"].tolist()
 
 
 def test_the_folder_of_a_pattern_may_be_missing(tmp_path):

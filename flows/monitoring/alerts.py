@@ -14,6 +14,7 @@ from contracts.core.retraining import ClaimFault, RefusalRule
 from contracts.core.verdict import Action, Outcome, WindowVerdict, as_json
 from flows.monitoring.claims import record_claim_alerts
 from flows.monitoring.decision import record_and_decide
+from flows.monitoring.staleness import STALE_DATA, record_stale_alert
 from registry.context import ModelContext
 from registry.events import ALERT_KEYS, AlertOver, AlertRaised, AlertSent, AlertState
 from registry.state import Alert, State
@@ -70,6 +71,13 @@ def update_claim_alerts(context: ModelContext) -> None:
     """Raise and end the alerts about granted retrainings, and send what Prefect doesn't have yet."""
     record_claim_alerts(context)
     send(context, unsent(context.name, context.ledger.state()))
+
+
+def update_stale_alert(context: ModelContext) -> str | None:
+    """Raise or end the alert about data that does not come; the reason while it is so."""
+    found = record_stale_alert(context)
+    send(context, unsent(context.name, context.ledger.state()))
+    return found.reason if found else None
 
 
 def record_alerts(context: ModelContext, window: str, verdict: WindowVerdict,
@@ -129,7 +137,7 @@ def ended_alert(state: State) -> AlertOver | None:
 
 def _ended_by(state: State, alert: Alert) -> str | None:
     """The first window without the alert's cause; None if it is not over."""
-    if alert.kind in list(ClaimFault):  # ended by `claims`
+    if alert.kind in (STALE_DATA, *ClaimFault):  # ended by `staleness` and `claims`
         return None
     if alert.kind == RefusalRule.CIRCUIT_BREAKER:
         return None if state.refusals else max([alert.window, *state.windows])

@@ -104,19 +104,6 @@ def windows_of_traffic(context: ModelContext) -> set[datetime]:
     return {start for version, start in keys if version in versions}
 
 
-def stale_data(context: ModelContext) -> WindowVerdict | None:
-    """A verdict that the newest row is older than the contract allows; None if it is not."""
-    contract = context.contract
-    newest = datetime.fromisoformat(data.newest(context.store, context.name).newest)
-    age, allowed = context.now() - contract.label.matures - newest, contract.schedule.stale_after
-    if age <= allowed:
-        return None
-    reason = (f"no row newer than {newest} was found: {age} behind the labels that should have matured, "
-              f"where {allowed} is allowed; look why the source gives none")
-    return WindowVerdict(outcome=Outcome.FAILED, kind=WindowKind.STALE, reasons=(reason,),
-                         figures=WindowFigures(since=newest.isoformat()))
-
-
 def stale_labels(context: ModelContext) -> WindowVerdict | None:
     """A verdict that labels are missing though there is newer traffic; None if they are not."""
     newest, window = max(windows_of_traffic(context), default=None), context.contract.drift.window
