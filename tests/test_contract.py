@@ -1,19 +1,20 @@
 """One file per model states it all; what is derived from it, and what it refuses."""
 
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pandas as pd
 import pytest
 from msgspec import convert
+from prefect.client.schemas.schedules import CronSchedule
 
 from contracts.core.diff import diff_contracts
 from contracts.core.digests import digest_of
 from contracts.core.errors import ContractError
 from contracts.core.features import number
 from contracts.core.loading import load_contract
-from contracts.core.policies import Rollout
+from contracts.core.policies import Rollout, Schedule, TrainingLimits
 from contracts.core.schema import column
 from contracts.core.verdict import GateVerdict, as_json
 from contracts.flights import contract as flights
@@ -62,10 +63,35 @@ def test_a_feature_of_a_column_that_the_schema_lacks_is_refused():
      ({"drift": replace(pumps.drift, window=timedelta(0))}, "one or more whole minutes"),
      ({"drift": replace(pumps.drift, window=timedelta(seconds=90))}, "one or more whole minutes"),
      ({"drift": replace(pumps.drift, retrain_on=("inputdrift",))}, "out of .'input drift'"),
+     ({"schedule": Schedule(data=timedelta(0))}, "schedule.data is datetime"),
+     ({"schedule": Schedule(judge="hourly")}, "schedule.judge is 'hourly'"),
+     ({"schedule": Schedule(time_zone="Mars/Olympus")}, "schedule.time_zone is 'Mars/Olympus'"),
+     ({"schedule": Schedule(since=datetime(2024, 1, 1, tzinfo=UTC))}, "schedule.since"),
+     ({"schedule": Schedule(lateness=timedelta(-1))}, "schedule.lateness"),
+     ({"schedule": Schedule(stale_after=timedelta(0))}, "schedule.stale_after"),
+     ({"training": TrainingLimits(memory_gb=0)}, "training.memory_gb is 0"),
+     ({"training": TrainingLimits(attempts=0)}, "training.attempts is 0"),
+     ({"training": TrainingLimits(time=timedelta(0))}, "training.time"),
+     ({"training": TrainingLimits(start_within=timedelta(0))}, "training.start_within"),
      ({"event_time": "vibration"}, "the event time's type is 'float'")])
 def test_nonsense_is_refused(changes, said):
     with pytest.raises(ContractError, match=said):
         replace(pumps, **changes)
+
+
+@pytest.mark.parametrize("cron", ["0 6 * * *", "*/5 0-23/2 1,15 jan-DEC 1-5", "59 23 31 12 7",
+                                  "0 0 * * sun,sat"])
+def test_cron_text_that_prefect_takes_is_taken(cron):
+    CronSchedule(cron=cron)
+    assert replace(pumps, schedule=Schedule(data=cron)).schedule.data == cron
+
+
+@pytest.mark.parametrize("cron", ["60 * * * *", "* 24 * * *", "* * 0 * *", "* * * 13 *", "* * * * 8",
+                                  "* * * *", "*/0 * * * *", "5-1 * * * *", "a * * * *", "* * * * monday",
+                                  "1,,2 * * * *", "1-2-3 * * * *", "0 6 * * * *"])
+def test_cron_text_out_of_range_is_refused(cron):
+    with pytest.raises(ContractError, match=r"schedule.data is .*cron text of five fields"):
+        replace(pumps, schedule=Schedule(data=cron))
 
 
 def test_settings_at_their_limits_are_taken():

@@ -1,5 +1,6 @@
 """What a contract sets: limits for gate, drift, retraining, rollout and training, and its schedule."""
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -7,6 +8,12 @@ from typing import Any, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from contracts.core.verdict import CheckKind, Severity
+
+# Least, greatest and the names of: minutes, hours, days, months, weekdays (0 and 7 are Sunday).
+CRON_FIELDS = ((0, 59, ""), (0, 23, ""), (1, 31, ""),
+               (1, 12, "jan feb mar apr may jun jul aug sep oct nov dec"),
+               (0, 7, "sun mon tue wed thu fri sat"))
+CRON_PART = re.compile(r"(\*|(?P<first>\d{1,2})(-(?P<last>\d{1,2}))?)(/(?P<step>\d{1,2}))?")
 
 
 @dataclass(frozen=True)
@@ -169,7 +176,20 @@ class TrainingLimits:
 def _is_recurrence(when: str | timedelta | None) -> bool:
     if isinstance(when, timedelta):
         return when > timedelta(0)
-    return when is None or len(when.split()) == 5
+    if when is None:
+        return True
+    fields = when.lower().split()
+    return len(fields) == len(CRON_FIELDS) and all(map(_is_cron_field, fields, CRON_FIELDS))
+
+
+def _is_cron_field(text: str, limits: tuple[int, int, str]) -> bool:
+    """Whether each part of a field is "*", a value or a range in order, with a step above 0 or without."""
+    low, high, names = limits
+    for number, name in enumerate(names.split(), low):
+        text = text.replace(name, str(number))
+    parts = [CRON_PART.fullmatch(part) for part in text.split(",")]
+    return all(part and low <= int(part["first"] or low) <= int(part["last"] or part["first"] or high) <= high
+               and int(part["step"] or 1) > 0 for part in parts)
 
 
 def _is_zone(name: str) -> bool:
