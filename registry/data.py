@@ -72,17 +72,18 @@ class DataVersion:
 
 def append(store: Store, contract: Contract, frame: pd.DataFrame, start: datetime,
            end: datetime) -> DataVersion:
-    """Take the rows of [start, end) into the table; the same batch again returns its first version.
+    """Take the rows of [start, end) into the table.
 
     A row whose key is known and whose cells are the same changes nothing; one with other cells replaces the
-    known row. Where nothing changes, the newest version is returned.
+    known row. Where nothing changes, the newest version is returned. Of a contract without a key the same
+    batch again returns its first version.
     """
     if frame.empty:
         raise NotFound(f"{contract.name}: no row in [{start}, {end}) to ingest; name a window that has some")
     batch, window = content_digest(frame), (start.isoformat(), end.isoformat())
     for _ in range(MAX_ATTEMPTS):
         existing = versions(store, contract.name)
-        for version in existing:
+        for version in existing if not contract.key else existing[-1:]:
             if (version.batch, version.batch_start, version.batch_end) == (batch, *window):
                 return version
         changes = _changes(store, contract, frame, existing)

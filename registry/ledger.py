@@ -169,9 +169,11 @@ class Ledger:
         """Record a window's verdict unless it has one that is not replaceable; returns the one that holds."""
         def decision(state: State) -> WindowJudged | None:
             recorded = state.windows.get(data.key)
-            if recorded and (not is_replaceable(recorded.verdict) or recorded.verdict == data.verdict):
-                return None
-            return data
+            if recorded is None:
+                return data
+            # The same verdict on other labels is recorded too: else the window would stay due for ever.
+            is_same = (recorded.verdict, recorded.labels) == (data.verdict, data.labels)
+            return None if is_same or not is_replaceable(recorded.verdict) else data
 
         self.decide(decision)
         return self.state().windows[data.key].verdict

@@ -36,12 +36,12 @@ from flows.training.judging import judge
 from flows.training.version import fit_version
 from registry import data, models
 from registry.context import open_model
-from registry.events import Noted, Registered
+from registry.events import Noted, Registered, WindowJudged
 from registry.folder_store import FolderStore
 from registry.ledger import Ledger
 from registry.store import open_store
 from tests.conftest import PUMPS
-from tests.verdicts import gate_verdict
+from tests.verdicts import gate_verdict, window_verdict
 
 PASSED, FAILED = gate_verdict(), gate_verdict("failed", "no")
 A, B, C = "a" * 64, "b" * 64, "c" * 64
@@ -324,6 +324,16 @@ def test_a_retraining_whose_runs_fail_is_over_after_three(ledger):
     assert (ledger.retrain_failed("one", "late", 3) is None
             and ledger.retrain_failed("never claimed", "?", 3) is None)
     assert claim(ledger, "two", 15).is_granted
+
+
+def test_the_same_verdict_on_more_labels_is_recorded_so_that_the_window_is_not_due_again(ledger):
+    verdict = window_verdict("insufficient", "few rows")
+    for labels in ("first", "first", "second", "second"):
+        ledger.window_judged(WindowJudged(key="w", verdict=verdict, labels=labels), lambda earlier: True)
+    judged = [event.data.labels for event in ledger.events() if isinstance(event.data, WindowJudged)]
+    assert judged == ["first", "second"]
+    ledger.window_judged(WindowJudged(key="w", verdict=verdict, labels="third"), lambda earlier: False)
+    assert ledger.state().windows["w"].labels == "second"
 
 
 def test_the_weekly_budget(ledger):
