@@ -1,4 +1,5 @@
-"""The Prefect automations that need no worker: runs without a heartbeat, retrainings that nobody runs."""
+"""The Prefect automations that need no worker: runs without a heartbeat, retrainings and other runs that no
+worker begins."""
 
 import json
 from datetime import timedelta
@@ -11,6 +12,7 @@ from prefect.events.schemas.automations import Posture
 
 from contracts.core.contract import Contract
 from contracts.core.retraining import ClaimFault
+from deployments.prefect_server import POOL
 from flows.monitoring.notifications import alert_webhook_block
 from flows.orchestration.events import RETRAIN, STARTED
 from registry.events import AlertState
@@ -37,20 +39,34 @@ def page_if_not_started(contract: Contract) -> AutomationCore:
     trigger = EventTrigger(
         after={RETRAIN}, expect={STARTED}, match={"prefect.resource.id": f"perennial.model.{model}"},
         for_each={"prefect.resource.id"}, posture=Posture.Proactive, threshold=1, within=limit)
-    actions: list[ActionTypes] = [DoNothing()]  # its firing shows among the events
+    return AutomationCore(
+        name=f"perennial: a retraining did not start: {model}", trigger=trigger,
+        description=f"granted, and no run began within {limit}; does a worker run?",
+        actions=_page(model, ClaimFault.NOT_STARTED, f"a retraining was granted and no run began it within "
+                                                     f"{limit}", "nothing trains"))
+
+
+def page_if_no_worker(limit: timedelta) -> AutomationCore:
+    """Tell a person if a run of any flow is late and no run of its work pool begins for `limit`."""
+    trigger = EventTrigger(
+        after={"prefect.flow-run.Late"}, expect={"prefect.flow-run.Pending", "prefect.flow-run.Running"},
+        match={"prefect.resource.id": "prefect.flow-run.*"},
+        match_related={"prefect.resource.name": POOL, "prefect.resource.role": "work-pool"},
+        for_each={"related:work-pool:prefect.resource.id"}, posture=Posture.Proactive, threshold=1,
+        within=limit)
+    return AutomationCore(
+        name="perennial: no worker begins runs", trigger=trigger,
+        description=f"a run is late, and none has begun for {limit}; does a worker run?",
+        actions=_page("", "no worker", f"runs of the work pool {POOL} are late, and none has begun for "
+                                       f"{limit}", "no data is looked for, nothing is judged or trained"))
+
+
+def _page(model: str, kind: str, what: str, doing: str) -> list[ActionTypes]:
+    """Post to where alerts go; if they go nowhere, the automation only shows among the events."""
     block = alert_webhook_block()
-    if block:
-        actions = [CallWebhook(block_document_id=block, payload=_page(model, limit))]
-    return AutomationCore(name=f"perennial: a retraining did not start: {model}", trigger=trigger,
-                          description=f"granted, and no run began within {limit}; does a worker run?",
-                          actions=actions)
-
-
-def _page(model: str, limit: timedelta) -> str:
-    return json.dumps({
-        "model": model, "kind": ClaimFault.NOT_STARTED, "state": AlertState.RAISED,
-        "what": f"a retraining was granted and no run began it within {limit}",
-        "doing": "nothing trains: look whether a worker runs, with: perennial doctor"})
+    text = json.dumps({"model": model, "kind": kind, "state": AlertState.RAISED, "what": what,
+                       "doing": f"{doing}: look whether a worker runs, with: perennial doctor"})
+    return [CallWebhook(block_document_id=block, payload=text) if block else DoNothing()]
 
 
 def set_automation(automation: AutomationCore) -> None:

@@ -9,9 +9,15 @@ from prefect.exceptions import ObjectNotFound
 from contracts.core.contract import Contract
 from contracts.core.errors import ContractError
 from contracts.core.loading import known_models, load_contract
+from contracts.core.policies import TrainingLimits
 from deployments.prefect_server import POOL, create_pool
 from flows.monitoring.notifications import to_webhook
-from flows.orchestration.automations import crashed_without_heartbeat, page_if_not_started, set_automation
+from flows.orchestration.automations import (
+    crashed_without_heartbeat,
+    page_if_no_worker,
+    page_if_not_started,
+    set_automation,
+)
 from flows.orchestration.deployments import Change, changes, derived, register
 from registry.settings import alert_webhook
 
@@ -40,6 +46,8 @@ def deploy(models: Sequence[str] | None = None, dry_run: bool = False) -> Deploy
         register(entries, asked)
         to_webhook(alert_webhook())
         set_automation(crashed_without_heartbeat())
+        limits = [contract.training.start_within for contract in contracts]
+        set_automation(page_if_no_worker(min(limits, default=TrainingLimits.start_within)))
         for contract in contracts:
             set_automation(page_if_not_started(contract))
     return Deployed(asked, [fault.why for fault in faults])

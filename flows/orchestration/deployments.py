@@ -3,13 +3,15 @@
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
+from uuid import UUID
 
 import yaml
 from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import DeploymentUpdate
 from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterTags
 from prefect.client.schemas.responses import DeploymentResponse
 
@@ -21,13 +23,18 @@ from registry.clock import is_simulated
 from registry.context import ROOT
 
 TAG = "perennial"
+WITHOUT_CONTRACT = "perennial:without-contract"  # the tag of a deployment that is paused for that
 FOR_ALL = ("reconcile",)  # flows with one deployment for all models
+T = TypeVar("T")
 PREFECT = [sys.executable, "-m", "prefect", "--no-prompt"]
 
 
 @dataclass(frozen=True)
 class Change:
-    """What registering changes of one deployment: "new", "changed", "resumed", "paused" or "unchanged"."""
+    """What registering changes of one deployment: "new", "changed", "resumed", "paused" or "unchanged".
+
+    One that a person has paused stays so.
+    """
 
     deployment: str
     what: str
@@ -97,7 +104,9 @@ def _change(name: str, entry: JsonObject, known: DeploymentResponse | None) -> C
         now = _when(entry.get("schedules", ()))
         return Change(name, "changed",
                       f"{before} → {now}" if before != now else "its flow, limits or triggers")
-    return Change(name, "resumed" if known.paused else "unchanged")
+    if known.paused and WITHOUT_CONTRACT in known.tags:
+        return Change(name, "resumed")
+    return Change(name, "unchanged", "a person has paused it" if known.paused else "")
 
 
 def _when(schedules: Iterable[JsonObject]) -> str:
@@ -110,13 +119,16 @@ def register(entries: Mapping[str, JsonObject], asked: Iterable[Change]) -> None
     asked = list(asked)
     written = {change.deployment: entries[change.deployment] for change in asked
                if change.what in ("new", "changed")}
-    if written:
-        _prefect_deploy(written)
     with get_client(sync_client=True) as client:
         known = _known(client)
+        if written:
+            _prefect_deploy(written)
         for change in asked:
-            if change.what in ("paused", "resumed"):
-                _set_paused(client, known[change.deployment], change.what == "paused")
+            before = known.get(change.deployment)
+            if before and (change.what == "paused" or WITHOUT_CONTRACT in before.tags):
+                _set_paused(client, before.id, change.what == "paused")
+            elif before and before.paused and change.what == "changed":
+                client.pause_deployment(before.id)  # Prefect's command has resumed it
 
 
 def _prefect_deploy(entries: Mapping[str, JsonObject]) -> None:
@@ -133,13 +145,24 @@ def _prefect_deploy(entries: Mapping[str, JsonObject]) -> None:
 def _known(client: SyncPrefectClient) -> dict[str, DeploymentResponse]:
     """All of our deployments that the server has, by name, as "ingest/flights"."""
     ours = DeploymentFilter(tags=DeploymentFilterTags(all_=[TAG]))
-    flows: dict[Any, str] = {flow.id: flow.name for flow in client.read_flows(limit=200)}
+    flows = {flow.id: flow.name for flow in _all(client.read_flows)}
     return {f"{flows[deployment.flow_id]}/{deployment.name}": deployment
-            for deployment in client.read_deployments(deployment_filter=ours, limit=200)}
+            for deployment in _all(client.read_deployments, deployment_filter=ours)}
 
 
-def _set_paused(client: SyncPrefectClient, deployment: DeploymentResponse, paused: bool) -> None:
+def _all(read: Callable[..., list[T]], **filters: Any) -> list[T]:
+    """All that Prefect has of something, of which it gives 200 at a time."""
+    found: list[T] = []
+    while page := read(limit=200, offset=len(found), **filters):
+        found += page
+    return found
+
+
+def _set_paused(client: SyncPrefectClient, deployment: UUID, paused: bool) -> None:
     """Stop or resume a deployment's schedules and the automations that run it."""
-    client.set_deployment_paused_state(deployment.id, paused)
-    for automation in client.read_resource_related_automations(f"prefect.deployment.{deployment.id}"):
+    (client.pause_deployment if paused else client.resume_deployment)(deployment)
+    tags = {*client.read_deployment(deployment).tags} - {WITHOUT_CONTRACT}
+    client.update_deployment(deployment, DeploymentUpdate(
+        tags=sorted(tags | {WITHOUT_CONTRACT} if paused else tags)))
+    for automation in client.read_resource_related_automations(f"prefect.deployment.{deployment}"):
         (client.pause_automation if paused else client.resume_automation)(automation.id)

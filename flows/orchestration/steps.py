@@ -34,8 +34,15 @@ def memory_limit(model: str, gb: float) -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_DATA, (int(gb * 2**30), before[1]))
     try:
         yield
-    except MemoryError as error:
+    except Exception as error:
+        if not is_lack_of_memory(error):
+            raise
         raise PerennialError(f"{model}: the training needs more than the contract's training.memory_gb of "
                              f"{gb:g} GB: raise it, or train on fewer rows") from error
     finally:
         resource.setrlimit(resource.RLIMIT_DATA, before)
+
+
+def is_lack_of_memory(error: Exception) -> bool:
+    """Whether Python, or XGBoost's C++, could not get the memory that it asked for."""
+    return isinstance(error, MemoryError) or "bad_alloc" in str(error)

@@ -28,6 +28,7 @@ MODEL = "departures"
 WEEK = timedelta(days=7)
 FIRST = datetime(2013, 2, 5, 2)  # a Tuesday, after the hour at which the contract looks for data
 PERIOD = 7 * WEEK  # from one round to the next: longer than the contract's cooldown
+DRIFTS = datetime(2013, 3, 18)  # the end of the first drifted window, a Monday after the cooldown
 DRIFT = 40  # degrees Fahrenheit
 LONGEST = 300  # seconds, for a link of the chain that will not end
 RATE = 50  # requests a second by the callers, of which the canary gets its share
@@ -74,7 +75,7 @@ def measured(times: int, url: str) -> list[dict[str, Any]]:
     rounds = []
     with calling(context, url) as answered:
         for number in range(times):
-            end = datetime(2013, 2, 25) + number * PERIOD  # of the first drifted window, a Monday
+            end = DRIFTS + number * PERIOD
             send_warm(context, url, end - WEEK)
             look(context, end + timedelta(days=1, hours=2))
             seen(partial(is_judged, context, (end - WEEK).isoformat()))
@@ -148,8 +149,8 @@ def one_round(context: Any, window: datetime) -> dict[str, Any]:
         raise RuntimeError(f"the window {key} asked for no training")
     there = seen(lambda: new_everywhere(context, before) or is_quiet(context))
     claim = context.ledger.state().claims[key]
-    if claim.outcome not in (None, "released"):
-        raise RuntimeError(f"the training for {key} ended so: {claim.outcome}")
+    if claim.why or claim.outcome not in (None, "released"):
+        raise RuntimeError(f"the training for {key} ended so: {claim.outcome} {claim.why}")
     seen(lambda: is_quiet(context))
     told = parts(context, key, begun, there)
     return {"seconds": there - begun, "after_event": there - begun - sum([*told.values()][:3]), "parts": told,
@@ -183,10 +184,12 @@ def new_everywhere(context: Any, before: str) -> bool:
 def parts(context: Any, window: str, begun: float, there: float) -> dict[str, float]:
     """Seconds of each part, by Prefect's clock of the runs and their tasks; in sum all there were."""
     from prefect.client.orchestration import get_client
-    from prefect.client.schemas.sorting import FlowRunSort, TaskRunSort
+    from prefect.client.schemas.sorting import TaskRunSort
 
+    from flows.demo.chain import all_runs
+
+    runs = {str(run.id): run for run in all_runs()}
     with get_client(sync_client=True) as client:
-        runs = {str(run.id): run for run in client.read_flow_runs(sort=FlowRunSort.ID_DESC, limit=50)}
         tasks = client.read_task_runs(sort=TaskRunSort.END_TIME_DESC, limit=60)
     train = next(run for run in runs.values() if run.parameters.get("window") == window)
     monitor = runs[train.parameters["cause"]]

@@ -1,0 +1,234 @@
+"""What `perennial deploy` registers, on a real Prefect server without a worker: what changes, what is paused,
+and who is told that nothing runs."""
+
+import json
+import os
+import time
+from dataclasses import replace
+from datetime import timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+
+import pytest
+from prefect import flow, task
+from prefect.client.orchestration import get_client
+from prefect.deployments import run_deployment
+from prefect.events import emit_event
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from contracts.core.errors import ContractError, Unavailable
+from contracts.core.loading import known_models, load_contract
+from contracts.core.policies import Schedule
+from contracts.flights import contract as flights
+from contracts.pumps import contract as pumps
+from deployments import prefect_server, stack
+from flows.monitoring.notifications import to_webhook
+from flows.orchestration.automations import page_if_no_worker, page_if_not_started, set_automation
+from flows.orchestration.deploying import deploy
+from flows.orchestration.deployments import WITHOUT_CONTRACT
+from flows.orchestration.events import RETRAIN, STARTED, resource_of
+from flows.orchestration.steps import RETRIED
+from registry.settings import ALERT_WEBHOOK
+from tests.conftest import PUMPS
+
+FLOWS = ("ingest", "monitor", "release", "train")
+SHORT = timedelta(seconds=10)  # the least that Prefect takes for an event that stays away
+
+
+@pytest.fixture(scope="module", autouse=True)
+def server(tmp_path_factory):
+    home = tmp_path_factory.mktemp("server")
+    with pytest.MonkeyPatch.context() as patch:
+        known = stack.environment(home)
+        for name, value in known.items():
+            patch.setenv(name, value)
+        patch.delenv("PERENNIAL_CLOCK", raising=False)
+        try:
+            with temporary_settings({PREFECT_API_URL: known["PREFECT_API_URL"]}):
+                prefect_server.start_server(home / "run", os.environ["PREFECT_API_URL"])
+                yield
+        finally:
+            stack.down(home)
+
+
+@pytest.fixture(scope="module")
+def posts(server):
+    """What is posted to the webhook of alerts."""
+    found = []
+
+    class Listener(BaseHTTPRequestHandler):
+        def do_POST(self):
+            found.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Listener) as listener:
+        Thread(target=listener.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{listener.server_port}/"
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv(ALERT_WEBHOOK, url)
+            to_webhook(url)
+            yield found
+        listener.shutdown()
+
+
+def told(models=None, dry_run=False) -> dict[str, str]:
+    """What `perennial deploy` says of each deployment."""
+    return {change.deployment: change.what for change in deploy(models, dry_run).changes}
+
+
+def deployment(name: str):
+    with get_client(sync_client=True) as client:
+        return client.read_deployment_by_name(name)
+
+
+def enabled(name: str) -> set[bool]:
+    """Whether the automations that run a deployment are enabled."""
+    with get_client(sync_client=True) as client:
+        resource = f"prefect.deployment.{deployment(name).id}"
+        return {automation.enabled for automation in client.read_resource_related_automations(resource)}
+
+
+def use(monkeypatch, **changed) -> None:
+    """Have these contracts be loaded, by their names, in place of their files'."""
+    monkeypatch.setattr("flows.orchestration.deploying.load_contract",
+                        lambda model: changed.get(model) or load_contract(model))
+
+
+def until(done, seconds: float):
+    deadline = time.monotonic() + seconds
+    while not (found := done()) and time.monotonic() < deadline:
+        time.sleep(0.3)
+    return found
+
+
+@pytest.mark.timeout(300)
+def test_a_dry_run_changes_nothing_and_the_second_deploy_neither():
+    expected = {f"{flow}/{model}" for flow in FLOWS for model in known_models()} | {"reconcile/reconcile"}
+    assert told(dry_run=True) == dict.fromkeys(expected, "new")
+    with get_client(sync_client=True) as client:
+        assert client.read_deployments() == client.read_automations() == []
+    assert told() == dict.fromkeys(expected, "new")
+    assert told() == dict.fromkeys(expected, "unchanged")
+
+
+def test_a_models_deployments_have_its_schedule_its_tag_and_its_triggers():
+    found = deployment("ingest/flights")
+    [schedule] = found.schedules
+    assert (schedule.schedule.cron, schedule.schedule.timezone) == (flights.schedule.data, "America/New_York")
+    assert {"perennial", "model:flights"} <= {*found.tags} and found.parameters == {"model": "flights"}
+    assert found.global_concurrency_limit.limit == 1
+    assert enabled("train/flights") == enabled("monitor/flights") == {True}
+
+
+def test_a_changed_schedule_is_shown_as_before_and_after(monkeypatch):
+    use(monkeypatch, pumps=replace(pumps, schedule=replace(pumps.schedule, data="5 4 * * *")))
+    [change] = [change for change in deploy(dry_run=True).changes if change.what != "unchanged"]
+    assert (change.deployment, change.what) == ("ingest/pumps", "changed")
+    assert change.details.endswith(" → 5 4 * * * UTC")
+    deploy()
+    assert deployment("ingest/pumps").schedules[0].schedule.cron == "5 4 * * *"
+    monkeypatch.undo()
+    assert told()["ingest/pumps"] == "changed"
+
+
+def test_what_has_no_contract_any_more_is_paused_and_resumed_when_it_has_one_again():
+    gone = [f"{flow}/flights" for flow in FLOWS]
+    done = told([PUMPS])
+    assert {done[name] for name in gone} == {"paused"}
+    assert deployment("train/flights").paused and WITHOUT_CONTRACT in deployment("train/flights").tags
+    assert enabled("train/flights") == {False}
+    assert not {*gone} & {*told([PUMPS])}  # it is told once
+    done = told()
+    assert {done[name] for name in gone} == {"resumed"}
+    assert not deployment("train/flights").paused
+    assert WITHOUT_CONTRACT not in deployment("train/flights").tags
+    assert enabled("train/flights") == {True}
+
+
+def test_one_that_comes_back_with_another_schedule_is_resumed_too(monkeypatch):
+    told([PUMPS])
+    changed_flights = replace(flights, schedule=replace(flights.schedule, data="1 2 * * *"))
+    use(monkeypatch, flights=changed_flights)
+    assert told()["ingest/flights"] == "changed"
+    found = deployment("ingest/flights")
+    assert not found.paused and found.schedules[0].active and WITHOUT_CONTRACT not in found.tags
+
+
+@pytest.mark.parametrize("data", ["0 1 * * *", "0 3 * * *"])
+def test_what_a_person_has_paused_stays_so(monkeypatch, data):
+    """Whether or not its contract changes."""
+    told()
+    with get_client(sync_client=True) as client:
+        client.pause_deployment(deployment("ingest/pumps").id)
+    use(monkeypatch, pumps=replace(pumps, schedule=Schedule(data=data)))
+    deploy()
+    [change] = [change for change in deploy().changes if change.deployment == "ingest/pumps"]
+    assert (change.what, change.details) == ("unchanged", "a person has paused it")
+    assert deployment("ingest/pumps").paused
+    with get_client(sync_client=True) as client:
+        client.resume_deployment(deployment("ingest/pumps").id)
+
+
+def test_a_contract_that_can_not_be_loaded_is_told_and_its_deployments_are_left(monkeypatch):
+    def broken(model):
+        if model == "flights":
+            raise ContractError("contracts.flights can't be imported: SyntaxError: line 3")
+        return load_contract(model)
+
+    told()
+    monkeypatch.setattr("flows.orchestration.deploying.load_contract", broken)
+    done = deploy()
+    assert done.faults == ["contracts.flights can't be imported: SyntaxError: line 3"]
+    assert not deployment("train/flights").paused and not deployment("train/pumps").paused
+
+
+def test_a_server_with_hundreds_of_flows_of_others():
+    with get_client(sync_client=True) as client:
+        for number in range(205):
+            client.create_flow_from_name(f"other-{number}")
+    assert {*told().values()} <= {"unchanged", "changed"}
+    assert {*told().values()} == {"unchanged"}
+
+
+def test_a_granted_retraining_that_no_run_begins_is_posted_by_the_server(posts):
+    for model in ("pumps", "flights"):
+        limits = replace(pumps.training, start_within=SHORT)
+        set_automation(page_if_not_started(replace(load_contract(model), training=limits)))
+        emit_event(RETRAIN, resource_of(model), payload={"model": model})
+    time.sleep(1)
+    emit_event(STARTED, resource_of("flights"), payload={"model": "flights"})
+    [post] = until(lambda: [post for post in posts if post["kind"] == "training not started"], 60)
+    assert post["model"] == "pumps" and "no run began it within 0:00:10" in post["what"]
+    assert "perennial doctor" in post["doing"]
+
+
+def test_runs_that_no_worker_begins_are_posted_by_the_server(posts):
+    set_automation(page_if_no_worker(SHORT))
+    run_deployment("reconcile/reconcile", timeout=0)
+    [post] = until(lambda: [post for post in posts if post["kind"] == "no worker"], 90)
+    assert "work pool perennial are late" in post["what"]
+
+
+def test_a_step_that_fails_by_the_network_is_run_again_and_another_is_not():
+    attempts = []
+
+    @task(**RETRIED | {"retry_delay_seconds": 0, "retry_jitter_factor": None})
+    def step(error):
+        attempts.append(error)
+        if len(attempts) < 3:
+            raise error
+        return "done"
+
+    @flow
+    def steps(error):
+        return step(error)
+
+    assert steps(Unavailable("the store")) == "done" and len(attempts) == 3
+    attempts.clear()
+    with pytest.raises(ValueError, match="wrong"):
+        steps(ValueError("wrong"))
+    assert len(attempts) == 1
