@@ -21,6 +21,7 @@ from contracts.core.errors import CheckFailed, NotFound, PerennialError, Stale
 from contracts.core.validation import check_batch
 from contracts.core.verdict import BrokenRule, DataFigures, DataVerdict, Outcome
 from flows.monitoring.alerts import update_stale_alert
+from flows.monitoring.faults import RunFault, tell_of_failure, tell_of_success
 from flows.orchestration.events import INGESTED, begin_run, emit, run_name
 from flows.orchestration.steps import RETRIED
 from flows.reporting.artifacts import show_data_check
@@ -71,6 +72,10 @@ def ingest(model: str, start: datetime | None = None, end: datetime | None = Non
         raise_if_stale(model)
     return {"outcome": "ingested" if is_new else "nothing new", "data": version.as_json(),
             "set_aside": verdict.figures.bad if is_new else 0}
+
+
+ingest.on_failure(tell_of_failure(RunFault.INGEST))
+ingest.on_completion(tell_of_success(RunFault.INGEST))
 
 
 @task(task_run_name="ingest {model}", **RETRIED)

@@ -12,6 +12,7 @@ from flows.monitoring.alerts import update_alerts
 from flows.monitoring.claims import claim_first_training
 from flows.monitoring.decision import record_and_decide
 from flows.monitoring.evaluation import evaluate_window
+from flows.monitoring.faults import RunFault, tell_of_failure, tell_of_success
 from flows.monitoring.windows import closed, due, is_outdated
 from flows.orchestration.events import RETRAIN, begin_run, emit, run_name
 from flows.orchestration.steps import RETRIED
@@ -42,6 +43,10 @@ def monitor(model: str, window: str | None = None, cause: str | None = None) -> 
     judged = {start: judge_and_tell(model, start) for start in ([window] if window else due_windows(model))}
     ask_for_first_training(model)
     return judged
+
+
+monitor.on_failure(tell_of_failure(RunFault.MONITOR))
+monitor.on_completion(tell_of_success(RunFault.MONITOR))
 
 
 @task(task_run_name="windows of {model} to judge", **RETRIED)

@@ -15,10 +15,11 @@ from contracts.core.verdict import Action
 from flows.ingest import ingest
 from flows.monitor import announce, monitor
 from flows.monitoring.alerts import update_alerts, update_claim_alerts, update_window_alerts
+from flows.monitoring.faults import RunFault, end_fault, raise_fault
 from flows.monitoring.windows import due, stale_labels, windows_of_traffic
 from flows.orchestration.events import run_name
 from flows.orchestration.recurrence import is_look_overdue
-from flows.orchestration.runs import find_run, set_state, start, waiting_runs
+from flows.orchestration.runs import find_run, has_lost_its_worker, set_state, start, waiting_runs
 from flows.release import release
 from flows.releasing.rollout import is_served
 from registry import data
@@ -52,6 +53,12 @@ def reconcile(names: list[str] | None = None) -> dict[str, Reconciled]:
 def reconcile_model(model: str) -> Reconciled:
     """Do what is overdue for one model, each part whether or not the others fail."""
     result: Reconciled = {"looked": False, "judged": [], "trainings": [], "released": False, "faults": []}
+    try:
+        open_model(model).ledger.state()
+    except PerennialError as error:
+        raise_fault(model, RunFault.OPEN, str(error))
+        return result | {"faults": [str(error)]}
+    end_fault(model, RunFault.OPEN)
     for name, part in (("data", look), ("windows", judge_due), ("retrainings", run_claims),
                        ("labels", tell_stale_labels), ("alerts", resend_alerts),
                        ("replicas", serve_champion)):
@@ -109,10 +116,13 @@ def _record_dead_run(context: ModelContext, claim: Claim) -> None:
 
 
 def _is_waiting(model: str, claim: Claim) -> bool:
-    """Whether a run for the claim was created and has not begun."""
-    waiting = [*waiting_runs(f"train/{model}"), *waiting_runs("train/train")]
-    return any(run.parameters.get("window") == claim.key and run.parameters.get("model") == model
-               for run in waiting)
+    """Whether a run for the claim was created and will begin; ends one whose worker died before that."""
+    waiting = [run for run in (*waiting_runs(f"train/{model}"), *waiting_runs("train/train"))
+               if (run.parameters.get("window"), run.parameters.get("model")) == (claim.key, model)]
+    lost = [run for run in waiting if has_lost_its_worker(run, machine_time())]
+    for run in lost:
+        set_state(str(run.id), Crashed(message="its worker died before it began"))
+    return len(waiting) > len(lost)
 
 
 def tell_stale_labels(model: str, result: Reconciled) -> None:

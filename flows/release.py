@@ -8,6 +8,7 @@ from typing import TypeVar
 from prefect import Task, flow, task
 from prefect.cache_policies import NO_CACHE
 
+from flows.monitoring.faults import RunFault, tell_of_failure, tell_of_success
 from flows.orchestration.events import begin_run, run_name
 from flows.orchestration.steps import RETRIED
 from flows.releasing.bento import build_bento
@@ -34,6 +35,10 @@ def release(model: str, version: str = "champion", cause: str | None = None) -> 
     released = roll_out(model, version, bento, image)
     show_release(model, version, released)
     return released
+
+
+release.on_failure(tell_of_failure(RunFault.RELEASE))
+release.on_completion(tell_of_success(RunFault.RELEASE))
 
 
 def allowed(model: str, version: str) -> str:

@@ -41,6 +41,11 @@ def open_model(model: str) -> ModelContext:
     return ModelContext(contract, store, Ledger(store, contract.name), settings.run_folder())
 
 
+def open_ledger(model: str) -> Ledger:
+    """The ledger of a model, whether or not its contract can be loaded."""
+    return Ledger(open_store(settings.store_address()), model)
+
+
 ROOT = Path(__file__).parent.parent
 
 

@@ -1,23 +1,27 @@
 """What the tests stand on: a fresh store, one whole stack for all flows, versions trained once."""
 
+import json
 import os
 from datetime import datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from contracts.core import errors
-from deployments import fleet, replicas, stack
+from deployments import fleet, prefect_server, processes, replicas, stack
 from flows.ingest import ingest_batch
+from flows.monitoring.notifications import to_webhook
 from flows.orchestration.deploying import deploy
 from flows.releasing.bento import build_bento
 from flows.training.judging import judge
 from flows.training.version import fit_version
 from registry import images
 from registry.context import ModelContext, open_model
-from registry.settings import CLOCK
+from registry.settings import ALERT_WEBHOOK, CLOCK
 
 PUMPS = "pumps"
 
@@ -110,3 +114,46 @@ def servers(tmp_path_factory):
                 yield up
         finally:
             stack.down(home)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """A Prefect server of a module's own, without a worker."""
+    home = tmp_path_factory.mktemp("server")
+    with pytest.MonkeyPatch.context() as patch:
+        # Not the usual port: tests beside this one may be about to take it.
+        known = stack.environment(home) | {
+            "PREFECT_API_URL": f"http://127.0.0.1:{processes.available_port(None)}/api"}
+        for name, value in known.items():
+            patch.setenv(name, value)
+        patch.delenv(CLOCK, raising=False)
+        try:
+            with temporary_settings({PREFECT_API_URL: known["PREFECT_API_URL"]}):
+                prefect_server.start_server(home / "run", os.environ["PREFECT_API_URL"])
+                yield
+        finally:
+            stack.down(home)
+
+
+@pytest.fixture(scope="module")
+def posts(server):
+    """What is posted to the webhook of alerts."""
+    found = []
+
+    class Listener(BaseHTTPRequestHandler):
+        def do_POST(self):
+            found.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Listener) as listener:
+        Thread(target=listener.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{listener.server_port}/"
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv(ALERT_WEBHOOK, url)
+            to_webhook(url)
+            yield found
+        listener.shutdown()

@@ -1,78 +1,37 @@
 """What `perennial deploy` registers, on a real Prefect server without a worker: what changes, what is paused,
 and who is told that nothing runs."""
 
-import json
-import os
 import time
 from dataclasses import replace
 from datetime import timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
 
 import pytest
 from prefect import flow, task
 from prefect.client.orchestration import get_client
 from prefect.deployments import run_deployment
 from prefect.events import emit_event
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import Pending
 
 from contracts.core.errors import ContractError, Unavailable
 from contracts.core.loading import known_models, load_contract
 from contracts.core.policies import Schedule
 from contracts.flights import contract as flights
 from contracts.pumps import contract as pumps
-from deployments import prefect_server, stack
-from flows.monitoring.notifications import to_webhook
-from flows.orchestration.automations import page_if_no_worker, page_if_not_started, set_automation
+from flows.orchestration.automations import (
+    crashed_before_it_began,
+    page_if_no_worker,
+    page_if_not_started,
+    set_automation,
+)
 from flows.orchestration.deploying import deploy
 from flows.orchestration.deployments import WITHOUT_CONTRACT
 from flows.orchestration.events import RETRAIN, STARTED, resource_of
 from flows.orchestration.steps import RETRIED
-from registry.settings import ALERT_WEBHOOK
 from tests.conftest import PUMPS
 
+pytestmark = pytest.mark.usefixtures("server")
 FLOWS = ("ingest", "monitor", "release", "train")
 SHORT = timedelta(seconds=10)  # the least that Prefect takes for an event that stays away
-
-
-@pytest.fixture(scope="module", autouse=True)
-def server(tmp_path_factory):
-    home = tmp_path_factory.mktemp("server")
-    with pytest.MonkeyPatch.context() as patch:
-        known = stack.environment(home)
-        for name, value in known.items():
-            patch.setenv(name, value)
-        patch.delenv("PERENNIAL_CLOCK", raising=False)
-        try:
-            with temporary_settings({PREFECT_API_URL: known["PREFECT_API_URL"]}):
-                prefect_server.start_server(home / "run", os.environ["PREFECT_API_URL"])
-                yield
-        finally:
-            stack.down(home)
-
-
-@pytest.fixture(scope="module")
-def posts(server):
-    """What is posted to the webhook of alerts."""
-    found = []
-
-    class Listener(BaseHTTPRequestHandler):
-        def do_POST(self):
-            found.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            self.send_response(204)
-            self.end_headers()
-
-        def log_message(self, *_):
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Listener) as listener:
-        Thread(target=listener.serve_forever, daemon=True).start()
-        url = f"http://127.0.0.1:{listener.server_port}/"
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv(ALERT_WEBHOOK, url)
-            to_webhook(url)
-            yield found
-        listener.shutdown()
 
 
 def told(models=None, dry_run=False) -> dict[str, str]:
@@ -211,6 +170,24 @@ def test_runs_that_no_worker_begins_are_posted_by_the_server(posts):
     run_deployment("reconcile/reconcile", timeout=0)
     [post] = until(lambda: [post for post in posts if post["kind"] == "no worker"], 90)
     assert "work pool perennial are late" in post["what"]
+
+
+def test_a_run_whose_worker_died_before_it_began_is_given_up_and_the_reconciler_comes(monkeypatch):
+    monkeypatch.setattr("flows.orchestration.automations.BEGINS_WITHIN", SHORT)
+    set_automation(crashed_before_it_began())
+    taken = run_deployment("ingest/pumps", timeout=0, as_subflow=False)
+    with get_client(sync_client=True) as client:
+        reconciler = deployment("reconcile/reconcile").id
+
+        def reconciling():
+            return [run for run in client.read_flow_runs(limit=200) if run.deployment_id == reconciler
+                    and run.created_by and run.created_by.type == "AUTOMATION"]
+
+        before = len(reconciling())
+        client.set_flow_run_state(taken.id, Pending(name="Submitting"))
+        assert until(lambda: client.read_flow_run(taken.id).state.is_crashed(), 60)
+        assert "it did not begin within 0:00:10" in client.read_flow_run(taken.id).state.message
+        assert until(lambda: len(reconciling()) > before, 30)
 
 
 def test_a_step_that_fails_by_the_network_is_run_again_and_another_is_not():

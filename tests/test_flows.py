@@ -194,7 +194,8 @@ def test_a_webhook_is_told_once_of_a_cause_and_once_when_it_is_over(servers, hoo
     assert judged()["03-25"] == ("fine", "fine")
     until(lambda: len(told()) >= 6)
     alert = convert({name: value for name, value in raised.items() if name != "id"}, AlertMessage)
-    send_alerts(context, [alert, alert])  # as by one that was killed before it wrote down that they were sent
+    # As by one that was killed before it wrote down that they were sent.
+    send_alerts(context.ledger, [alert, alert])
     time.sleep(1)  # for what would be one too many
     [over] = of("/webhook", "'over'")
     assert ((over["kind"], over["state"], over["doing"])

@@ -10,13 +10,14 @@ from prefect.client.orchestration import get_client
 from prefect.events import Event, Resource
 
 from contracts.core.errors import Unavailable
-from contracts.core.retraining import ClaimFault, RefusalRule
-from contracts.core.verdict import Action, Outcome, WindowVerdict, as_json
+from contracts.core.retraining import RefusalRule
+from contracts.core.verdict import Action, Outcome, WindowKind, WindowVerdict, as_json
 from flows.monitoring.claims import record_claim_alerts
 from flows.monitoring.decision import record_and_decide
-from flows.monitoring.staleness import STALE_DATA, record_stale_alert
+from flows.monitoring.staleness import record_stale_alert
 from registry.context import ModelContext
 from registry.events import ALERT_KEYS, AlertOver, AlertRaised, AlertSent, AlertState
+from registry.ledger import Ledger
 from registry.state import Alert, State
 
 # The actions that raise an alert.
@@ -54,7 +55,7 @@ def key_of(kind: str, window: str) -> str:
 
 def update_alerts(context: ModelContext, window: str, verdict: WindowVerdict, action: Action) -> None:
     """Raise and end alerts as the window's verdict asks for, and send those that Prefect doesn't have yet."""
-    send(context, record_alerts(context, window, verdict, action))
+    send(context.ledger, record_alerts(context, window, verdict, action))
 
 
 def update_window_alerts(context: ModelContext) -> None:
@@ -70,13 +71,13 @@ def update_window_alerts(context: ModelContext) -> None:
 def update_claim_alerts(context: ModelContext) -> None:
     """Raise and end the alerts about granted retrainings, and send what Prefect doesn't have yet."""
     record_claim_alerts(context)
-    send(context, unsent(context.name, context.ledger.state()))
+    send(context.ledger, unsent(context.name, context.ledger.state()))
 
 
 def update_stale_alert(context: ModelContext) -> str | None:
     """Raise or end the alert about data that does not come; the reason while it is so."""
     found = record_stale_alert(context)
-    send(context, unsent(context.name, context.ledger.state()))
+    send(context.ledger, unsent(context.name, context.ledger.state()))
     return found.reason if found else None
 
 
@@ -137,7 +138,7 @@ def ended_alert(state: State) -> AlertOver | None:
 
 def _ended_by(state: State, alert: Alert) -> str | None:
     """The first window without the alert's cause; None if it is not over."""
-    if alert.kind in (STALE_DATA, *ClaimFault):  # ended by `staleness` and `claims`
+    if alert.kind not in (RefusalRule.CIRCUIT_BREAKER, *WindowKind):  # ended where it was raised
         return None
     if alert.kind == RefusalRule.CIRCUIT_BREAKER:
         return None if state.refusals else max([alert.window, *state.windows])
@@ -160,18 +161,24 @@ def _message(model: str, alert: Alert, state: AlertState) -> AlertMessage:
                         response=alert.response if state is AlertState.RAISED else alert.ended or "")
 
 
-def send(context: ModelContext, alerts: Iterable[AlertMessage]) -> None:
+def send(ledger: Ledger, alerts: Iterable[AlertMessage]) -> None:
     """Send alerts to Prefect and record that it has them. If killed between
     the two, the next run sends them again under the same id."""
-    with get_client(sync_client=True) as client:
-        for alert in alerts:  # not `emit_event`, which returns before the server has the event
-            try:
-                client.request("POST", "/events", json=[event_of(alert).model_dump(mode="json")])
-            except HTTPError as error:
-                raise Unavailable(f"{alert.model}: Prefect did not take the alert of {alert.kind!r}: "
-                                  f"{error}; it is in the ledger, and the next monitor or reconcile run "
-                                  f"sends it; is PREFECT_API_URL right?") from error
-            context.ledger.decide(lambda state, alert=alert: confirmation(state, alert))  # type: ignore[misc]  # the default
+    for alert in alerts:
+        send_event(alert)
+        ledger.decide(lambda state, alert=alert: confirmation(state, alert))  # type: ignore[misc]  # the default
+
+
+def send_event(alert: AlertMessage) -> None:
+    """Send one alert to Prefect; raises Unavailable."""
+    try:
+        # Not `emit_event`, which returns before the server has the event.
+        with get_client(sync_client=True) as client:
+            client.request("POST", "/events", json=[event_of(alert).model_dump(mode="json")])
+    except HTTPError as error:
+        raise Unavailable(f"{alert.model}: Prefect did not take the alert of {alert.kind!r}: {error}; it is "
+                          f"in the ledger, and the next monitor or reconcile run sends it; is "
+                          f"PREFECT_API_URL right?") from error
 
 
 def event_of(alert: AlertMessage) -> Event:

@@ -15,6 +15,7 @@ from contracts.core.retraining import ClaimFault
 from deployments.prefect_server import POOL
 from flows.monitoring.notifications import alert_webhook_block
 from flows.orchestration.events import RETRAIN, STARTED
+from flows.orchestration.runs import BEGINS_WITHIN
 from registry.events import AlertState
 
 HEARTBEAT = 30  # seconds between two heartbeats of a run: the least that Prefect allows
@@ -30,6 +31,19 @@ def crashed_without_heartbeat() -> AutomationCore:
     return AutomationCore(name="perennial: a run without a heartbeat has crashed", trigger=trigger, actions=[
         ChangeFlowRunState(name="Crashed", state=StateType.CRASHED, force=False,
                            message="no heartbeat: its process or machine is gone")])
+
+
+def crashed_before_it_began() -> AutomationCore:
+    """Mark a run as crashed that a worker took and did not begin: the worker died between the two. Until then
+    the run would hold its deployment's only place."""
+    began = {f"prefect.flow-run.{state}" for state in ("Running", "AwaitingConcurrencySlot", "Scheduled")}
+    trigger = EventTrigger(
+        after={"prefect.flow-run.Pending", "prefect.flow-run.Submitting"}, expect={*began, *ENDED},
+        match={"prefect.resource.id": "prefect.flow-run.*"}, for_each={"prefect.resource.id"},
+        posture=Posture.Proactive, threshold=1, within=BEGINS_WITHIN)
+    return AutomationCore(name="perennial: a run that does not begin has crashed", trigger=trigger, actions=[
+        ChangeFlowRunState(name="Crashed", state=StateType.CRASHED, force=False,
+                           message=f"a worker took it, and it did not begin within {BEGINS_WITHIN}")])
 
 
 def page_if_not_started(contract: Contract) -> AutomationCore:

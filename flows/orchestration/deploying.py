@@ -13,6 +13,7 @@ from contracts.core.policies import TrainingLimits
 from deployments.prefect_server import POOL, create_pool
 from flows.monitoring.notifications import to_webhook
 from flows.orchestration.automations import (
+    crashed_before_it_began,
     crashed_without_heartbeat,
     page_if_no_worker,
     page_if_not_started,
@@ -46,6 +47,7 @@ def deploy(models: Sequence[str] | None = None, dry_run: bool = False) -> Deploy
         register(entries, asked)
         to_webhook(alert_webhook())
         set_automation(crashed_without_heartbeat())
+        set_automation(crashed_before_it_began())
         limits = [contract.training.start_within for contract in contracts]
         set_automation(page_if_no_worker(min(limits, default=TrainingLimits.start_within)))
         for contract in contracts:

@@ -1,5 +1,6 @@
 """What Prefect knows of a run."""
 
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -20,6 +21,8 @@ from prefect.exceptions import ObjectNotFound
 
 from contracts.core.digests import JsonObject
 
+BEGINS_WITHIN = timedelta(minutes=5)  # a run that a worker has taken; images are pulled within it, too
+
 
 def find_run(run: str) -> FlowRun | None:
     """A run by its id; None if Prefect does not know it (any more)."""
@@ -39,6 +42,12 @@ def waiting_runs(deployment: str) -> list[FlowRun]:
             deployment_filter=DeploymentFilter(name=DeploymentFilterName(any_=[name])),
             flow_run_filter=FlowRunFilter(state=FlowRunFilterState(
                 type=FlowRunFilterStateType(not_any_=sorted(TERMINAL_STATES)))))
+
+
+def has_lost_its_worker(run: FlowRun, now: datetime) -> bool:
+    """Whether a worker took a run and did not begin it in time; `now`: machine time (UTC)."""
+    state = run.state
+    return bool(state and state.is_pending() and now - state.timestamp > BEGINS_WITHIN)
 
 
 def start(flow: str, model: str, parameters: JsonObject, key: str) -> str:

@@ -1,0 +1,97 @@
+"""Runs that fail and models that can't be opened, on a real Prefect server: told once, and at their end."""
+
+import sys
+import time
+from datetime import UTC, datetime
+
+import pytest
+from prefect import flow
+
+import contracts
+from contracts.core.errors import PerennialError, SourceFailed
+from flows.ingest import ingest
+from flows.monitoring.faults import RunFault, end_fault, raise_fault
+from flows.reconcile import reconcile, reconcile_model
+from registry.clock import set_clock
+from registry.context import open_ledger
+from registry.settings import CLOCK
+from tests.conftest import PUMPS
+
+pytestmark = pytest.mark.usefixtures("server")
+GOOD = "from dataclasses import replace\nfrom contracts.pumps import contract as pumps\n"
+
+
+@pytest.fixture(autouse=True)
+def clock(addresses, monkeypatch):
+    """January 2024, in which there are readings of the pumps."""
+    monkeypatch.setenv(CLOCK, str(addresses / "clock"))
+    set_clock(datetime(2024, 1, 20, tzinfo=UTC))
+
+
+@flow
+def by_a_parent(model):
+    return ingest(model)
+
+
+@pytest.fixture
+def broken_source():
+    """Have each source raise, until it is undone."""
+    def failing(*_):
+        raise SourceFailed("pumps: the source readings failed: KeyError: 'x'; correct it")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("flows.ingest.read_source", failing)
+        yield patch
+
+
+def alerts(model) -> list[tuple[str, str, tuple[str, ...]]]:
+    """Each alert's kind and state, and those of its states that Prefect has."""
+    return [(alert.kind, alert.state, alert.sent) for alert in open_ledger(model).state().alerts.values()]
+
+
+def test_a_source_that_raises_is_told_once_and_its_end_once(broken_source, posts):
+    for _ in range(2):
+        with pytest.raises(SourceFailed):
+            by_a_parent(PUMPS)
+    assert alerts(PUMPS) == [("ingestion failed", "raised", ("raised",))]
+    broken_source.undo()
+    by_a_parent(PUMPS)
+    by_a_parent(PUMPS)
+    assert alerts(PUMPS) == [("ingestion failed", "over", ("raised", "over"))]
+    time.sleep(3)
+    told = [(post["kind"], post["state"]) for post in posts if post["model"] == PUMPS]
+    assert told == [("ingestion failed", "raised"), ("ingestion failed", "over")]
+
+
+def test_a_person_who_starts_a_run_sees_its_fault_and_is_not_paged(broken_source):
+    with pytest.raises(SourceFailed):
+        ingest(PUMPS)
+    assert alerts(PUMPS) == []
+
+
+def test_a_contract_that_can_not_be_loaded_is_told_once_with_its_line_and_others_go_on(tmp_path, monkeypatch):
+    """C16."""
+    file = tmp_path / "late.py"
+    file.write_text("contract = (\n")
+    monkeypatch.setattr(contracts, "__path__", [*contracts.__path__, str(tmp_path)])
+    for _ in range(2):
+        with pytest.raises(PerennialError, match=r"late.py, line 1"):
+            reconcile(["late", PUMPS])
+    assert alerts("late") == [("model can't be opened", "raised", ("raised",))]
+    assert "ingestion failed" not in str(alerts(PUMPS))
+    file.write_text(GOOD + "contract = replace(pumps, name='late', source=None)\n")
+    sys.modules.pop("contracts.late", None)
+    assert reconcile_model("late")["faults"] == []
+    assert alerts("late") == [("model can't be opened", "over", ("raised", "over"))]
+
+
+def test_a_ledger_that_can_not_be_read_is_told_all_the_same(addresses, posts):
+    raise_fault("torn", RunFault.INGEST, "once")
+    end_fault("torn", RunFault.INGEST)
+    [first, *_] = sorted((addresses / "store").rglob("ledger/torn/*"))
+    first.write_text("{")
+    for _ in range(2):
+        raise_fault("torn", RunFault.OPEN, "its ledger can't be read")
+    time.sleep(3)
+    opened = [post for post in posts if (post["kind"], post["model"]) == (RunFault.OPEN, "torn")]
+    assert len(opened) == 1
