@@ -14,10 +14,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from msgspec.structs import replace
 from prefect import flow, task
+from prefect.task_engine import TaskRunTimeoutError
 
 from contracts.core.cells import read_cells
 from contracts.core.digests import JsonObject
-from contracts.core.errors import CheckFailed, NotFound, PerennialError, Stale
+from contracts.core.errors import CheckFailed, NotFound, PerennialError, SourceFailed, Stale
 from contracts.core.validation import check_batch
 from contracts.core.verdict import BrokenRule, DataFigures, DataVerdict, Outcome
 from flows.monitoring.alerts import update_stale_alert
@@ -56,14 +57,20 @@ def ingest(model: str, start: datetime | None = None, end: datetime | None = Non
     """Check and store the labelled events of [start, end), by default all that have matured since the newest
     known one, less the contract's lateness. `cause`: what started this run, for its page in Prefect."""
     begin_run(model, cause)
-    before = data.versions(open_model(model).store, model)[-1:]
-    is_look = (start, end, file) == (None, None, None)
+    context, is_look = open_model(model), (start, end, file) == (None, None, None)
+    before = data.versions(context.store, model)[-1:]
+    limit = context.contract.schedule.time_limit.total_seconds() if is_look else None
     try:
-        version, verdict = ingest_task(model, start, end, file)
+        version, verdict = ingest_task.with_options(timeout_seconds=limit)(model, start, end, file)
     except NotFound:
         if is_look:
             raise_if_stale(model)
         raise
+    except TaskRunTimeoutError as error:
+        raise SourceFailed(
+            f"{model}: the look for data was ended after {context.contract.schedule.time_limit}, the "
+            f"schedule.time_limit of the contract; what was stored by then stays, and the next look goes on "
+            f"behind it: look why the source is slow, or raise the limit") from error
     is_new = [version] != before
     if is_new:
         show_data_check(model, version, verdict)

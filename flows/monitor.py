@@ -8,12 +8,12 @@ from prefect import flow, task
 from contracts.core.digests import JsonObject
 from contracts.core.retraining import is_provisional
 from contracts.core.verdict import Action, WindowVerdict, as_json
-from flows.monitoring.alerts import update_alerts
+from flows.monitoring.alerts import update_alerts, update_claim_alerts
 from flows.monitoring.claims import claim_first_training
 from flows.monitoring.decision import record_and_decide
 from flows.monitoring.evaluation import evaluate_window
 from flows.monitoring.faults import RunFault, tell_of_failure, tell_of_success
-from flows.monitoring.windows import closed, due, is_outdated
+from flows.monitoring.windows import closed, due, is_outdated, known_labels
 from flows.orchestration.events import RETRAIN, begin_run, emit, run_name
 from flows.orchestration.steps import RETRIED
 from flows.reporting import window_report
@@ -74,10 +74,12 @@ def judge_window(model: str, window: str) -> tuple[WindowVerdict, Action]:
     context = open_model(model)
     ship(context)
     start, judged = closed(context, window), context.ledger.state().windows.get(window)
-    is_final = judged and not is_outdated(context, judged) and not is_provisional(judged.verdict,
-                                                                                 context.contract.drift)
-    action = record_and_decide(context, start,
-                               judged.verdict if judged and is_final else evaluate_window(context, start))
+    if judged and not is_outdated(context, judged) and not is_provisional(judged.verdict,
+                                                                          context.contract.drift):
+        action = record_and_decide(context, start, judged.verdict, judged.labels)
+    else:
+        labels = known_labels(context)
+        action = record_and_decide(context, start, evaluate_window(context, start), labels)
     return context.ledger.state().windows[window].verdict, action
 
 
@@ -91,13 +93,18 @@ def draw_window(model: str, window: str) -> str:
 
 
 def announce(model: str, window: str, verdict: WindowVerdict, action: Action) -> None:
-    """Emit the window's event."""
+    """Emit the window's event; that of a retraining only while no run works on it and it is not finished, as
+    the event has one begin."""
+    if action is Action.RETRAIN and not open_model(model).ledger.state().claims[window].is_waiting:
+        return
     emit(model, f"perennial.window.{action}", f"{window}/{action}", {
         "window": window, "kind": str(verdict.kind), "reason": "; ".join(verdict.reasons)})
 
 
 def ask_for_first_training(model: str) -> None:
     """Emit the event that has a first version trained, if none serves and the ledger grants it."""
-    claim = claim_first_training(open_model(model))
-    if claim:
+    context = open_model(model)
+    claim = claim_first_training(context)
+    if claim and claim.is_waiting:
         emit(model, RETRAIN, claim.key, {"window": claim.key, "kind": "no champion", "reason": claim.reason})
+    update_claim_alerts(context)

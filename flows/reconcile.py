@@ -6,21 +6,37 @@ import logging
 from typing import TypedDict
 
 from prefect import flow
-from prefect.states import Crashed
+from prefect.client.schemas import FlowRun
+from prefect.states import Cancelling, Crashed
 
-from contracts.core.errors import PerennialError
+from contracts.core.errors import PerennialError, Stale
 from contracts.core.loading import known_models
 from contracts.core.retraining import Claim
 from contracts.core.verdict import Action
 from flows.ingest import ingest
 from flows.monitor import announce, monitor
-from flows.monitoring.alerts import update_alerts, update_claim_alerts, update_window_alerts
+from flows.monitoring.alerts import (
+    update_alerts,
+    update_claim_alerts,
+    update_stale_alert,
+    update_window_alerts,
+)
 from flows.monitoring.faults import RunFault, end_fault, raise_fault
 from flows.monitoring.windows import due, stale_labels, windows_of_traffic
 from flows.orchestration.events import run_name
-from flows.orchestration.recurrence import is_look_overdue
-from flows.orchestration.runs import find_run, has_lost_its_worker, set_state, start, waiting_runs
-from flows.release import release
+from flows.orchestration.recurrence import is_look_overdue, next_look
+from flows.orchestration.runs import (
+    find_run,
+    has_deployment,
+    has_lost_its_worker,
+    is_paused,
+    is_under_way,
+    last_ended,
+    set_state,
+    start,
+    waiting_runs,
+)
+from flows.release import TIME_LIMIT, release
 from flows.releasing.rollout import is_served
 from registry import data
 from registry.clock import machine_time
@@ -30,8 +46,9 @@ log = logging.getLogger("perennial.reconcile")
 
 
 class Reconciled(TypedDict):
-    """What was done for a model: whether data was looked for, the windows judged, the runs of retrainings
-    that were started, and whether its champion was released again. `faults`: what went wrong meanwhile."""
+    """What was done for a model: whether a look for data was started, the windows judged, the runs of
+    retrainings that were started, and whether its champion was released again. `faults`: what went wrong
+    meanwhile."""
 
     looked: bool
     judged: list[str]
@@ -55,12 +72,11 @@ def reconcile_model(model: str) -> Reconciled:
     result: Reconciled = {"looked": False, "judged": [], "trainings": [], "released": False, "faults": []}
     try:
         open_model(model).ledger.state()
-    except PerennialError as error:
-        raise_fault(model, RunFault.OPEN, str(error))
-        return result | {"faults": [str(error)]}
-    end_fault(model, RunFault.OPEN)
+        end_fault(model, RunFault.OPEN)
+    except Exception as error:  # of the contract, the ledger, or a store that does not answer
+        return result | {"faults": [str(error), *_told(model, error)]}
     for name, part in (("data", look), ("windows", judge_due), ("retrainings", run_claims),
-                       ("labels", tell_stale_labels), ("alerts", resend_alerts),
+                       ("crashes", tell_crashes), ("labels", tell_stale_labels), ("alerts", resend_alerts),
                        ("replicas", serve_champion)):
         try:
             part(model, result)
@@ -70,11 +86,32 @@ def reconcile_model(model: str) -> Reconciled:
     return result
 
 
+def _told(model: str, error: Exception) -> list[str]:
+    """Tell a person that the model can't be opened; returns why that was not possible, if it was not."""
+    try:
+        raise_fault(model, RunFault.OPEN, str(error))
+    except Exception as fault:  # Prefect's server may be down, too
+        log.error("%s: nobody could be told: %s", model, fault, extra={"model": model})
+        return [str(fault)]
+    return []
+
+
 def look(model: str, result: Reconciled) -> None:
-    """Ingest, if the contract's schedule has passed a time at which nothing was looked for."""
-    if is_look_overdue(open_model(model)):
+    """Start a look for data, if the contract's schedule has passed a time at which nothing was looked for.
+
+    It is a run of its own, so that a source that hangs holds up nothing else.
+    """
+    deployment, now = f"ingest/{model}", machine_time()
+    if not is_look_overdue(open_model(model)) or is_paused(deployment) or is_under_way(deployment, now):
+        return
+    result["looked"] = True
+    if has_deployment(deployment):
+        start("ingest", model, {}, key=f"look for {model} at {now.isoformat()}")
+        return
+    try:  # `perennial deploy` was not called: a flow's own deployment has one place for all models
         ingest(model)
-        result["looked"] = True
+    except Stale as error:  # of which there is an alert
+        log.warning("%s: %s", model, error, extra={"model": model})
 
 
 def judge_due(model: str, result: Reconciled) -> None:
@@ -91,10 +128,16 @@ def run_claims(model: str, result: Reconciled) -> None:
         _record_dead_run(context, claim)
     for claim in _granted(context):
         if claim.run is None and not _is_waiting(model, claim):
-            result["trainings"].append(start(
-                "train", model, {"window": claim.key,
-                                 "reason": f"{claim.reason}; its event or its run was lost"},
-                key=f"{model}/{claim.key}/{claim.failures}"))
+            run = start("train", model, {"window": claim.key,
+                                         "reason": f"{claim.reason}; its event or its run was lost"},
+                        key=f"{model}/{claim.key}/{claim.failures}")
+            ended = find_run(run)
+            if ended and ended.state and ended.state.is_final():
+                # One that was started before under this key, and died before the ledger knew of it.
+                context.ledger.retrain_failed(claim.key, _how_it_ended(ended),
+                                              context.contract.training.attempts)
+            else:
+                result["trainings"].append(run)
 
 
 def _granted(context: ModelContext) -> list[Claim]:
@@ -107,12 +150,18 @@ def _record_dead_run(context: ModelContext, claim: Claim) -> None:
         return
     run, limits = find_run(claim.run), context.contract.training
     if run and run.state and not run.state.is_final():
-        # The release has limits of its own, so that twice the training's time is never reached by a live run.
-        if machine_time() - claim.at < 2 * limits.time:
+        allowed = limits.time + TIME_LIMIT
+        if machine_time() - claim.at < allowed:
             return
-        set_state(claim.run, Crashed(message=f"still under way after twice the contract's {limits.time}"))
-    why = f"{run.state.name}: {run.state.message or ''}" if run and run.state else "Prefect has lost its run"
-    context.ledger.retrain_failed(claim.key, why, limits.attempts, claim.run)
+        if not run.state.is_cancelling():
+            set_state(claim.run, Cancelling(message=f"still under way after {allowed}"))
+            return  # until the worker has ended its process, or there is none that does
+        set_state(claim.run, Crashed(message=f"still under way after {allowed}, and no worker ended it"))
+    context.ledger.retrain_failed(claim.key, _how_it_ended(run), limits.attempts, claim.run)
+
+
+def _how_it_ended(run: FlowRun | None) -> str:
+    return f"{run.state.name}: {run.state.message or ''}" if run and run.state else "Prefect has lost its run"
 
 
 def _is_waiting(model: str, claim: Claim) -> bool:
@@ -123,6 +172,15 @@ def _is_waiting(model: str, claim: Claim) -> bool:
     for run in lost:
         set_state(str(run.id), Crashed(message="its worker died before it began"))
     return len(waiting) > len(lost)
+
+
+def tell_crashes(model: str, result: Reconciled) -> None:
+    """Page a person if a flow's last two runs were killed: such a run can't tell of it by itself."""
+    for flow_name, fault in (("ingest", RunFault.INGEST), ("monitor", RunFault.MONITOR),
+                             ("release", RunFault.RELEASE)):
+        last = last_ended(f"{flow_name}/{model}", 2)
+        if len(last) == 2 and all(run.state and run.state.is_crashed() for run in last):
+            raise_fault(model, fault, f"the last two runs were killed, the last: {_how_it_ended(last[0])}")
 
 
 def tell_stale_labels(model: str, result: Reconciled) -> None:
@@ -140,6 +198,8 @@ def resend_alerts(model: str, result: Reconciled) -> None:
     context = open_model(model)
     update_window_alerts(context)
     update_claim_alerts(context)
+    if next_look(context):  # else a person brings the data
+        update_stale_alert(context)
 
 
 def serve_champion(model: str, result: Reconciled) -> None:

@@ -1,6 +1,7 @@
 """The flow that releases a version that passed the gate."""
 
 from collections.abc import Callable
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -20,6 +21,7 @@ from registry import images, models
 from registry.context import open_model
 
 PACKAGE_TIMEOUT, PUSH_TIMEOUT = 600, 1800  # seconds for building a bento, for building and pushing an image
+TIME_LIMIT = timedelta(hours=4)  # more than all steps and the canary take, with their retries
 T = TypeVar("T")
 
 

@@ -12,7 +12,16 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from contracts.core.errors import PerennialError, Unavailable
 from contracts.core.verdict import Action, ColumnCheck
 from contracts.pumps import contract
-from flows.monitoring.alerts import AlertMessage, confirmation, event_of, record_alerts, update_alerts
+from flows.monitoring.alerts import (
+    AlertMessage,
+    confirmation,
+    event_of,
+    record_alerts,
+    unsent,
+    update_alerts,
+    update_claim_alerts,
+)
+from flows.monitoring.claims import record_claim_alerts
 from flows.monitoring.notifications import to_webhook
 from flows.reporting.status import facts, table
 from registry.context import open_model
@@ -158,6 +167,31 @@ def test_an_open_circuit_breaker_is_a_cause_of_its_own_until_a_promotion(context
     ledger.judged("v2", gate_verdict(), None)
     ledger.promote("v2", expect=None)
     assert week(context, 3, FINE) == [("circuit breaker", "over")]
+
+
+def test_first_trainings_that_are_refused_again_and_again_are_told_once_until_one_is_promoted(context):
+    policy = contract.drift
+    for at in range(policy.refusals):
+        assert sending(context, unsent_claim_alerts(context)) == []
+        assert context.ledger.claim_first_training(WEEKS[at], now=datetime.fromisoformat(WEEKS[at]),
+                                                   reason="no version serves yet", drift=policy)
+        context.ledger.retrain_finished(WEEKS[at], "refused", "v1")
+    [told] = unsent_claim_alerts(context)
+    assert told.kind == "circuit breaker" and told.message.startswith(f"{policy.refusals} trainings in a row")
+    assert "perennial train pumps" in told.response
+    assert sending(context, [told]) == [("circuit breaker", "raised")]
+    assert unsent_claim_alerts(context) == []
+    context.ledger.judged("v1", gate_verdict(), None)
+    context.ledger.promote("v1", expect=None)
+    with pytest.raises(Unavailable), temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}):
+        update_claim_alerts(context)
+    assert [(alert.kind, alert.state) for alert in unsent("pumps", context.ledger.state())] == [
+        ("circuit breaker", "over")]
+
+
+def unsent_claim_alerts(context) -> list[AlertMessage]:
+    record_claim_alerts(context)
+    return unsent("pumps", context.ledger.state())
 
 
 def test_a_wait_says_until_when(context):

@@ -1,6 +1,7 @@
 """What `perennial deploy` registers, on a real Prefect server without a worker: what changes, what is paused,
 and who is told that nothing runs."""
 
+import os
 import time
 from dataclasses import replace
 from datetime import timedelta
@@ -8,6 +9,7 @@ from datetime import timedelta
 import pytest
 from prefect import flow, task
 from prefect.client.orchestration import get_client
+from prefect.client.schemas import FlowRun
 from prefect.deployments import run_deployment
 from prefect.events import emit_event
 from prefect.states import Pending
@@ -17,16 +19,20 @@ from contracts.core.loading import known_models, load_contract
 from contracts.core.policies import Schedule
 from contracts.flights import contract as flights
 from contracts.pumps import contract as pumps
+from deployments.prefect_server import POOL
+from flows.monitoring.notifications import to_pagerduty
 from flows.orchestration.automations import (
     crashed_before_it_began,
     page_if_no_worker,
-    page_if_not_started,
+    reconcile_if_not_started,
     set_automation,
+    tell_of_worker,
 )
 from flows.orchestration.deploying import deploy
 from flows.orchestration.deployments import WITHOUT_CONTRACT
 from flows.orchestration.events import RETRAIN, STARTED, resource_of
 from flows.orchestration.steps import RETRIED
+from registry.settings import ALERT_WEBHOOK
 from tests.conftest import PUMPS
 
 pytestmark = pytest.mark.usefixtures("server")
@@ -143,6 +149,8 @@ def test_a_contract_that_can_not_be_loaded_is_told_and_its_deployments_are_left(
     done = deploy()
     assert done.faults == ["contracts.flights can't be imported: SyntaxError: line 3"]
     assert not deployment("train/flights").paused and not deployment("train/pumps").paused
+    # The reconciler goes on to tell of it.
+    assert {*deployment("reconcile/reconcile").parameters["names"]} == {*known_models()}
 
 
 def test_a_server_with_hundreds_of_flows_of_others():
@@ -153,23 +161,54 @@ def test_a_server_with_hundreds_of_flows_of_others():
     assert {*told().values()} == {"unchanged"}
 
 
-def test_a_granted_retraining_that_no_run_begins_is_posted_by_the_server(posts):
+def reconciling() -> list[FlowRun]:
+    """The reconciler's runs that an automation started."""
+    reconciler = deployment("reconcile/reconcile").id
+    with get_client(sync_client=True) as client:
+        return [run for run in client.read_flow_runs(limit=200) if run.deployment_id == reconciler
+                and run.created_by and run.created_by.type == "AUTOMATION"]
+
+
+def test_a_granted_retraining_that_no_run_begins_has_the_reconciler_look():
+    before = len(reconciling())
     for model in ("pumps", "flights"):
         limits = replace(pumps.training, start_within=SHORT)
-        set_automation(page_if_not_started(replace(load_contract(model), training=limits)))
+        set_automation(reconcile_if_not_started(replace(load_contract(model), training=limits),
+                                                deployment("reconcile/reconcile").id))
         emit_event(RETRAIN, resource_of(model), payload={"model": model})
     time.sleep(1)
     emit_event(STARTED, resource_of("flights"), payload={"model": "flights"})
-    [post] = until(lambda: [post for post in posts if post["kind"] == "training not started"], 60)
-    assert post["model"] == "pumps" and "no run began it within 0:00:10" in post["what"]
-    assert "perennial doctor" in post["doing"]
+    new = until(lambda: reconciling()[:-before or None], 60)
+    time.sleep(15)
+    assert len(new) == 1 and len(reconciling()) == before + 1
+    assert "did not start: pumps" in new[0].created_by.display_value
 
 
-def test_runs_that_no_worker_begins_are_posted_by_the_server(posts):
-    set_automation(page_if_no_worker(SHORT))
-    run_deployment("reconcile/reconcile", timeout=0)
-    [post] = until(lambda: [post for post in posts if post["kind"] == "no worker"], 90)
-    assert "work pool perennial are late" in post["what"]
+@pytest.mark.timeout(300)
+def test_a_pool_without_a_worker_is_told_once_and_its_end_once_wherever_alerts_go(posts):
+    """A worker's heartbeats are what the server knows of it."""
+    to_pagerduty("a key", os.environ[ALERT_WEBHOOK])
+    for automation in (page_if_no_worker(SHORT), tell_of_worker()):
+        set_automation(automation)
+
+    def told() -> list[tuple[str, str]]:
+        return ([(post["kind"], post["state"]) for post in posts if post.get("kind") == "no worker"]
+                + [(post["dedup_key"], post["event_action"]) for post in posts if "dedup_key" in post])
+
+    with get_client(sync_client=True) as client:
+        client.send_worker_heartbeat(POOL, "a worker", heartbeat_interval_seconds=1)
+        until(lambda: client.read_work_pool(POOL).status == "READY", 10)
+        assert until(lambda: len(told()) == 2, 120)
+        raised = [("all models no worker ", "trigger"), ("no worker", "raised")]
+        assert sorted(told()) == raised
+        run_deployment("reconcile/reconcile", timeout=0)
+        time.sleep(20)
+        assert sorted(told()) == raised  # once, whatever waits
+        client.send_worker_heartbeat(POOL, "a worker")
+        assert until(lambda: len(told()) == 4, 30)
+    assert sorted(told()) == sorted([*raised, ("all models no worker ", "resolve"), ("no worker", "over")])
+    [post, *_] = [post for post in posts if post.get("kind") == "no worker"]
+    assert "has had no worker for 0:00:10" in post["what"] and "perennial doctor" in post["doing"]
 
 
 def test_a_run_whose_worker_died_before_it_began_is_given_up_and_the_reconciler_comes(monkeypatch):
@@ -177,12 +216,6 @@ def test_a_run_whose_worker_died_before_it_began_is_given_up_and_the_reconciler_
     set_automation(crashed_before_it_began())
     taken = run_deployment("ingest/pumps", timeout=0, as_subflow=False)
     with get_client(sync_client=True) as client:
-        reconciler = deployment("reconcile/reconcile").id
-
-        def reconciling():
-            return [run for run in client.read_flow_runs(limit=200) if run.deployment_id == reconciler
-                    and run.created_by and run.created_by.type == "AUTOMATION"]
-
         before = len(reconciling())
         client.set_flow_run_state(taken.id, Pending(name="Submitting"))
         assert until(lambda: client.read_flow_run(taken.id).state.is_crashed(), 60)

@@ -12,12 +12,14 @@ import pytest
 
 from contracts.core import windows
 from contracts.core.errors import PerennialError
+from contracts.core.verdict import Action
 from contracts.pumps import contract, readings
 from flows.ingest import ingest_batch
-from flows.monitor import judge_window
+from flows.monitor import announce, judge_window
+from flows.monitoring.alerts import update_window_alerts
 from flows.monitoring.decision import record_and_decide
 from flows.monitoring.evaluation import evaluate_window
-from flows.monitoring.windows import closed, due
+from flows.monitoring.windows import closed, due, known_labels
 from flows.training.version import fit_version
 from registry.context import ModelContext, fetch_version, open_model
 from registry.events import WindowJudged
@@ -103,7 +105,7 @@ def test_a_window_judged_twice_has_one_answer(context, trained):
     verdict, action = judged()
     assert (verdict.kind, action) == ("fine", "fine") and context.ledger.state().claims == {}
     # A judge that began before the first had ended.
-    assert record_and_decide(context, LAST, evaluate_window(context, LAST)) == "fine"
+    assert record_and_decide(context, LAST, evaluate_window(context, LAST), known_labels(context)) == "fine"
     assert [event.kind for event in context.ledger.events()].count("window_judged") == 1
 
 
@@ -122,16 +124,55 @@ def test_an_answer_takes_the_place_of_insufficient_and_keeps_it(context, trained
     assert [event.kind for event in context.ledger.events()].count("window_judged") == 2
 
 
+def test_rows_that_are_corrected_while_a_window_is_judged_have_it_judged_again(context, trained, monkeypatch,
+                                                                                tmp_path):
+    context = replace(context, contract=replace(contract, key=("measured_at", "vibration")))
+    monkeypatch.setattr("flows.monitor.open_model", lambda _: context)
+    leave(context, trained[1], profile(context, trained[1]))
+    corrected = readings(LAST, LAST + timedelta(days=1))
+    corrected.assign(heat=corrected["heat"] + 1).to_parquet(tmp_path / "corrected.parquet")
+
+    def evaluated_meanwhile(context, start):
+        verdict = evaluate_window(context, start)
+        ingest_batch(context, LAST, LAST + timedelta(days=1), str(tmp_path / "corrected.parquet"))
+        return verdict
+
+    with monkeypatch.context() as patch:
+        patch.setattr("flows.monitor.evaluate_window", evaluated_meanwhile)
+        judged()
+    assert due(context) == [LAST]
+    update_window_alerts(context)  # what the reconciler does changes nothing
+    assert due(context) == [LAST]
+    judged()
+    assert due(context) == []
+
+
+def test_the_event_that_begins_a_retraining_is_emitted_while_no_run_works_on_it(context, monkeypatch):
+    window, emitted = LAST.isoformat(), []
+    monkeypatch.setattr("flows.monitor.emit", lambda model, event, *_: emitted.append(event))
+    claim = context.ledger.claim_retraining(window, now=LAST + WEEK, reason="heat", drift=contract.drift,
+                                            new_rows=1_000)
+    assert claim.is_granted
+    drifted = window_verdict("input drift", "heat moved")
+    announce(PUMPS, window, drifted, Action.RETRAIN)
+    assert emitted == ["perennial.window.retrain"]
+    context.ledger.start_retraining(window, "a run", lambda _: False)
+    announce(PUMPS, window, drifted, Action.RETRAIN)
+    context.ledger.retrain_finished(window, "released", "v2")
+    announce(PUMPS, window, drifted, Action.RETRAIN)
+    assert emitted == ["perennial.window.retrain"]
+
+
 def test_drift_must_persist_where_the_contract_says_so(context, trained):
     """Of the last three windows two, the newest among them;
     what was told before does not start a retraining later."""
     context = replace(context, contract=replace(contract, drift=replace(contract.drift, persist=(2, 3))))
     drifted, fine = window_verdict("input drift", "heat moved"), window_verdict("fine")
     starts = [LAST + index * WEEK for index in range(6)]
-    said = [record_and_decide(context, start, verdict)
+    said = [record_and_decide(context, start, verdict, known_labels(context))
             for start, verdict in zip(starts, (drifted, fine, fine, drifted, fine, drifted))]
     assert said == ["watch", "fine", "fine", "watch", "fine", "retrain"]
-    assert (record_and_decide(context, starts[3], drifted) == "watch"
+    assert (record_and_decide(context, starts[3], drifted, known_labels(context)) == "watch"
             and list(context.ledger.state().claims) == [starts[5].isoformat()])
 
 
@@ -166,9 +207,9 @@ def test_the_fields_that_the_service_refused_are_named(context, trained):
 def test_an_open_circuit_breaker_pages(context):
     drifted = window_verdict("input drift", "heat moved")
     context = replace(context, contract=replace(contract, drift=replace(contract.drift, refusals=1)))
-    assert record_and_decide(context, LAST, drifted) == "retrain"
+    assert record_and_decide(context, LAST, drifted, known_labels(context)) == "retrain"
     context.ledger.retrain_finished(LAST.isoformat(), "failed", "v2")
-    assert record_and_decide(context, LAST + 3 * WEEK, drifted) == "page"
+    assert record_and_decide(context, LAST + 3 * WEEK, drifted, known_labels(context)) == "page"
     assert ("1 challengers in a row were refused" in context.ledger.state().claims[(LAST + 3
                                                                                     * WEEK).isoformat()].why)
 

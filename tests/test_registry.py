@@ -32,6 +32,7 @@ from contracts.pumps import readings
 from flows.ingest import ingest_batch
 from flows.monitoring.decision import record_and_decide
 from flows.monitoring.evaluation import evaluate_window
+from flows.monitoring.windows import known_labels
 from flows.training.judging import judge
 from flows.training.version import fit_version
 from registry import data, models
@@ -471,7 +472,7 @@ def test_a_model_lives_on_s3_alone(s3, tmp_path, monkeypatch):
     context.ledger.promote(trained, expect=None)
     verdict = evaluate_window(open_model(PUMPS), datetime(2024, 1, 15))
     assert verdict.kind == "insufficient" and verdict.figures.performance.rows == 7 * 400
-    assert record_and_decide(context, datetime(2024, 1, 15), verdict) == "insufficient"
+    assert record_and_decide(context, datetime(2024, 1, 15), verdict, known_labels(context)) == "insufficient"
     assert (models.lineage(context.store, context.ledger, trained)["manifest"]["data"]["digest"]
             == version.digest)
     assert {path.name for path in tmp_path.iterdir()} == {"run"}

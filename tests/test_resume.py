@@ -16,6 +16,7 @@ from deployments import fleet, processes, replicas, routes
 from flows.ingest import ingest_batch
 from flows.monitoring.decision import record_and_decide
 from flows.monitoring.evaluation import evaluate_window
+from flows.monitoring.windows import known_labels
 from flows.releasing import bento, rollout
 from flows.releasing.bento import build_bento
 from flows.training.judging import champion_probabilities, judge
@@ -147,7 +148,7 @@ def test_a_windows_verdict(base, fuse):
         ship(context)
         verdict = evaluate_window(context, END)
         assert verdict.kind == "input drift"
-        assert record_and_decide(context, END, verdict) == "retrain"
+        assert record_and_decide(context, END, verdict, known_labels(context)) == "retrain"
 
     def end_state(context):
         return kinds(context), context.ledger.state().windows.keys(), context.store.list("profiles/")

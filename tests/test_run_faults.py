@@ -2,18 +2,21 @@
 
 import sys
 import time
-from datetime import UTC, datetime
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 
 import pytest
+from botocore.exceptions import EndpointConnectionError
 from prefect import flow
 
 import contracts
 from contracts.core.errors import PerennialError, SourceFailed
+from contracts.pumps import contract as pumps
 from flows.ingest import ingest
 from flows.monitoring.faults import RunFault, end_fault, raise_fault
 from flows.reconcile import reconcile, reconcile_model
 from registry.clock import set_clock
-from registry.context import open_ledger
+from registry.context import open_ledger, open_model
 from registry.settings import CLOCK
 from tests.conftest import PUMPS
 
@@ -95,3 +98,45 @@ def test_a_ledger_that_can_not_be_read_is_told_all_the_same(addresses, posts):
     time.sleep(3)
     opened = [post for post in posts if (post["kind"], post["model"]) == (RunFault.OPEN, "torn")]
     assert len(opened) == 1
+
+
+def test_a_store_that_does_not_answer_is_told_once_and_its_end_once_and_others_go_on(monkeypatch, posts):
+    """The ledger, in which alerts are recorded, is in that store."""
+    def unreachable(model):
+        if model == "far":
+            raise EndpointConnectionError(endpoint_url="http://127.0.0.1:9")
+        return open_ledger(model)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("flows.monitoring.faults.open_ledger", unreachable)
+        patch.setattr("flows.reconcile.open_model", lambda model: unreachable(model) and open_model(model))
+        for _ in range(2):
+            with pytest.raises(PerennialError, match="far: Could not connect"):
+                reconcile(["far", PUMPS])
+    assert RunFault.OPEN not in str(alerts(PUMPS))
+    end_fault("far", RunFault.OPEN)
+    end_fault("far", RunFault.OPEN)
+    time.sleep(3)
+    told = [(post["kind"], post["state"]) for post in posts if post["model"] == "far"]
+    assert told == [(RunFault.OPEN, "raised"), (RunFault.OPEN, "over")]
+
+
+def test_a_failing_run_of_a_model_that_can_not_be_opened_has_the_fault_of_the_model(monkeypatch):
+    monkeypatch.setattr("flows.monitoring.faults.open_model", lambda model: open_ledger("no such").nothing)
+    monkeypatch.setattr("flows.ingest.read_source", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        by_a_parent(PUMPS)
+    assert alerts(PUMPS) == [("model can't be opened", "raised", ("raised",))]
+
+
+@pytest.mark.timeout(60, method="thread")  # pytest's other method takes the signal that ends a step
+def test_a_source_that_hangs_is_ended_after_the_contracts_time(monkeypatch):
+    schedule = replace(pumps.schedule, time_limit=timedelta(seconds=1))
+    monkeypatch.setattr("flows.ingest.open_model", lambda model: replace(
+        open_model(model), contract=replace(pumps, schedule=schedule)))
+    monkeypatch.setattr("flows.ingest.read_source", lambda *_: time.sleep(60))
+    begun = time.monotonic()
+    with pytest.raises(SourceFailed, match=r"was ended after 0:00:01, the schedule.time_limit"):
+        by_a_parent(PUMPS)
+    assert time.monotonic() - begun < 30
+    assert alerts(PUMPS) == [("ingestion failed", "raised", ("raised",))]

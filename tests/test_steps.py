@@ -7,6 +7,7 @@ from botocore.exceptions import ClientError
 from httpx import ConnectError
 from prefect import State
 from prefect.client.schemas.objects import StateType
+from prefect.task_engine import TaskRunTimeoutError
 
 from contracts.core.errors import ContractError, PerennialError, Unavailable
 from flows.orchestration.results import StoredResults
@@ -20,7 +21,8 @@ def failed(error: BaseException) -> State:
 @pytest.mark.parametrize(("error", "again"), [
     (Unavailable("the store"), True), (ConnectError("no route"), True), (TimeoutError(), True),
     (ClientError({"Error": {"Code": "503"}}, "PutObject"), True),
-    (ContractError("wrong"), False), (KeyError("x"), False), (MemoryError(), False)])
+    (TaskRunTimeoutError("2 hours"), False), (ContractError("wrong"), False), (KeyError("x"), False),
+    (MemoryError(), False)])
 def test_only_what_may_be_gone_at_the_next_attempt_is_tried_again(error, again):
     assert may_succeed_again(None, None, failed(error)) is again
 

@@ -23,6 +23,7 @@ from flows.cli import app
 from flows.monitor import draw_window
 from flows.monitoring.decision import record_and_decide
 from flows.monitoring.evaluation import evaluate_window
+from flows.monitoring.windows import known_labels
 from flows.reporting import artifacts, pages, window_report
 from flows.reporting.charts import MAX_BARS, bars
 from flows.reporting.pages import report
@@ -75,7 +76,7 @@ def judge(context: ModelContext, version: str, start: datetime = LAST, **traffic
     """Judge a window of a replica's traffic; what was decided."""
     leave(context, version, profile(context, version, start, **traffic), start)
     ship(context)
-    return record_and_decide(context, start, evaluate_window(context, start))
+    return record_and_decide(context, start, evaluate_window(context, start), known_labels(context))
 
 
 def shown(context: ModelContext, start: datetime = LAST) -> Page:
@@ -182,7 +183,8 @@ def test_a_window_of_too_few_records_is_shown_as_such(context, first):
 
 
 def test_a_window_without_traffic_has_no_pictures(context):
-    assert record_and_decide(context, LAST, evaluate_window(context, LAST)) == "insufficient"
+    assert record_and_decide(context, LAST, evaluate_window(context, LAST),
+                             known_labels(context)) == "insufficient"
     page = shown(context)
     assert "No column was judged" in page.text and "Scores" in page.text
 
@@ -219,7 +221,8 @@ def judged_by_hand(context: ModelContext, version: str, **figures) -> Page:
     leave(context, version, profile(context, version))
     ship(context)
     verdict = evaluate_window(context, LAST)
-    record_and_decide(context, LAST, replace(verdict, figures=replace(verdict.figures, **figures)))
+    record_and_decide(context, LAST, replace(verdict, figures=replace(verdict.figures, **figures)),
+                      known_labels(context))
     return shown(context)
 
 

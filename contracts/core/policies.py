@@ -133,7 +133,7 @@ class Schedule:
     `since`: event time at which the first look begins. `lateness`: how far before the newest known row
     is read again, for rows that came late or were corrected. `stale_after`: how much older than matured
     labels should be the newest row may get, before a person is paged; also the longest gap between rows
-    that goes without saying.
+    that goes without saying. `time_limit`: after which a look is ended; what it has stored by then stays.
     """
 
     data: str | timedelta | None = timedelta(hours=1)
@@ -142,6 +142,7 @@ class Schedule:
     since: datetime | None = None
     lateness: timedelta = timedelta(0)
     stale_after: timedelta = timedelta(days=2)
+    time_limit: timedelta = timedelta(hours=1)
 
     def settings(self) -> Iterator[tuple[str, Any, bool, str]]:
         """Each setting that can be invalid: its name, its value, whether it is valid, and the rule."""
@@ -152,6 +153,7 @@ class Schedule:
                "without a zone, as event times are")
         yield "schedule.lateness", self.lateness, self.lateness >= timedelta(0), "0 or more"
         yield "schedule.stale_after", self.stale_after, self.stale_after > timedelta(0), "more than 0"
+        yield "schedule.time_limit", self.time_limit, self.time_limit > timedelta(0), "more than 0"
 
 
 @dataclass(frozen=True)

@@ -60,10 +60,14 @@ class Claim(Struct, frozen=True, kw_only=True):
         """Whether the retraining may run: it was granted and is not finished."""
         return self.state is ClaimState.CLAIMED
 
+    @property
+    def is_waiting(self) -> bool:
+        """Whether it was granted and no run works on it."""
+        return self.is_granted and self.run is None
+
     def is_overdue(self, clock: datetime, limits: TrainingLimits) -> bool:
         """Whether no run has begun in the time that the contract allows; `clock`: machine time (UTC)."""
-        return (self.is_granted and self.run is None and self.at is not None
-                and clock - self.at > limits.start_within)
+        return self.is_waiting and self.at is not None and clock - self.at > limits.start_within
 
 
 class ClaimFault(StrEnum):

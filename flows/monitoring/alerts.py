@@ -63,13 +63,14 @@ def update_window_alerts(context: ModelContext) -> None:
     windows = context.ledger.state().windows
     if windows:
         newest = max(windows)
-        verdict = windows[newest].verdict
-        update_alerts(context, newest, verdict,
-                      record_and_decide(context, datetime.fromisoformat(newest), verdict))
+        judged = windows[newest]
+        update_alerts(context, newest, judged.verdict, record_and_decide(
+            context, datetime.fromisoformat(newest), judged.verdict, judged.labels))
 
 
 def update_claim_alerts(context: ModelContext) -> None:
     """Raise and end the alerts about granted retrainings, and send what Prefect doesn't have yet."""
+    _record_ends(context)
     record_claim_alerts(context)
     send(context.ledger, unsent(context.name, context.ledger.state()))
 
@@ -90,10 +91,14 @@ def record_alerts(context: ModelContext, window: str, verdict: WindowVerdict,
     """
     if action in ALERTING:
         context.ledger.decide(lambda state: new_alert(state, context.name, window, verdict, action))
-    while context.ledger.decide(ended_alert):
-        pass
+    _record_ends(context)
     record_claim_alerts(context)
     return unsent(context.name, context.ledger.state())
+
+
+def _record_ends(context: ModelContext) -> None:
+    while context.ledger.decide(ended_alert):
+        pass
 
 
 def new_alert(state: State, model: str, window: str, verdict: WindowVerdict,

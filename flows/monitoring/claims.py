@@ -1,6 +1,6 @@
 """Granted retrainings: the first one, those that nobody runs, and the alerts about them."""
 
-from contracts.core.retraining import GAVE_UP, Claim, ClaimFault
+from contracts.core.retraining import GAVE_UP, Claim, ClaimFault, RefusalRule
 from flows.monitoring.windows import labelled_until
 from registry import data
 from registry.clock import machine_time
@@ -26,6 +26,13 @@ def record_claim_alerts(context: ModelContext) -> None:
 
 
 def _new_alert(context: ModelContext, state: State) -> AlertRaised | None:
+    if _has_no_first_version(context, state):
+        kind, window = str(RefusalRule.CIRCUIT_BREAKER), max(state.claims, default="")
+        return AlertRaised(key=f"{kind} {window}", kind=kind, window=window, since=window, drift_scores={},
+                           message=f"{state.refusals} trainings in a row were refused, and no version serves",
+                           response=f"nothing trains any more: look at the verdicts with: perennial history "
+                                    f"{context.name}; correct the cause, then run: perennial train "
+                                    f"{context.name}", version="")
     for claim in state.claims.values():
         fault = _fault_of(context, claim)
         if fault and f"{fault} {claim.key}" not in state.alerts:
@@ -33,6 +40,12 @@ def _new_alert(context: ModelContext, state: State) -> AlertRaised | None:
                                message=_message(claim, fault), response=_remedy(context, fault),
                                drift_scores={}, version=state.champion or "")
     return None
+
+
+def _has_no_first_version(context: ModelContext, state: State) -> bool:
+    """Whether first trainings have stopped, as too many were refused, and nobody was told."""
+    is_told = any(alert.kind == RefusalRule.CIRCUIT_BREAKER for alert in state.open_alerts)
+    return not state.champion and state.refusals >= context.contract.drift.refusals and not is_told
 
 
 def _fault_of(context: ModelContext, claim: Claim) -> ClaimFault | None:

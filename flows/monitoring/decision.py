@@ -5,19 +5,20 @@ from datetime import datetime
 from contracts.core.policies import Drift
 from contracts.core.retraining import action, is_provisional, persists, wants_retraining
 from contracts.core.verdict import Action, WindowVerdict
-from flows.monitoring.windows import is_outdated, known_labels
+from flows.monitoring.windows import is_outdated
 from registry import data, models
 from registry.context import ModelContext
 from registry.events import WindowJudged
 from registry.state import State
 
 
-def record_and_decide(context: ModelContext, start: datetime, verdict: WindowVerdict) -> Action:
-    """Record the verdict, ask for a retraining if it is a cause for one, and return
-    the action that follows from the verdict in the ledger."""
+def record_and_decide(context: ModelContext, start: datetime, verdict: WindowVerdict,
+                      labels: str | None) -> Action:
+    """Record the verdict, ask for a retraining if it is a cause for one, and return the action that follows
+    from the verdict in the ledger. `labels`: those that were in before the window was evaluated, as
+    `known_labels` names them: what came meanwhile has it judged again."""
     window, policy, ledger = start.isoformat(), context.contract.drift, context.ledger
-    judged = WindowJudged(
-        key=window, verdict=verdict, champion=ledger.state().champion, labels=known_labels(context))
+    judged = WindowJudged(key=window, verdict=verdict, champion=ledger.state().champion, labels=labels)
     earlier_verdict = ledger.state().windows.get(window)
     is_changed = earlier_verdict is not None and is_outdated(context, earlier_verdict)
 

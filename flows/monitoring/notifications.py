@@ -1,15 +1,17 @@
-"""The Prefect automation that sends alerts to a webhook."""
+"""The Prefect automations that send alerts to webhooks, chats and PagerDuty."""
 
 from typing import Any
-from uuid import UUID
 
+from jinja2 import Environment
 from prefect.automations import AutomationCore, CallWebhook, EventTrigger, SendNotification
 from prefect.blocks.core import Block
 from prefect.blocks.webhook import Webhook
 from prefect.client.orchestration import get_client
+from prefect.events.actions import ActionTypes, DoNothing
 from prefect.events.schemas.automations import Posture
 
 from contracts.core.errors import PerennialError
+from flows.monitoring.alerts import AlertMessage, event_of
 from registry.settings import ALERT_WEBHOOK
 
 JSON = "{{ event.payload | tojson }}"
@@ -38,12 +40,25 @@ def to_webhook(url: str | None) -> None:
             client.delete_automation(automation.id)
 
 
-def alert_webhook_block() -> UUID | None:
-    """The id of the block through which alerts go to the webhook; None if they go to none."""
+def actions_for(alert: AlertMessage) -> list[ActionTypes]:
+    """What sends this one alert to wherever alerts go now, by Prefect's server alone; where they go nowhere,
+    its automation only shows among Prefect's events."""
+    event = {"payload": event_of(alert).payload}
+
+    def rendered(template: str) -> str:
+        return Environment().from_string(template).render(event=event)
+
+    actions: list[ActionTypes] = []
     with get_client(sync_client=True) as client:
-        if not client.read_automations_by_name(_name("webhook")):
-            return None
-        return client.read_block_document_by_name(_block_name("webhook"), "webhook").id
+        ours = [automation for automation in client.read_automations()
+                if automation.name.startswith(_name(""))]
+    for action in (action for automation in ours for action in automation.actions):
+        if isinstance(action, CallWebhook):
+            actions.append(action.model_copy(update={"payload": rendered(str(action.payload))}))
+        elif isinstance(action, SendNotification):
+            actions.append(action.model_copy(update={"subject": rendered(action.subject),
+                                                     "body": rendered(action.body)}))
+    return actions or [DoNothing()]
 
 
 def to_pagerduty(routing_key: str, url: str = "https://events.pagerduty.com/v2/enqueue") -> None:

@@ -1,24 +1,26 @@
-"""The Prefect automations that need no worker: runs without a heartbeat, retrainings and other runs that no
-worker begins."""
+"""The Prefect automations that watch runs and workers: runs without a heartbeat, runs and retrainings that
+no worker begins, and a work pool without a worker."""
 
-import json
 from datetime import timedelta
+from uuid import UUID
 
-from prefect.automations import AutomationCore, CallWebhook, EventTrigger
+from prefect.automations import AutomationCore, EventTrigger
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import StateType
-from prefect.events.actions import ActionTypes, ChangeFlowRunState, DoNothing
+from prefect.events.actions import ChangeFlowRunState, RunDeployment
 from prefect.events.schemas.automations import Posture
 
 from contracts.core.contract import Contract
-from contracts.core.retraining import ClaimFault
 from deployments.prefect_server import POOL
-from flows.monitoring.notifications import alert_webhook_block
+from flows.monitoring.alerts import AlertMessage
+from flows.monitoring.notifications import actions_for
 from flows.orchestration.events import RETRAIN, STARTED
 from flows.orchestration.runs import BEGINS_WITHIN
 from registry.events import AlertState
 
 HEARTBEAT = 30  # seconds between two heartbeats of a run: the least that Prefect allows
+OUR_POOL: dict[str, str | list[str]] = {"prefect.resource.id": "prefect.work-pool.*",
+                                        "prefect.resource.name": POOL}
 ENDED = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed", "TimedOut")}
 
 
@@ -46,41 +48,46 @@ def crashed_before_it_began() -> AutomationCore:
                            message=f"a worker took it, and it did not begin within {BEGINS_WITHIN}")])
 
 
-def page_if_not_started(contract: Contract) -> AutomationCore:
-    """Tell a person if no run begins a granted retraining in the time that the contract states. Prefect's
-    server does it, so that it works where no worker does; it posts where alerts go."""
+def reconcile_if_not_started(contract: Contract, reconciler: UUID) -> AutomationCore:
+    """Have the reconciler look if no run begins a granted retraining in the time that the contract states: it
+    tells a person. `reconciler`: its deployment."""
     limit, model = contract.training.start_within, contract.name
     trigger = EventTrigger(
         after={RETRAIN}, expect={STARTED}, match={"prefect.resource.id": f"perennial.model.{model}"},
         for_each={"prefect.resource.id"}, posture=Posture.Proactive, threshold=1, within=limit)
-    return AutomationCore(
-        name=f"perennial: a retraining did not start: {model}", trigger=trigger,
-        description=f"granted, and no run began within {limit}; does a worker run?",
-        actions=_page(model, ClaimFault.NOT_STARTED, f"a retraining was granted and no run began it within "
-                                                     f"{limit}", "nothing trains"))
+    return AutomationCore(name=f"perennial: a retraining did not start: {model}", trigger=trigger,
+                          description=f"granted, and no run began within {limit}",
+                          actions=[RunDeployment(source="selected", deployment_id=reconciler,
+                                                 parameters=None, job_variables=None)])
 
 
 def page_if_no_worker(limit: timedelta) -> AutomationCore:
-    """Tell a person if a run of any flow is late and no run of its work pool begins for `limit`."""
+    """Tell a person, once, if the work pool has had no worker for `limit`. Prefect's server does it, as
+    nothing else runs then."""
     trigger = EventTrigger(
-        after={"prefect.flow-run.Late"}, expect={"prefect.flow-run.Pending", "prefect.flow-run.Running"},
-        match={"prefect.resource.id": "prefect.flow-run.*"},
-        match_related={"prefect.resource.name": POOL, "prefect.resource.role": "work-pool"},
-        for_each={"related:work-pool:prefect.resource.id"}, posture=Posture.Proactive, threshold=1,
-        within=limit)
+        after={"prefect.work-pool.not-ready"}, expect={"prefect.work-pool.ready"}, match=OUR_POOL,
+        for_each={"prefect.resource.id"}, posture=Posture.Proactive, threshold=1, within=limit)
     return AutomationCore(
         name="perennial: no worker begins runs", trigger=trigger,
-        description=f"a run is late, and none has begun for {limit}; does a worker run?",
-        actions=_page("", "no worker", f"runs of the work pool {POOL} are late, and none has begun for "
-                                       f"{limit}", "no data is looked for, nothing is judged or trained"))
+        actions=actions_for(_no_worker(
+            AlertState.RAISED, f"the work pool {POOL} has had no worker for {limit}",
+            "no data is looked for, nothing is judged or trained: start a worker; perennial doctor looks")))
 
 
-def _page(model: str, kind: str, what: str, doing: str) -> list[ActionTypes]:
-    """Post to where alerts go; if they go nowhere, the automation only shows among the events."""
-    block = alert_webhook_block()
-    text = json.dumps({"model": model, "kind": kind, "state": AlertState.RAISED, "what": what,
-                       "doing": f"{doing}: look whether a worker runs, with: perennial doctor"})
-    return [CallWebhook(block_document_id=block, payload=text) if block else DoNothing()]
+def tell_of_worker() -> AutomationCore:
+    """Tell a person that the work pool has a worker again."""
+    trigger = EventTrigger(
+        after={"prefect.work-pool.not-ready"}, expect={"prefect.work-pool.ready"}, match=OUR_POOL,
+        for_each={"prefect.resource.id"}, posture=Posture.Reactive, threshold=1, within=timedelta(0))
+    return AutomationCore(
+        name="perennial: a worker begins runs again", trigger=trigger,
+        actions=actions_for(_no_worker(AlertState.OVER, f"the work pool {POOL} has a worker",
+                                       "runs that waited begin now")))
+
+
+def _no_worker(state: AlertState, message: str, response: str) -> AlertMessage:
+    return AlertMessage(model="all models", kind="no worker", state=state, message=message, drift_scores={},
+                        since="", window="", version="", response=response)
 
 
 def set_automation(automation: AutomationCore) -> None:

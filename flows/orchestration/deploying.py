@@ -16,8 +16,9 @@ from flows.orchestration.automations import (
     crashed_before_it_began,
     crashed_without_heartbeat,
     page_if_no_worker,
-    page_if_not_started,
+    reconcile_if_not_started,
     set_automation,
+    tell_of_worker,
 )
 from flows.orchestration.deployments import Change, changes, derived, register
 from registry.settings import alert_webhook
@@ -36,8 +37,9 @@ def deploy(models: Sequence[str] | None = None, dry_run: bool = False) -> Deploy
 
     What a contract that can't be loaded has registered before is left as it is. Safe to repeat.
     """
-    contracts, faults = _loaded(models or known_models())
-    entries = derived(contracts)
+    models = models or known_models()
+    contracts, faults = _loaded(models)
+    entries = derived(contracts, models)
     broken = {fault.model for fault in faults}
     asked = [change for change in changes(entries)
              if not (change.what == "paused" and change.deployment.partition("/")[2] in broken)]
@@ -48,10 +50,13 @@ def deploy(models: Sequence[str] | None = None, dry_run: bool = False) -> Deploy
         to_webhook(alert_webhook())
         set_automation(crashed_without_heartbeat())
         set_automation(crashed_before_it_began())
+        set_automation(tell_of_worker())
         limits = [contract.training.start_within for contract in contracts]
         set_automation(page_if_no_worker(min(limits, default=TrainingLimits.start_within)))
+        with get_client(sync_client=True) as client:
+            reconciler = client.read_deployment_by_name("reconcile/reconcile").id
         for contract in contracts:
-            set_automation(page_if_not_started(contract))
+            set_automation(reconcile_if_not_started(contract, reconciler))
     return Deployed(asked, [fault.why for fault in faults])
 
 

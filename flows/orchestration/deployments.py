@@ -3,7 +3,7 @@
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -41,11 +41,13 @@ class Change:
     details: str = ""
 
 
-def derived(contracts: Iterable[Contract]) -> dict[str, JsonObject]:
-    """The deployments of these contracts as entries of a prefect.yaml, by name, as "ingest/flights"."""
+def derived(contracts: Iterable[Contract], models: Sequence[str]) -> dict[str, JsonObject]:
+    """The deployments of these contracts as entries of a prefect.yaml, by name, as "ingest/flights".
+
+    `models`: those that are reconciled, among them any whose contract can't be loaded just now.
+    """
     flows = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
-    contracts = list(contracts)
-    names = {"names": [contract.name for contract in contracts]}
+    names = {"names": [*models]}
     entries = {f"{flow['name']}/{flow['name']}": flow | {"parameters": names} for flow in flows
                if flow["name"] in FOR_ALL}
     for contract in contracts:

@@ -23,7 +23,8 @@ CLOCK_REACHED = "perennial.clock.reached"  # a replay's clock has reached a time
 
 
 def emit(model: str, event: str, key: str, payload: JsonObject) -> None:
-    """Emit an event about a model; its id follows from `key`, so that Prefect drops repetitions."""
+    """Emit an event about a model; its id follows from `key`, so that Prefect drops repetitions for as long
+    as it remembers ids, half an hour."""
     log.info("%s: %s %s", model, event, key, extra={"model": model, "event": event, "run": flow_run.get_id(),
                                                     "window": payload.get("window")})
     emit_event(event=event, id=uuid5(NAMESPACE_URL, f"{event}/{model}/{key}"), resource=resource_of(model),

@@ -8,6 +8,7 @@ from typing import Any
 from httpx import HTTPError
 from prefect import State, Task
 from prefect.client.schemas import TaskRun
+from prefect.task_engine import TaskRunTimeoutError
 from prefect.tasks import exponential_backoff
 
 from contracts.core.errors import Conflict, PerennialError, Unavailable
@@ -18,8 +19,12 @@ MENDABLE = (Unavailable, Conflict, ConnectionError, TimeoutError, HTTPError, *ST
 
 
 def may_succeed_again(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
-    """Whether a step failed by something outside that may be gone at the next attempt."""
-    return isinstance(state.data, MENDABLE) or isinstance(getattr(state.data, "__cause__", None), MENDABLE)
+    """Whether a step failed by something outside that may be gone at the next attempt. One that took longer
+    than it may would do so again."""
+    error: Any = state.data
+    if isinstance(error, TaskRunTimeoutError):
+        return False
+    return isinstance(error, MENDABLE) or isinstance(getattr(error, "__cause__", None), MENDABLE)
 
 
 # Of a step that asks something outside: three more attempts, after about 2, 4 and 8 seconds.
