@@ -3,7 +3,7 @@
 import asyncio
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from datetime import datetime, timedelta
 from functools import partial
@@ -13,6 +13,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import numpy as np
+from prefect.context import refresh_global_settings_context
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -45,10 +46,9 @@ def replay(until: datetime, keep: bool, folder: Path, console: Console,
     up = None
     try:
         with console.status("starting the Prefect server, its worker and the load balancer …"):
-            os.environ |= stack.environment(home, profile_seconds=0.5) | {CLOCK: str(home / "clock")}
+            set_environment(stack.environment(home, profile_seconds=0.5) | {CLOCK: str(home / "clock")})
             set_clock((FIRST_LOOK - HOUR).replace(tzinfo=ZONE))
             up = stack.up(home)
-            # Imported now, as importing Prefect reads its server's address from the environment.
             from flows.orchestration.deploying import deploy
 
             deploy(MODELS)
@@ -65,6 +65,16 @@ def replay(until: datetime, keep: bool, folder: Path, console: Console,
         if up is not None and not keep:
             with console.status("stopping everything …"):
                 stack.down(home)
+
+
+def set_environment(variables: Mapping[str, str]) -> None:
+    """Set variables of this process and have Prefect, which has been imported, read them.
+
+    Without its server's address it would start a second server on the same database. That one learns of the
+    automations up to five seconds late, so that the clock's first events would start nothing.
+    """
+    os.environ |= variables
+    refresh_global_settings_context()
 
 
 def _print_addresses(console: Console, up: Any) -> None:
