@@ -6,7 +6,6 @@ from uuid import NAMESPACE_URL, UUID, uuid5
 
 from httpx import HTTPError
 from msgspec import Struct
-from prefect.client.orchestration import get_client
 from prefect.events import Event, Resource
 
 from contracts.core.errors import Unavailable
@@ -15,6 +14,7 @@ from contracts.core.verdict import Action, Outcome, WindowKind, WindowVerdict, a
 from flows.monitoring.claims import record_claim_alerts
 from flows.monitoring.decision import record_and_decide
 from flows.monitoring.staleness import record_stale_alert
+from flows.orchestration.events import post_event
 from registry.context import ModelContext
 from registry.events import ALERT_KEYS, AlertOver, AlertRaised, AlertSent, AlertState
 from registry.ledger import Ledger
@@ -177,9 +177,7 @@ def send(ledger: Ledger, alerts: Iterable[AlertMessage]) -> None:
 def send_event(alert: AlertMessage) -> None:
     """Send one alert to Prefect; raises Unavailable."""
     try:
-        # Not `emit_event`, which returns before the server has the event.
-        with get_client(sync_client=True) as client:
-            client.request("POST", "/events", json=[event_of(alert).model_dump(mode="json")])
+        post_event(event_of(alert))
     except HTTPError as error:
         raise Unavailable(f"{alert.model}: Prefect did not take the alert of {alert.kind!r}: {error}; it is "
                           f"in the ledger, and the next monitor or reconcile run sends it; is "

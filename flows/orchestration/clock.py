@@ -3,17 +3,18 @@
 from collections.abc import Iterable
 from datetime import datetime
 
-from prefect.events import emit_event
+from prefect.events import Event, Resource
 
 from contracts.core.contract import Contract
-from flows.orchestration.events import CLOCK_REACHED, resource_of
+from flows.orchestration.events import CLOCK_REACHED, post_event, resource_of
 from flows.orchestration.recurrence import next_time
 from registry import clock
 
 
 def move_clock(contracts: Iterable[Contract], to: datetime) -> list[str]:
     """Set the clock of PERENNIAL_CLOCK to a moment with a zone, and emit an event for each flow of each model
-    whose schedule has a time since the moment before; returns them, as "ingest/flights"."""
+    whose schedule has a time since the moment before; returns them, as "ingest/flights". Raises
+    httpx.HTTPError if the server does not take an event: no other would follow, and nothing would start."""
     before = {contract.name: _now(contract) for contract in contracts}
     clock.set_clock(to)
     reached = []
@@ -22,8 +23,8 @@ def move_clock(contracts: Iterable[Contract], to: datetime) -> list[str]:
         looks = schedule.data if contract.source else None
         for flow, when in (("ingest", looks), ("monitor", schedule.judge)):
             if when and next_time(when, before[contract.name], schedule.time_zone) <= _now(contract):
-                emit_event(CLOCK_REACHED, resource_of(contract.name) | {"flow": flow},
-                           payload={"now": to.isoformat()})
+                post_event(Event(event=CLOCK_REACHED, payload={"now": to.isoformat()},
+                                 resource=Resource(resource_of(contract.name) | {"flow": flow})))
                 reached.append(f"{flow}/{contract.name}")
     return reached
 

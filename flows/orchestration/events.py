@@ -7,7 +7,7 @@ from uuid import NAMESPACE_URL, UUID, uuid5
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import ArtifactCreate
 from prefect.client.schemas.objects import FlowRun
-from prefect.events import emit_event
+from prefect.events import Event, emit_event
 from prefect.exceptions import ObjectNotFound
 from prefect.runtime import flow_run
 from prefect.utilities.urls import url_for
@@ -29,6 +29,13 @@ def emit(model: str, event: str, key: str, payload: JsonObject) -> None:
                                                     "window": payload.get("window")})
     emit_event(event=event, id=uuid5(NAMESPACE_URL, f"{event}/{model}/{key}"), resource=resource_of(model),
                payload={"model": model, "run": flow_run.get_id() or "", **payload})
+
+
+def post_event(event: Event) -> None:
+    """Send an event; raises httpx.HTTPError if the server does not take it. `emit_event` returns before the
+    server has the event, and raises nothing."""
+    with get_client(sync_client=True) as client:
+        client.request("POST", "/events", json=[event.model_dump(mode="json")])
 
 
 def resource_of(model: str) -> dict[str, str]:
