@@ -19,6 +19,7 @@ def environment(home: Path, port: int) -> dict[str, str]:
         "PREFECT_HOME": str(home / "prefect"), "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1", "PREFECT_WORKER_QUERY_SECONDS": "1",
         "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false", "PREFECT_LOGGING_LEVEL": "WARNING",
+        "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",  # the command line, which may start it, silences its own
         "PREFECT_LOGGING_EXTRA_LOGGERS": "perennial", "PREFECT_LOGGING_HANDLERS_CONSOLE_FORMATTER": "json",
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",  # so that a run whose process is gone is noticed
     }
