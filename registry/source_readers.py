@@ -55,11 +55,15 @@ def query_frames(source: SqlQuery, contract: Contract, start: datetime, end: dat
     import sqlalchemy  # imported here: it is slow, and other sources do without
 
     engine = sqlalchemy.create_engine(credentials.expanded(source.url))
-    times = [sqlalchemy.bindparam(name, type_=sqlalchemy.DateTime()) for name in ("start", "end")]
-    query = sqlalchemy.text(source.query).bindparams(*times)
+    is_sqlite = engine.dialect.name == "sqlite"
+    kind = sqlalchemy.String() if is_sqlite else sqlalchemy.DateTime()
+    query = sqlalchemy.text(source.query).bindparams(
+        *(sqlalchemy.bindparam(name, type_=kind) for name in ("start", "end")))
+    limits = {name: _shortest_text(limit) if is_sqlite else limit
+              for name, limit in (("start", start), ("end", end))}
     try:
         with engine.connect() as connection:
-            answer = connection.execute(query, {"start": start, "end": end},
+            answer = connection.execute(query, limits,
                                         execution_options={"yield_per": CHUNK_ROWS})  # and stream_results
             for rows in answer.partitions(CHUNK_ROWS):
                 frame = pd.DataFrame([tuple(row) for row in rows], columns=list(answer.keys()))
@@ -70,6 +74,17 @@ def query_frames(source: SqlQuery, contract: Contract, start: datetime, end: dat
                           ) from credentials.cause(error)
     finally:
         engine.dispose()
+
+
+def _shortest_text(time: datetime) -> str:
+    """A time without the zeros at its end. SQLite compares times as texts, where this comes before every
+    longer way to write the same moment, and after all of earlier ones.
+
+    >>> [_shortest_text(datetime(2024, 1, 3, hour, 0, 0, us)) for hour, us in ((0, 0), (5, 0), (5, 2500))]
+    ['2024-01-03', '2024-01-03 05:00:00', '2024-01-03 05:00:00.0025']
+    """
+    text = time.isoformat(" ")
+    return text.rstrip("0") if time.microsecond else text.removesuffix(" 00:00:00")
 
 
 def _with_bools(contract: Contract, frame: pd.DataFrame) -> pd.DataFrame:

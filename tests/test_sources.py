@@ -245,6 +245,29 @@ def test_a_query_on_sqlite(tmp_path, addresses):
         given(SqlQuery(QUERY.replace("measured_at <", "'2024' < :end OR measured_at <"), url))
 
 
+@pytest.mark.parametrize("precision", ["seconds", "milliseconds", "microseconds"])
+@pytest.mark.parametrize("start", [datetime(2024, 1, 3), datetime(2024, 1, 3, 5, 30),
+                                   datetime(2024, 1, 3, 5, 30, 7, 250_000)])
+def test_a_row_at_the_start_of_a_span_is_in_it_however_sqlite_stores_times(precision, start, tmp_path):
+    """SQLite compares times as texts; a text is less than the same with digits behind it."""
+    if start.microsecond and precision == "seconds":
+        pytest.skip("this form has no fractions")
+    url = f"sqlite:///{tmp_path / 'readings.db'}"
+    end = start + timedelta(hours=1)
+    times = [start - timedelta(seconds=1), start, end - timedelta(seconds=1), end]
+    rows = ALL.head(4).assign(measured_at=[time.isoformat(" ", precision) for time in times])
+    rows.to_sql("readings", sqlalchemy.create_engine(url), index=False)
+    found = given(SqlQuery(QUERY, url), start, end)["measured_at"]
+    assert found.tolist() == rows["measured_at"].tolist()[1:3]
+
+
+def test_a_days_date_in_sqlite_is_its_midnight(tmp_path):
+    url = f"sqlite:///{tmp_path / 'readings.db'}"
+    rows = ALL.head(5).assign(measured_at=[f"2024-01-0{day}" for day in range(2, 7)])
+    rows.to_sql("readings", sqlalchemy.create_engine(url), index=False)
+    assert given(SqlQuery(QUERY, url))["measured_at"].tolist() == ["2024-01-03", "2024-01-04", "2024-01-05"]
+
+
 def test_a_query_that_can_not_run_is_one_line(tmp_path):
     with pytest.raises(Unavailable, match=r"pumps: the database .* no such table: readings") as raised:
         given(SqlQuery(QUERY, f"sqlite:///{tmp_path / 'empty.db'}"))

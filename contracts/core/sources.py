@@ -43,6 +43,7 @@ class SqlQuery:
     """The rows that a query gives for `:start` and `:end`, from the database at a SQLAlchemy URL.
 
     `${NAME}` in the URL is an environment variable; "prefect:NAME" is a Prefect secret block with the URL.
+    SQLite compares times as texts: store them as `2024-01-03 05:00:00`, with or without a fraction.
     """
 
     query: str
