@@ -6,10 +6,13 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
+from functools import reduce
+from operator import and_
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 from botocore.exceptions import BotoCoreError, ClientError
 from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 from deltalake.exceptions import DeltaError, TableNotFoundError
@@ -27,6 +30,7 @@ TABLE_PROPERTIES = {"delta.logRetentionDuration": "interval 36500 days",
 MAX_ATTEMPTS = 20
 STORE_FAULTS = (BotoCoreError, ClientError, DeltaError)  # of a store that may answer at the next attempt
 RESOLUTION = timedelta(microseconds=1)  # of event times in the table
+KNOWN = ".known"  # behind the names of a known row's columns, beside those of a batch
 CHUNK_ROWS = 200_000  # held in memory at a time where a version is read from end to end
 
 
@@ -103,10 +107,12 @@ def append(store: Store, contract: Contract, frame: pd.DataFrame, start: datetim
 
 @dataclass(frozen=True)
 class Changes:
-    """The rows of a batch that the table lacks, and those that it has with other cells."""
+    """The rows of a batch that the table lacks, and those that it has with
+    other cells; `moved_from`: the event times of the latter in the table."""
 
     new: pd.DataFrame
     corrected: pd.DataFrame
+    moved_from: pd.Series
 
     @property
     def is_empty(self) -> bool:
@@ -127,7 +133,8 @@ def _next_version(contract: Contract, changes: Changes, existing: list[DataVersi
         digest_of([last.digest if last else "", batch, *window]), contract.digest,
         machine_time().isoformat(timespec="seconds"), *window,
         newest=max([times.max().isoformat(), *([last.newest] if last else [])]),
-        corrected=len(changes.corrected), changed_from=times.min().isoformat())
+        corrected=len(changes.corrected),
+        changed_from=pd.concat([times, changes.moved_from]).min().isoformat())
 
 
 def _commit(store: Store, contract: Contract, changes: Changes, reference: DataVersion,
@@ -150,25 +157,65 @@ def _commit(store: Store, contract: Contract, changes: Changes, reference: DataV
 
 def _changes(store: Store, contract: Contract, frame: pd.DataFrame, existing: list[DataVersion]) -> Changes:
     """What a batch adds to the newest version and what it corrects."""
-    times, none = frame[contract.event_time], frame.head(0)
-    # To the next microsecond, as `read` leaves out the end.
-    known = read(store, existing[-1], times.min(), times.max() + RESOLUTION) if existing else none
+    none = frame.head(0)
+    known = _known_rows(store, contract, frame, existing[-1]) if existing else none
     if known.empty:
-        return Changes(frame, none)
-    if not contract.key:
-        raise PerennialError(f"{contract.name}: {len(known)} rows of [{times.min()}, {times.max()}] are "
-                             f"there already, and the contract has no key to distinguish old rows from new; "
-                             f"ingest those after {existing[-1].newest}, or give the contract a key")
+        return Changes(frame, none, none[contract.event_time])
     key = list(contract.key)
     merged = frame.merge(known.drop_duplicates(key, keep="last"), on=key, how="left", indicator="found_in",
-                         suffixes=("", ".known"))
+                         suffixes=("", KNOWN))
     is_known = (merged["found_in"] == "both").to_numpy()
-    others = [name for name in frame if name not in key and f"{name}.known" in merged]
+    others = [name for name in frame if name not in key and f"{name}{KNOWN}" in merged]
     differs = np.zeros(len(merged), bool)
     for name in others:
-        cell, known_cell = merged[name], merged[f"{name}.known"]
+        cell, known_cell = merged[name], merged[f"{name}{KNOWN}"]
         differs |= ~((cell == known_cell) | (cell.isna() & known_cell.isna())).fillna(False).to_numpy(bool)
-    return Changes(frame[~is_known], frame[is_known & differs])
+    corrected = is_known & differs
+    times = merged[f"{contract.event_time}{KNOWN}" if contract.event_time in others else contract.event_time]
+    return Changes(frame[~is_known], frame[corrected], times[corrected])
+
+
+def _known_rows(store: Store, contract: Contract, frame: pd.DataFrame, version: DataVersion) -> pd.DataFrame:
+    """The rows of a version among which those with a batch's keys are: those of its times if the key holds
+    the event time, else those with its keys, whenever they were."""
+    if contract.key and contract.event_time not in contract.key:
+        return _rows_with_keys(store, version, frame[list(contract.key)])
+    times = frame[contract.event_time]
+    # To the next microsecond, as `read` leaves out the end.
+    known = read(store, version, times.min(), times.max() + RESOLUTION)
+    if len(known) and not contract.key:
+        raise PerennialError(f"{contract.name}: {len(known)} rows of [{times.min()}, {times.max()}] are "
+                             f"there already, and the contract has no key to distinguish old rows from new; "
+                             f"ingest those after {version.newest}, or give the contract a key")
+    return known
+
+
+def _rows_with_keys(store: Store, version: DataVersion, keys: pd.DataFrame) -> pd.DataFrame:
+    """The rows of a version with these keys, in the order of their event time.
+    Of a file without any only the columns of the key are read."""
+    table = DeltaTable(_uri(store, version.table), version.version, delta_options(store.address))
+    whole, wanted = table.to_pyarrow_dataset(), pd.MultiIndex.from_frame(keys)
+    # Of several columns each may match by itself: rows are compared with whole keys once they are read.
+    condition = reduce(and_, (_is_among(whole.schema.field(name), keys[name]) for name in keys))
+    found = [whole.schema.empty_table().to_pandas()]
+    for file in whole.get_fragments(filter=condition):
+        if not file.scanner(whole.schema, filter=condition).count_rows():
+            continue
+        for batch in file.to_batches(whole.schema, filter=condition, batch_size=CHUNK_ROWS,
+                                     batch_readahead=1, fragment_readahead=1):
+            rows = batch.to_pandas()
+            found.append(rows[pd.MultiIndex.from_frame(rows[list(keys)]).isin(wanted)])
+    return pd.concat(found).sort_values(version.event_time, kind="stable", ignore_index=True)
+
+
+def _is_among(column: pa.Field, values: pd.Series) -> pc.Expression:
+    """Whether a cell is one of these values; the range of numbers spares files that lie outside of it."""
+    distinct = pa.array(values.drop_duplicates(), column.type, from_pandas=True)
+    condition = pc.field(column.name).isin(distinct)
+    if not pa.types.is_integer(column.type) or distinct.null_count:
+        return condition
+    limits = pc.min_max(distinct)
+    return condition & (pc.field(column.name) >= limits["min"]) & (pc.field(column.name) <= limits["max"])
 
 
 def content_digest(frame: pd.DataFrame) -> str:

@@ -375,6 +375,31 @@ def test_a_correction_may_be_taken_back(addresses):
     assert stored["stopped"].tolist() == order["stopped"].tolist()
 
 
+@pytest.mark.parametrize("key", [("starts",), ("starts", "vibration")])
+@pytest.mark.parametrize(("moved", "to"), [(datetime(2024, 1, 1), datetime(2024, 1, 5)),
+                                           (datetime(2024, 1, 4), datetime(2024, 1, 2))])
+def test_a_correction_may_move_an_event_to_another_time(key, moved, to, addresses):
+    """The batch need not span the time where the row is known: it is found by its key, and not doubled."""
+    numbered = ALL.assign(starts=range(len(ALL)))
+    known = numbered[numbered["measured_at"] < datetime(2024, 1, 5)]
+    row = known[known["measured_at"] >= moved].head(1)
+    corrected = row.assign(measured_at=to + timedelta(hours=1))
+    given_rows = [known, corrected, corrected]
+    context = with_source(lambda start, end: given_rows.pop(0))
+    context = replace(context, contract=replace(context.contract, key=key))
+    first = ingest_batch(context, datetime(2024, 1, 1), datetime(2024, 1, 5))[0]
+    second = ingest_batch(context, to, to + timedelta(days=1))[0]
+    assert (second.rows, second.corrected) == (len(known), 1)
+    older, newer = sorted([row["measured_at"].item(), to + timedelta(hours=1)])
+    assert second.changed_from == older.isoformat() and datetime.fromisoformat(second.newest) >= newer
+    stored = data.read(context.store, second)
+    assert len(stored) == len(known) and stored["starts"].is_unique
+    assert (stored.loc[stored["starts"] == row["starts"].item(), "measured_at"].item()
+            == corrected["measured_at"].item())
+    assert ingest_batch(context, to, to + timedelta(days=2))[0] == second  # known by now
+    assert len(data.read(context.store, first)) == len(known)
+
+
 def test_the_folder_of_a_pattern_may_be_missing(tmp_path):
     assert given_or_empty(ParquetFiles(str(tmp_path / "nowhere" / "%Y" / "*.parquet")), START, END).empty
     assert isinstance(tmp_path, Path)
