@@ -27,7 +27,7 @@ from flows.orchestration.events import INGESTED, begin_run, emit, run_name
 from flows.orchestration.steps import RETRIED
 from flows.reporting.artifacts import show_data_check
 from flows.tables import read_table
-from registry import data
+from registry import bad_rows, data
 from registry.context import ModelContext, open_model
 from registry.data import DataVersion
 from registry.events import Ingested, IngestRefused
@@ -220,7 +220,7 @@ def _take(context: ModelContext, rows: pd.DataFrame, start: datetime, end: datet
                           f"nothing of [{start}, {end}) was stored; correct {file or 'the source'} and "
                           f"ingest it again")
     if len(checked.bad):
-        data.set_aside(context.store, context.contract, checked.bad, start, end)
+        bad_rows.set_aside(context.store, context.contract, checked.bad, start, end)
     version = data.append(context.store, context.contract, checked.good, start, end)
     context.ledger.record(
         Ingested(start=first, end=last, data=version.digest, rows=version.rows, bad=len(checked.bad),

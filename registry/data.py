@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
@@ -14,7 +13,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 from botocore.exceptions import BotoCoreError, ClientError
-from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
+from deltalake import write_deltalake
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
 from contracts.core.contract import Contract
@@ -22,13 +21,11 @@ from contracts.core.digests import JsonObject, digest_of
 from contracts.core.errors import NotFound, PerennialError
 from registry import layout
 from registry.clock import machine_time
+from registry.delta import MAX_ATTEMPTS, METADATA_KEY, create_table, delta_options, open_table, transaction
 from registry.store import Store
 
-METADATA_KEY = "perennial"  # of a commit's metadata; and the transaction's id, which makes appends conflict
-TABLE_PROPERTIES = {"delta.logRetentionDuration": "interval 36500 days",
-                    "delta.enableExpiredLogCleanup": "false"}
-MAX_ATTEMPTS = 20
 STORE_FAULTS = (BotoCoreError, ClientError, DeltaError)  # of a store that may answer at the next attempt
+FIRST_VERSION = 1  # after the commit that makes the table
 RESOLUTION = timedelta(microseconds=1)  # of event times in the table
 KNOWN = ".known"  # behind the names of a known row's columns, beside those of a batch
 CHUNK_ROWS = 200_000  # held in memory at a time where a version is read from end to end
@@ -126,7 +123,7 @@ def _next_version(contract: Contract, changes: Changes, existing: list[DataVersi
                   window: tuple[str, str]) -> DataVersion:
     last, times = existing[-1] if existing else None, changes.times(contract.event_time)
     return DataVersion(
-        layout.data_table(contract.name), last.version + 1 if last else 0,
+        layout.data_table(contract.name), last.version + 1 if last else FIRST_VERSION,
         min([window[0], *(version.start for version in existing)]),
         max([window[1], *(version.end for version in existing)]),
         len(changes.new) + (last.rows if last else 0), contract.event_time, batch,
@@ -139,20 +136,17 @@ def _next_version(contract: Contract, changes: Changes, existing: list[DataVersi
 
 def _commit(store: Store, contract: Contract, changes: Changes, reference: DataVersion,
             last: DataVersion | None) -> None:
-    properties = CommitProperties(custom_metadata={METADATA_KEY: json.dumps(asdict(reference))},
-                                  app_transactions=[Transaction(METADATA_KEY, reference.version)])
-    uri = _uri(store, reference.table)
-    target = DeltaTable(uri, last.version, delta_options(store.address)) if last else uri
+    properties = transaction(reference.version, **{METADATA_KEY: json.dumps(asdict(reference))})
     rows = pa.Table.from_pandas(pd.concat([changes.new, changes.corrected]), preserve_index=False)
-    if isinstance(target, DeltaTable) and len(changes.corrected):
+    target = (open_table(store, reference.table, last.version) if last
+              else create_table(store, reference.table, rows))
+    if len(changes.corrected):
         matches = " AND ".join(f'known."{name}" = found."{name}"' for name in contract.key)
         (target.merge(rows, matches, source_alias="found", target_alias="known", commit_properties=properties)
          .when_matched_update_all().when_not_matched_insert_all().execute())
         return
-    write_deltalake(
-        target, rows, mode="append" if last else "error",
-        configuration=None if last else TABLE_PROPERTIES, commit_properties=properties,
-        storage_options=delta_options(store.address))
+    write_deltalake(target, rows, mode="append", commit_properties=properties,
+                    storage_options=delta_options(store.address))
 
 
 def _changes(store: Store, contract: Contract, frame: pd.DataFrame, existing: list[DataVersion]) -> Changes:
@@ -193,7 +187,7 @@ def _known_rows(store: Store, contract: Contract, frame: pd.DataFrame, version: 
 def _rows_with_keys(store: Store, version: DataVersion, keys: pd.DataFrame) -> pd.DataFrame:
     """The rows of a version with these keys, in the order of their event time.
     Of a file without any only the columns of the key are read."""
-    table = DeltaTable(_uri(store, version.table), version.version, delta_options(store.address))
+    table = open_table(store, version.table, version.version)
     whole, wanted = table.to_pyarrow_dataset(), pd.MultiIndex.from_frame(keys)
     # Of several columns each may match by itself: rows are compared with whole keys once they are read.
     condition = reduce(and_, (_is_among(whole.schema.field(name), keys[name]) for name in keys))
@@ -228,8 +222,7 @@ def content_digest(frame: pd.DataFrame) -> str:
 def versions(store: Store, model: str) -> list[DataVersion]:
     """Every version of a model's data, oldest first."""
     try:
-        history = DeltaTable(_uri(store, layout.data_table(model)), None,
-                             delta_options(store.address)).history()
+        history = open_table(store, layout.data_table(model)).history()
     except TableNotFoundError:
         return []
     return [DataVersion.from_json(json.loads(commit[METADATA_KEY])) for commit in reversed(history)
@@ -248,7 +241,7 @@ def newest(store: Store, model: str) -> DataVersion:
 def read(store: Store, version: DataVersion, start: datetime | None = None,
          end: datetime | None = None) -> pd.DataFrame:
     """The rows of exactly this version, or those of [start, end), in the order of their event time."""
-    table = DeltaTable(_uri(store, version.table), version.version, delta_options(store.address))
+    table = open_table(store, version.table, version.version)
     limits = [] if start is None else [(version.event_time, ">=", start)]
     limits += [] if end is None else [(version.event_time, "<", end)]
     frame = table.to_pyarrow_table(filters=limits or None).to_pandas()
@@ -259,7 +252,7 @@ def chunks(store: Store, version: DataVersion, columns: Sequence[str],
            share: tuple[int, int] = (0, 1)) -> Iterator[pd.DataFrame]:
     """The rows of exactly this version, CHUNK_ROWS or so at a time, files with the
     oldest events first. `share` (i, n): only the i-th of n equal parts of its files."""
-    table = DeltaTable(_uri(store, version.table), version.version, delta_options(store.address))
+    table = open_table(store, version.table, version.version)
     actions = pa.table(table.get_add_actions(flatten=True))
     # Delta keeps statistics of the first columns only: of a later one there is no minimum.
     oldest = f"min.{version.event_time}"
@@ -277,41 +270,3 @@ def chunks(store: Store, version: DataVersion, columns: Sequence[str],
                 batches = []
     if batches:
         yield pa.Table.from_batches(batches).to_pandas()
-
-
-def set_aside(store: Store, contract: Contract, bad: pd.DataFrame, start: datetime, end: datetime) -> None:
-    """Store the rows that broke a rule, with their `reasons`; the same rows again are stored once."""
-    table, batch = layout.bad_rows_table(contract.name), content_digest(bad)
-    try:
-        existing = DeltaTable(_uri(store, table), storage_options=delta_options(store.address)).history()
-    except TableNotFoundError:
-        existing = []
-    if any(commit.get(METADATA_KEY) == batch for commit in existing):
-        return
-    rows = bad.assign(batch_start=start, batch_end=end)
-    write_deltalake(_uri(store, table), pa.Table.from_pandas(rows, preserve_index=False), mode="append",
-                    configuration=None if existing else TABLE_PROPERTIES,
-                    storage_options=delta_options(store.address),
-                    commit_properties=CommitProperties(custom_metadata={METADATA_KEY: batch}))
-
-
-def bad_rows(store: Store, model: str) -> pd.DataFrame:
-    """All rows that were set aside, with reasons and the window of their batch."""
-    try:
-        return DeltaTable(_uri(store, layout.bad_rows_table(model)),
-                          storage_options=delta_options(store.address)).to_pandas()
-    except TableNotFoundError:
-        return pd.DataFrame()
-
-
-def _uri(store: Store, table: str) -> str:
-    return f"{store.address}/{table}"
-
-
-def delta_options(address: str) -> dict[str, str] | None:
-    """delta-rs's options; keys and region it reads from the environment, as boto3 does."""
-    if not address.startswith("s3://"):
-        return None
-    endpoint = os.environ.get("AWS_ENDPOINT_URL", "")
-    options = {"aws_conditional_put": "etag", "aws_allow_http": str(endpoint.startswith("http://")).lower()}
-    return options | ({"aws_endpoint_url": endpoint} if endpoint else {})

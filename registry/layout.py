@@ -44,6 +44,11 @@ def bad_rows_table(model: str) -> str:
     return f"{data_table(model)}.bad"
 
 
+def first_commit(table: str) -> str:
+    """The key of the commit that makes a Delta table."""
+    return f"{table}/_delta_log/{0:020d}.json"
+
+
 def version_file(model: str, version: str, name: str) -> str:
     return f"models/{model}/{version}/{name}"
 

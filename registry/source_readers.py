@@ -17,7 +17,7 @@ from contracts.core.contract import Contract
 from contracts.core.errors import Unavailable
 from contracts.core.sources import DeltaSource, ParquetFiles, SqlQuery
 from registry.credentials import Credentials
-from registry.data import delta_options
+from registry.delta import delta_options
 
 CHUNK_ROWS = 50_000  # read at a time
 STEPS = {"%H": timedelta(hours=1), "%d": timedelta(days=1), "%j": timedelta(days=1), "%m": timedelta(days=1),

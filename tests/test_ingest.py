@@ -14,7 +14,7 @@ from contracts.pumps import readings
 from flows.ingest import batches, ingest_batch, read_batch
 from flows.training.judging import champion_probabilities
 from flows.training.version import fit_version, judged_from
-from registry import data, models
+from registry import bad_rows, data, models
 from registry.context import open_model
 from tests.conftest import PUMPS
 
@@ -64,7 +64,7 @@ def test_one_odd_cell_is_set_aside_and_the_rest_goes_through(context, addresses,
     version, verdict = ingest_batch(context, START, END, written(addresses, spoiled(7, **{column: value})))
     assert verdict.passed and (version.rows, verdict.figures.bad) == (799, 1)
     assert [rule.count for rule in verdict.figures.by_rule] == [1]
-    assert data.bad_rows(context.store, context.name)["reasons"][0].startswith(said)
+    assert bad_rows.read(context.store, context.name)["reasons"][0].startswith(said)
     assert dict(data.read(context.store, version).dtypes) == dict(take_in_source(context).dtypes)
 
 
@@ -73,7 +73,7 @@ def test_odd_cells_of_several_batches_are_kept_in_one_table(context, addresses):
     later = readings(END, END + timedelta(days=1))
     later.loc[3, "vibration"] = 500.0
     ingest_batch(context, END, END + timedelta(days=1), written(addresses, later, ".parquet"))
-    assert len(data.bad_rows(context.store, context.name)) == 2
+    assert len(bad_rows.read(context.store, context.name)) == 2
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
@@ -96,7 +96,7 @@ def test_a_key_is_stored_once_a_batch(context, addresses):
     version, verdict = ingest_batch(keyed, START, END, written(addresses, rows))
     assert (version.rows == 800
             and data.read(context.store, version)["starts"].equals(readings(START, END)["starts"]))
-    assert set(data.bad_rows(context.store, context.name)["reasons"]) == {"row: an earlier row has its key"}
+    assert set(bad_rows.read(context.store, context.name)["reasons"]) == {"row: an earlier row has its key"}
     assert verdict.figures.by_rule[0].count == 3
 
 
@@ -210,7 +210,7 @@ def test_a_large_file_is_taken_in_some_days_at_a_time(context, large_file):
             and [one.batch_end[:10] for one in held]
             == ["2024-01-03", "2024-01-05", "2024-01-07", "2024-01-09", "2024-01-11"])
     assert (version == held[-1] and version.rows == len(rows) - 2
-            and len(data.bad_rows(context.store, context.name)) == 2)
+            and len(bad_rows.read(context.store, context.name)) == 2)
     assert data.read(context.store, version)["measured_at"].is_monotonic_increasing
     assert (ingest_batch(context, START, START + timedelta(days=10), file)[0] == held[-1]
             and data.versions(context.store, context.name) == held)

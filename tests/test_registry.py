@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
@@ -13,6 +14,7 @@ from uuid import uuid4
 
 import boto3
 import httpx
+import pandas as pd
 import pytest
 
 from contracts.core import errors
@@ -35,7 +37,7 @@ from flows.monitoring.evaluation import evaluate_window
 from flows.monitoring.windows import known_labels
 from flows.training.judging import judge
 from flows.training.version import fit_version
-from registry import data, models
+from registry import bad_rows, data, models
 from registry.context import open_model
 from registry.events import Noted, Registered, WindowJudged
 from registry.folder_store import FolderStore
@@ -425,15 +427,57 @@ def test_the_same_batch_from_many_at_once_is_there_once(tmp_path):
     assert data.newest(store, "pumps").rows == 1600
 
 
+def test_of_many_that_make_the_table_at_once_one_succeeds(store):
+    for month in range(1, 13):
+        model = replace(pumps, name=f"pumps-{month}")
+        start, end = datetime(2024, month, 1), datetime(2024, month, 3)
+        rows = check_batch(pumps, readings(start, end)).good
+        with ThreadPoolExecutor(4) as pool:
+            made = {*pool.map(lambda _: data.append(store, model, rows, start, end), range(4))}  # noqa: B023
+        assert made == {*data.versions(store, model.name)} and len(made) == 1
+        version = data.append(store, model, rows.assign(measured_at=rows["measured_at"] + timedelta(days=3)),
+                              start + timedelta(days=3), end + timedelta(days=3))
+        assert len(data.read(store, version)) == version.rows == 1600
+
+
 def test_bad_rows_are_kept_once_with_their_reasons(tmp_path):
     store = open_store(str(tmp_path))
     rows = readings(datetime(2024, 1, 1), datetime(2024, 1, 2))
     rows.loc[5, "vibration"] = 500.0
     bad = check_batch(pumps, rows).bad
     for _ in range(2):
-        data.set_aside(store, pumps, bad, datetime(2024, 1, 1), datetime(2024, 1, 2))
-    kept = data.bad_rows(store, "pumps")
+        bad_rows.set_aside(store, pumps, bad, datetime(2024, 1, 1), datetime(2024, 1, 2))
+    kept = bad_rows.read(store, "pumps")
     assert len(kept) == 1 and "vibration" in kept["reasons"][0] and kept["vibration"][0] == 500
+
+
+def spoiled_readings(spoiled: range, until: int) -> pd.DataFrame:
+    """The bad rows of the readings of January's first days; some of them have no time, or no heat."""
+    rows = readings(datetime(2024, 1, 1), datetime(2024, 1, until)).head(until * 200)
+    rows["vibration"] = rows["vibration"].mask(rows.index.isin(spoiled), 500.0)
+    rows["heat"] = rows["heat"].mask(rows.index.isin([*spoiled][::2]))
+    rows["measured_at"] = rows["measured_at"].mask(rows.index == spoiled[0])
+    return check_batch(pumps, rows).bad
+
+
+def test_a_bad_row_that_is_found_again_beside_others_is_stored_once(tmp_path):
+    store, span = open_store(str(tmp_path)), (datetime(2024, 1, 1), datetime(2024, 1, 9))
+    for count, until in ((1, 2), (3, 2), (6, 3), (6, 3), (2, 3)):
+        bad_rows.set_aside(store, pumps, spoiled_readings(range(5, 5 + count), until), *span)
+    kept = bad_rows.read(store, "pumps")
+    assert sorted(kept["starts"]) == sorted(spoiled_readings(range(5, 11), 3)["starts"])
+    other_reason = spoiled_readings(range(5, 6), 3).assign(reasons="another rule")
+    bad_rows.set_aside(store, pumps, other_reason, *span)
+    assert len(bad_rows.read(store, "pumps")) == 7
+
+
+def test_the_same_bad_rows_of_many_writers_are_stored_once(tmp_path):
+    store, span = open_store(str(tmp_path)), (datetime(2024, 1, 1), datetime(2024, 1, 3))
+    for rows in (3, 6):
+        bad = spoiled_readings(range(5, 5 + rows), 3)
+        with ThreadPoolExecutor(4) as pool:
+            [*pool.map(lambda _: bad_rows.set_aside(store, pumps, bad, *span), range(4))]  # noqa: B023
+        assert len(bad_rows.read(store, "pumps")) == rows
 
 
 def test_nothing_to_ingest_and_nothing_ingested_say_what_to_do(tmp_path):

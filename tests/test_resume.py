@@ -21,7 +21,7 @@ from flows.releasing import bento, rollout
 from flows.releasing.bento import build_bento
 from flows.training.judging import champion_probabilities, judge
 from flows.training.version import fit_version
-from registry import data
+from registry import bad_rows, data
 from registry.clock import is_simulated, set_clock
 from registry.context import ModelContext, fetch_version, open_model
 from registry.folder_store import FolderStore
@@ -45,7 +45,8 @@ class Fuse:
 
     def __init__(self, patch: pytest.MonkeyPatch):
         self.left: float = float("inf")
-        for owner, name in ((FolderStore, "create"), (FolderStore, "swap"), (data, "write_deltalake")):
+        for owner, name in ((FolderStore, "create"), (FolderStore, "swap"), (data, "write_deltalake"),
+                            (bad_rows, "write_deltalake")):
             patch.setattr(owner, name, self._limited(getattr(owner, name)))
 
     def _limited(self, write):
@@ -106,10 +107,10 @@ def test_an_ingest(base, fuse, monkeypatch):
     def end_state(context):
         newest = data.newest(context.store, "pumps")
         return newest.digest, newest.rows, len(
-            data.read(context.store, newest)), len(data.bad_rows(context.store, "pumps")), kinds(context)
+            data.read(context.store, newest)), len(bad_rows.read(context.store, "pumps")), kinds(context)
 
     assert (in_every_way_it_may_fail(base, fuse, lambda context: ingest_batch(context, END, END + WEEK),
-                                     end_state) == 3)
+                                     end_state) == 4)
 
 
 def train_and_promote(context: ModelContext) -> None:

@@ -26,7 +26,7 @@ from deployments.processes import available_port
 from flows.ingest import ingest_batch
 from registry import data
 from registry.context import ModelContext, open_model
-from registry.data import delta_options
+from registry.delta import delta_options
 from registry.sources import read_source, source_frames
 from tests.test_registry import moto, s3  # noqa: F401  fixtures
 
