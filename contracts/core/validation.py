@@ -1,5 +1,6 @@
 """Check a batch of rows against the contract, and set the bad rows aside."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -44,9 +45,10 @@ def check_batch(contract: Contract, batch: pd.DataFrame) -> CheckedBatch:
     rows = pd.DataFrame({name: read_cells(batch[name], contract.python_type(name))
                          for name in contract.columns}, copy=False)
     mistyped = _mistyped_cells(contract, batch, rows)
-    problems = _changed_types(batch, mistyped)
-    if problems:
-        return _refused(rows, problems)
+    changed = _changed_types(batch, mistyped)
+    if changed:
+        reasons = [_reason(rule, f", found {batch[rule.column].dtype}") for rule in changed]
+        return _refused(rows, reasons, changed)
     cast = _cast_to_schema(contract, _drop_rows(rows, _row_mask(mistyped, len(rows))))
     violations = [*mistyped, *find_violations(contract.schema.to_schema(), cast)]
     problems = [f"{violation.column}: {violation.rule}, found {text}" for violation in violations
@@ -120,13 +122,12 @@ def _mistyped_cells(contract: Contract, batch: pd.DataFrame, rows: pd.DataFrame)
     return found
 
 
-def _changed_types(batch: pd.DataFrame, mistyped: list[RuleViolation]) -> list[str]:
+def _changed_types(batch: pd.DataFrame, mistyped: list[RuleViolation]) -> list[BrokenRule]:
     """The columns of which most values are not of the declared type."""
     violations = [
         RuleViolation(violation.column, violation.rule, violation.rows[present], violation.found[present])
         for violation in mistyped if (present := violation.found.notna().to_numpy()).any()]
-    return [_reason(rule, f", found {batch[rule.column].dtype}") for rule in _by_rule(violations)
-            if rule.count > batch[rule.column].notna().sum() / 2]
+    return [rule for rule in _by_rule(violations) if rule.count > batch[rule.column].notna().sum() / 2]
 
 
 def _duplicate_keys(contract: Contract, rows: pd.DataFrame, bad: np.ndarray) -> list[RuleViolation]:
@@ -151,8 +152,8 @@ def _key_hashes(key: pd.DataFrame) -> np.ndarray:
     return hashes
 
 
-def _refused(rows: pd.DataFrame, reasons: list[str]) -> CheckedBatch:
-    figures = DataFigures(rows=len(rows), bad=len(rows))
+def _refused(rows: pd.DataFrame, reasons: list[str], by_rule: Sequence[BrokenRule] = ()) -> CheckedBatch:
+    figures = DataFigures(rows=len(rows), bad=len(rows), by_rule=list(by_rule))
     verdict = DataVerdict(outcome=Outcome.FAILED, reasons=tuple(reasons), figures=figures)
     return CheckedBatch(rows.iloc[:0], verdict, rows.iloc[:0])
 
