@@ -18,7 +18,7 @@ from prefect.task_engine import TaskRunTimeoutError
 
 from contracts.core.cells import read_cells
 from contracts.core.digests import JsonObject
-from contracts.core.errors import CheckFailed, NotFound, PerennialError, SourceFailed, Stale
+from contracts.core.errors import CheckFailed, NotFound, SourceFailed, Stale
 from contracts.core.validation import check_batch
 from contracts.core.verdict import BrokenRule, DataFigures, DataVerdict, Outcome
 from flows.monitoring.alerts import update_stale_alert
@@ -26,12 +26,14 @@ from flows.monitoring.faults import RunFault, tell_of_failure, tell_of_success
 from flows.orchestration.events import INGESTED, begin_run, emit, run_name
 from flows.orchestration.steps import RETRIED
 from flows.reporting.artifacts import show_data_check
+from flows.spans import gap_before, span_to_read
 from flows.tables import read_table
 from registry import bad_rows, data
 from registry.context import ModelContext, open_model
 from registry.data import DataVersion
 from registry.events import Ingested, IngestRefused
 from registry.sources import read_source
+from registry.state import State
 
 MAX_ROWS = 1_000_000  # of a file in one batch
 MAX_SOURCE_ROWS = 300_000  # of a source in one batch, but for a single day's
@@ -58,7 +60,7 @@ def ingest(model: str, start: datetime | None = None, end: datetime | None = Non
     known one, less the contract's lateness. `cause`: what started this run, for its page in Prefect."""
     begin_run(model, cause)
     context, is_look = open_model(model), (start, end, file) == (None, None, None)
-    before = data.versions(context.store, model)[-1:]
+    before = context.ledger.state().of_kind(Ingested)
     limit = context.contract.schedule.time_limit.total_seconds() if is_look else None
     try:
         version, verdict = ingest_task.with_options(timeout_seconds=limit)(model, start, end, file)
@@ -71,7 +73,7 @@ def ingest(model: str, start: datetime | None = None, end: datetime | None = Non
             f"{model}: the look for data was ended after {context.contract.schedule.time_limit}, the "
             f"schedule.time_limit of the contract; what was stored by then stays, and the next look goes on "
             f"behind it: look why the source is slow, or raise the limit") from error
-    is_new = [version] != before
+    is_new = context.ledger.state().of_kind(Ingested) != before
     if is_new:
         show_data_check(model, version, verdict)
         announce_data(model, version)
@@ -112,8 +114,9 @@ def ingest_batch(context: ModelContext, start: datetime | None = None, end: date
     If one is refused, those before it are stored; ingesting the corrected file again adds the rest.
     Without dates and file, and with nothing new to find, the newest version is returned.
     """
+    record_missing_versions(context)
     is_look = (start, end, file) == (None, None, None)
-    start, end = _span(context, start, end)
+    start, end = span_to_read(context, start, end)
     if is_look and end <= start:
         return data.newest(context.store, context.name), NOTHING_NEW
     if file is None:
@@ -212,69 +215,49 @@ def _take(context: ModelContext, rows: pd.DataFrame, start: datetime, end: datet
     """Check one batch and take its good rows."""
     earlier = data.versions(context.store, context.name)[-1:]
     checked = check_batch(context.contract, rows)
-    first, last = start.isoformat(), end.isoformat()
     if not checked.verdict.passed:
-        context.ledger.record(
-            IngestRefused(start=first, end=last, verdict=checked.verdict), once=("start", "end", "verdict"))
+        record_refusal(context, start, end, checked.verdict)
         raise CheckFailed(checked.verdict,
                           f"nothing of [{start}, {end}) was stored; correct {file or 'the source'} and "
                           f"ingest it again")
     if len(checked.bad):
         bad_rows.set_aside(context.store, context.contract, checked.bad, start, end)
-    version = data.append(context.store, context.contract, checked.good, start, end)
-    context.ledger.record(
-        Ingested(start=first, end=last, data=version.digest, rows=version.rows, bad=len(checked.bad),
-                 newest=version.newest, corrected=version.corrected, changed_from=version.changed_from),
-        once=("data",))
-    reasons = (*checked.verdict.reasons, *_gap(context, earlier, start, checked.good))
+    version = data.append(context.store, context.contract, checked.good, start, end, len(checked.bad))
+    record_version(context, version)
+    reasons = (*checked.verdict.reasons, *gap_before(context, earlier, start, checked.good))
     return version, replace(checked.verdict, reasons=reasons)
 
 
-def _gap(context: ModelContext, earlier: list[DataVersion], start: datetime, rows: pd.DataFrame) -> list[str]:
-    """A reason that names a gap before this batch: a span that nobody looked for, or one without rows that
-    is longer than the contract's `stale_after`."""
-    if not earlier:
-        return []
-    first = rows[context.contract.event_time].min().to_pydatetime()
-    end, newest = (datetime.fromisoformat(time) for time in (earlier[0].end, earlier[0].newest))
-    if start <= end and first - newest <= context.contract.schedule.stale_after:
-        return []
-    since, until = (end, start) if start > end else (newest, first)
-    return [f"nothing is stored of [{since}, {until}), {until - since}; to fill the gap run: perennial "
-            f"ingest {context.name} --start {since.isoformat()} --end {until.isoformat()}"]
+def record_missing_versions(context: ModelContext) -> None:
+    """Record the data versions that the ledger lacks: a run may be killed after it has made one."""
+    recorded = {known.data for known in context.ledger.state().of_kind(Ingested)}
+    for version in data.versions(context.store, context.name):
+        if version.digest not in recorded:
+            record_version(context, version)
 
 
-def _span(context: ModelContext, start: datetime | None, end: datetime | None) -> tuple[datetime, datetime]:
-    """The batch's window; by default from the newest row, less the contract's lateness, to the last moment
-    whose labels have matured."""
-    for given in (start, end):
-        if given and given.tzinfo:
-            raise PerennialError(f"{context.name}: {given} has a zone, event times have none; name it as "
-                                 f"{given.replace(tzinfo=None)}")
-    matured = (context.now() - context.contract.label.matures).replace(microsecond=0)
-    is_look = start is None and end is None
-    start, end = start or _next_start(context), end or matured
-    if end > matured:
-        raise PerennialError(f"{context.name}: labels of events before {end} are not all known: they mature "
-                             f"after {context.contract.label.matures}; name --end {matured.isoformat()} or "
-                             f"earlier")
-    if end <= start and not is_look:
-        raise PerennialError(f"{context.name}: nothing to ingest: [{start}, {end}) is empty; name --start "
-                             f"and --end")
-    return start, end
+def record_version(context: ModelContext, version: DataVersion) -> None:
+    context.ledger.record(
+        Ingested(start=version.batch_start, end=version.batch_end, data=version.digest, rows=version.rows,
+                 bad=version.bad, newest=version.newest, corrected=version.corrected,
+                 changed_from=version.changed_from), once=("data",))
 
 
-def _next_start(context: ModelContext) -> datetime:
-    """Just after the newest row, less the contract's lateness; of the first batch, where history begins."""
-    schedule, known = context.contract.schedule, data.versions(context.store, context.name)
-    if known:
-        newest = datetime.fromisoformat(known[-1].newest)
-        return newest - schedule.lateness if schedule.lateness else newest + data.RESOLUTION
-    if schedule.since is None:
-        raise NotFound(f"{context.name}: nothing ingested in {context.store.address}, and the contract does "
-                       f"not say since when there are rows; state Schedule(since=…), or run: perennial "
-                       f"ingest {context.name} --start … --end …")
-    return schedule.since
+def record_refusal(context: ModelContext, start: datetime, end: datetime, verdict: DataVerdict) -> None:
+    """Record a refused batch, but not again at each look from the same
+    time on that meets the same broken rules in a few rows more."""
+    def decision(state: State) -> IngestRefused | None:
+        is_known = any(earlier.start == start.isoformat() and _broken(earlier.verdict) == _broken(verdict)
+                       for earlier in state.of_kind(IngestRefused))
+        return None if is_known else IngestRefused(start=start.isoformat(), end=end.isoformat(),
+                                                   verdict=verdict)
+
+    context.ledger.decide(decision)
+
+
+def _broken(verdict: DataVerdict) -> set[tuple[str, str]] | set[str]:
+    """The rules that cells or rows break; where the batch is refused for something else, the reasons."""
+    return {(rule.column, rule.rule) for rule in verdict.figures.by_rule} or {*verdict.reasons}
 
 
 def read_batch(context: ModelContext, start: datetime, end: datetime, file: str,

@@ -36,7 +36,7 @@ class DataVersion:
     """One state of a model's table: `rows` in all, looked for in [`start`, `end`), the newest of them at
     `newest`; `batch_start`, `batch_end` and `batch` (a digest) of the batch taken last, which may be of
     older events; `corrected`: how many known rows it replaced; `changed_from`: the oldest row it added or
-    replaced."""
+    replaced; `bad`: how many rows of the batch were set aside."""
 
     table: str
     version: int
@@ -53,6 +53,7 @@ class DataVersion:
     newest: str
     corrected: int = 0
     changed_from: str = ""
+    bad: int = 0
 
     def as_json(self) -> JsonObject:
         return asdict(self)
@@ -71,9 +72,9 @@ class DataVersion:
         return end if newest > end - stale_after else newest
 
 
-def append(store: Store, contract: Contract, frame: pd.DataFrame, start: datetime,
-           end: datetime) -> DataVersion:
-    """Take the rows of [start, end) into the table.
+def append(store: Store, contract: Contract, frame: pd.DataFrame, start: datetime, end: datetime,
+           bad: int = 0) -> DataVersion:
+    """Take the rows of [start, end) into the table. `bad`: how many others of the batch were set aside.
 
     A row whose key is known and whose cells are the same changes nothing; one with other cells replaces the
     known row. Where nothing changes, the newest version is returned. Of a contract without a key the same
@@ -90,7 +91,7 @@ def append(store: Store, contract: Contract, frame: pd.DataFrame, start: datetim
         changes = _changes(store, contract, frame, existing)
         if existing and changes.is_empty:
             return existing[-1]
-        reference = _next_version(contract, changes, existing, batch, window)
+        reference = _next_version(contract, changes, existing, batch, window, bad)
         try:
             _commit(store, contract, changes, reference, existing[-1] if existing else None)
         except DeltaError:
@@ -120,7 +121,7 @@ class Changes:
 
 
 def _next_version(contract: Contract, changes: Changes, existing: list[DataVersion], batch: str,
-                  window: tuple[str, str]) -> DataVersion:
+                  window: tuple[str, str], bad: int) -> DataVersion:
     last, times = existing[-1] if existing else None, changes.times(contract.event_time)
     return DataVersion(
         layout.data_table(contract.name), last.version + 1 if last else FIRST_VERSION,
@@ -131,7 +132,7 @@ def _next_version(contract: Contract, changes: Changes, existing: list[DataVersi
         machine_time().isoformat(timespec="seconds"), *window,
         newest=max([times.max().isoformat(), *([last.newest] if last else [])]),
         corrected=len(changes.corrected),
-        changed_from=pd.concat([times, changes.moved_from]).min().isoformat())
+        changed_from=pd.concat([times, changes.moved_from]).min().isoformat(), bad=bad)
 
 
 def _commit(store: Store, contract: Contract, changes: Changes, reference: DataVersion,

@@ -16,6 +16,7 @@ from flows.training.judging import champion_probabilities
 from flows.training.version import fit_version, judged_from
 from registry import bad_rows, data, models
 from registry.context import open_model
+from registry.events import IngestRefused
 from tests.conftest import PUMPS
 
 START, END = datetime(2024, 1, 1), datetime(2024, 1, 3)
@@ -272,3 +273,21 @@ def test_days_outside_of_the_span_cut_nothing(context, large_file):
     two = (START + timedelta(days=1), START + timedelta(days=3))
     assert batches(context, *two, Path(file)) == [two]
     assert len(batches(context, START, START + timedelta(days=10), Path(file))) == 5
+
+
+def test_a_case_that_many_looks_refuse_is_recorded_once(context, addresses):
+    def look(rows: pd.DataFrame, days: int) -> None:
+        with pytest.raises(CheckFailed):
+            ingest_batch(context, START, START + timedelta(days=days), written(addresses, rows, ".parquet"))
+
+    broken = readings(START, START + timedelta(days=4))
+    broken["vibration"] = broken["vibration"].mask(broken.index % 50 == 0, 500.0)
+    for rows in (broken, broken.astype({"starts": str}).assign(starts="many"), broken.drop(columns="heat"),
+                 broken.assign(heat=-99.0)):
+        look(rows, 2)
+        look(rows, 3)
+        look(rows, 4)
+    kept = context.ledger.state().of_kind(IngestRefused)
+    assert [refused.verdict.reasons[-1].partition(":")[0] for refused in kept] == [
+        "vibration", "starts", "heat", "vibration"]
+    assert {refused.end for refused in kept} == {"2024-01-03T00:00:00"}

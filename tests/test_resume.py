@@ -24,8 +24,10 @@ from flows.training.version import fit_version
 from registry import bad_rows, data
 from registry.clock import is_simulated, set_clock
 from registry.context import ModelContext, fetch_version, open_model
+from registry.events import Ingested
 from registry.folder_store import FolderStore
 from registry.ledger import Ledger
+from registry.settings import CLOCK
 from registry.traffic import ship
 from service import profiles
 from service.files import write_atomically
@@ -111,6 +113,27 @@ def test_an_ingest(base, fuse, monkeypatch):
 
     assert (in_every_way_it_may_fail(base, fuse, lambda context: ingest_batch(context, END, END + WEEK),
                                      end_state) == 4)
+
+
+def test_a_look(base, addresses, fuse, monkeypatch):
+    """The next look finds the rows known: the version that the other made is recorded all the same."""
+    monkeypatch.setenv(CLOCK, str(addresses / "clock"))
+    set_clock((END + WEEK).replace(tzinfo=UTC))
+    batch = readings(END, END + WEEK)
+    batch.loc[3, "vibration"] = 1_000.0
+    batch = batch.head(1_000)
+
+    def rows_of(_, start, end, *__):
+        return batch[(batch["measured_at"] >= start) & (batch["measured_at"] < end)]
+
+    def end_state(context):
+        newest, ingested = data.newest(context.store, "pumps"), context.ledger.state().of_kind(Ingested)
+        return newest.digest, len(data.read(context.store, newest)), kinds(context), ingested
+
+    monkeypatch.setattr(flows.ingest, "read_source", rows_of)
+    in_every_way_it_may_fail(base, fuse, ingest_batch, end_state)
+    newest, [*_, told] = data.newest(base.store, "pumps"), base.ledger.state().of_kind(Ingested)
+    assert (told.data, told.bad, told.changed_from) == (newest.digest, 1, newest.changed_from)
 
 
 def train_and_promote(context: ModelContext) -> None:

@@ -12,9 +12,10 @@ from prefect import flow
 import contracts
 from contracts.core.errors import PerennialError, SourceFailed
 from contracts.pumps import contract as pumps
-from flows.ingest import ingest
+from flows.ingest import ingest, ingest_batch
 from flows.monitoring.faults import RunFault, end_fault, raise_fault
 from flows.reconcile import reconcile, reconcile_model
+from registry import data
 from registry.clock import set_clock
 from registry.context import open_ledger, open_model
 from registry.settings import CLOCK
@@ -140,3 +141,15 @@ def test_a_source_that_hangs_is_ended_after_the_contracts_time(monkeypatch):
         by_a_parent(PUMPS)
     assert time.monotonic() - begun < 30
     assert alerts(PUMPS) == [("ingestion failed", "raised", ("raised",))]
+
+
+def test_a_version_that_a_killed_run_made_is_announced_by_the_next_look(monkeypatch):
+    announced = []
+    monkeypatch.setattr("flows.ingest.announce_data", lambda model, version: announced.append(version.digest))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("flows.ingest.record_version", lambda *_: sys.exit("killed"))
+        with pytest.raises(SystemExit):
+            ingest_batch(open_model(PUMPS))
+    made = data.newest(open_model(PUMPS).store, PUMPS)
+    assert [ingest(PUMPS)["outcome"] for _ in range(2)] == ["ingested", "nothing new"]
+    assert announced == [made.digest]
