@@ -32,6 +32,7 @@ from registry import bad_rows, data
 from registry.context import ModelContext, open_model
 from registry.data import DataVersion
 from registry.events import Ingested, IngestRefused
+from registry.looks import record_look
 from registry.sources import read_source
 from registry.state import State
 
@@ -118,6 +119,7 @@ def ingest_batch(context: ModelContext, start: datetime | None = None, end: date
     is_look = (start, end, file) == (None, None, None)
     start, end = span_to_read(context, start, end)
     if is_look and end <= start:
+        record_look(context.store, context.name, end)
         return data.newest(context.store, context.name), NOTHING_NEW
     if file is None:
         return _ingest_source(context, start, end, is_look)
@@ -175,7 +177,8 @@ def combined(verdicts: list[DataVerdict]) -> DataVerdict:
 
 def _ingest_source(context: ModelContext, start: datetime, end: datetime,
                    is_look: bool) -> tuple[DataVersion, DataVerdict]:
-    """Take the source's rows of [start, end), of a large source in batches of whole days."""
+    """Take the source's rows of [start, end), of a large source in batches of whole days; a look that has
+    asked for all of them is recorded, whatever it found."""
     taken, at, length = [], start, end - start
     while at < end:
         last = min(end, max(at + DAY, at + length).replace(hour=0, minute=0, second=0, microsecond=0))
@@ -189,6 +192,8 @@ def _ingest_source(context: ModelContext, start: datetime, end: datetime,
             log.info("%s: %s rows are stored, up to %s", context.name, f"{taken[-1][0].rows:,}", last)
         # The next span has about as many rows as a batch may have.
         at, length = last, min(8.0, 0.8 * MAX_SOURCE_ROWS / max(len(rows), 1)) * (last - at)
+    if is_look:
+        record_look(context.store, context.name, end)
     if taken:
         return taken[-1][0], combined([verdict for _, verdict in taken])
     if not is_look or not data.versions(context.store, context.name):

@@ -2,6 +2,7 @@
 
     ledger/MODEL/00000000.json                  the events
     data/MODEL, data/MODEL.bad                  Delta tables: the data versions, the rows set aside
+    looks/MODEL.json                            until when data was looked for
     models/MODEL/VERSION/FILE                   the files of a version
     profiles/MODEL/VERSION/WINDOW/REPLICA.bin   traffic in counts
     predictions/MODEL/VERSION/WINDOW/*.parquet  logged predictions
@@ -47,6 +48,10 @@ def bad_rows_table(model: str) -> str:
 def first_commit(table: str) -> str:
     """The key of the commit that makes a Delta table."""
     return f"{table}/_delta_log/{0:020d}.json"
+
+
+def look(model: str) -> str:
+    return f"looks/{model}.json"
 
 
 def version_file(model: str, version: str, name: str) -> str:

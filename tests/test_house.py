@@ -156,7 +156,7 @@ def test_a_guides_paths_make_targets_and_imports_exist(guide):
 
 def test_keys_of_the_store_are_spelt_in_one_file():
     """A key is a text that begins with one of its top folders and goes on."""
-    folders = "ledger|data|models|profiles|predictions|labels|reports"
+    folders = "ledger|data|looks|models|profiles|predictions|labels|reports"
     for path in SOURCES:
         if path.name == "layout.py":
             continue

@@ -9,6 +9,7 @@ from prefect.utilities.asyncutils import run_coro_as_sync
 
 from registry import data
 from registry.context import ModelContext
+from registry.looks import looked_until
 
 GRACE = timedelta(minutes=15)  # after a scheduled time, in which its own run may still begin
 
@@ -33,9 +34,19 @@ def next_look(context: ModelContext, after: datetime | None = None) -> datetime 
 
 
 def is_look_overdue(context: ModelContext) -> bool:
-    """Whether a scheduled look for data has passed without one."""
-    known, contract = data.versions(context.store, context.name), context.contract
-    if not known:
-        return next_look(context) is not None and contract.schedule.since is not None
-    due = next_look(context, datetime.fromisoformat(known[-1].end) + contract.label.matures)
-    return due is not None and due + GRACE < context.now()
+    """Whether a scheduled look for data has passed without one. Of a model without any, nothing tells when
+    it was deployed: its first look is overdue but for the time in which the schedule may begin it."""
+    contract, now, looked = context.contract, context.now(), last_look(context)
+    if looked is None:
+        due = next_look(context, now - GRACE)
+        return contract.schedule.since is not None and due is not None and due > now
+    due = next_look(context, looked + contract.label.matures)
+    return due is not None and due + GRACE < now
+
+
+def last_look(context: ModelContext) -> datetime | None:
+    """The event time up to which rows were looked for; None if they never were."""
+    known = data.versions(context.store, context.name)
+    reached = [looked_until(context.store, context.name),
+               datetime.fromisoformat(known[-1].end) if known else None]
+    return max(filter(None, reached), default=None)
