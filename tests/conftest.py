@@ -40,6 +40,7 @@ def addresses(tmp_path, monkeypatch) -> Path:
     """A store and a run folder of this test's own."""
     monkeypatch.setenv("PERENNIAL_STORE", str(tmp_path / "store"))
     monkeypatch.setenv("PERENNIAL_RUN", str(tmp_path / "run"))
+    monkeypatch.delenv(CLOCK, raising=False)  # which `servers`, once begun, sets for all tests that follow
     yield tmp_path
     fleet.stop_all(tmp_path / "run")
 

@@ -50,4 +50,4 @@ def memory_limit(model: str, gb: float) -> Iterator[None]:
 
 def is_lack_of_memory(error: Exception) -> bool:
     """Whether Python, or XGBoost's C++, could not get the memory that it asked for."""
-    return isinstance(error, MemoryError) or "bad_alloc" in str(error)
+    return isinstance(error, MemoryError) or any(name in str(error) for name in ("bad_alloc", "bad_malloc"))
