@@ -214,13 +214,18 @@ def test_a_pool_without_a_worker_is_told_once_and_its_end_once_wherever_alerts_g
 def test_a_run_whose_worker_died_before_it_began_is_given_up_and_the_reconciler_comes(monkeypatch):
     monkeypatch.setattr("flows.orchestration.automations.BEGINS_WITHIN", SHORT)
     set_automation(crashed_before_it_began())
-    taken = run_deployment("ingest/pumps", timeout=0, as_subflow=False)
+    taken, begun = (run_deployment(name, timeout=0, as_subflow=False)
+                    for name in ("ingest/pumps", "train/pumps"))
     with get_client(sync_client=True) as client:
         before = len(reconciling())
-        client.set_flow_run_state(taken.id, Pending(name="Submitting"))
+        for run in (begun, taken):
+            client.set_flow_run_state(run.id, Pending(name="Submitting"))
+        emit_event("prefect.flow-run.heartbeat", {"prefect.resource.id": f"prefect.flow-run.{begun.id}"})
         assert until(lambda: client.read_flow_run(taken.id).state.is_crashed(), 60)
         assert "it did not begin within 0:00:10" in client.read_flow_run(taken.id).state.message
         assert until(lambda: len(reconciling()) > before, 30)
+        # Of this one the Running was lost, a heartbeat came.
+        assert client.read_flow_run(begun.id).state.is_pending()
 
 
 def test_a_step_that_fails_by_the_network_is_run_again_and_another_is_not():

@@ -37,8 +37,13 @@ def crashed_without_heartbeat() -> AutomationCore:
 
 def crashed_before_it_began() -> AutomationCore:
     """Mark a run as crashed that a worker took and did not begin: the worker died between the two. Until then
-    the run would hold its deployment's only place."""
-    began = {f"prefect.flow-run.{state}" for state in ("Running", "AwaitingConcurrencySlot", "Scheduled")}
+    the run would hold its deployment's only place.
+
+    A heartbeat shows, too, that a run has begun: a server on SQLite loses an event for good where the
+    database is locked for some milliseconds, and without its Running a healthy run would be crashed.
+    """
+    began = {f"prefect.flow-run.{state}"
+             for state in ("Running", "AwaitingConcurrencySlot", "Scheduled", "heartbeat")}
     trigger = EventTrigger(
         after={"prefect.flow-run.Pending", "prefect.flow-run.Submitting"}, expect={*began, *ENDED},
         match={"prefect.resource.id": "prefect.flow-run.*"}, for_each={"prefect.resource.id"},
