@@ -40,7 +40,8 @@ WEEK = timedelta(days=7)
 START, SHIFT = datetime(2024, 1, 1), datetime(2024, 3, 4)
 
 
-def until(done, seconds=90):
+def until(done, seconds=180):
+    """What `done` returns once it is true. Prefect's server on SQLite may let a writer wait for 60 s."""
     deadline = time.monotonic() + seconds
     while not (found := done()) and time.monotonic() < deadline:
         time.sleep(0.3)
