@@ -1,5 +1,5 @@
 """Prefect's command, with its server changed so that it loses no event on SQLite, which takes one writer at a
-time. `python -m deployments.local_prefect server start`."""
+time. `python -m flows.orchestration.local_server server start`."""
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
