@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from contracts.core.errors import PerennialError
-from service.files import write_text
+from service.atomic_files import write_text
 
 PLACEHOLDER = "perennial-model"  # the image in the base's Deployment, which kustomize replaces
 IMAGE = re.compile(r"(?P<name>[^\s@]+)@(?P<digest>sha256:[0-9a-f]{64})")

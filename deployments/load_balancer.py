@@ -11,7 +11,7 @@ import yaml
 
 from contracts.core.errors import Unavailable
 from deployments import processes
-from service.files import write_text
+from service.atomic_files import write_text
 
 TraefikConfiguration = dict[str, Any]  # as in its YAML files and in what its API returns
 

@@ -10,7 +10,7 @@ import msgspec
 
 from deployments import processes
 from deployments.processes import Process, run_folder_lock
-from service.files import write_text
+from service.atomic_files import write_text
 
 REPLICA_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "BENTOML_DO_NOT_TRACK": "True", "OTEL_SDK_DISABLED": "true",
                        "WHYLOGS_NO_ANALYTICS": "True"}

@@ -14,7 +14,7 @@ from contracts.core.errors import ReleaseFailed
 from deployments import load_balancer
 from deployments.load_balancer import TraefikConfiguration
 from deployments.processes import http_get, wait_until
-from service.files import write_text
+from service.atomic_files import write_text
 from service.limits import MAX_BODY_BYTES
 
 UNLIMITED = -1  # bytes of a body kept for a retry; given a limit, Traefik allocates that for each request

@@ -237,7 +237,7 @@ def rollback(
     as_json: AsJson = False,
 ) -> None:
     """Make an earlier version champion again, and send it the traffic if this machine serves the model."""
-    from flows.releasing.serving import roll_back
+    from flows.releasing.rollback import roll_back
 
     result = roll_back(model, to, reason)
     say(result, as_json, f"{model}: {result['from'][:12]} → {result['to'][:12]}")

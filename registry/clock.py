@@ -5,7 +5,7 @@ from zoneinfo import ZoneInfo
 
 from contracts.core.errors import PerennialError
 from registry import settings
-from service.files import write_text
+from service.atomic_files import write_text
 
 
 def now(time_zone: str) -> datetime:

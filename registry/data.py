@@ -66,8 +66,8 @@ class DataVersion:
                        "newest": stored["end"]} | stored))
 
     def complete_until(self, stale_after: timedelta) -> datetime:
-        """The event time before which rows are all in: until where they were looked for, if what was found
-        reaches it but for `stale_after`, else the newest of them."""
+        """The event time before which rows are all in: the end of the span that was read; if the newest row
+        is older than that by `stale_after` or more, as the source may be late, then that row's time."""
         end, newest = datetime.fromisoformat(self.end), datetime.fromisoformat(self.newest)
         return end if newest > end - stale_after else newest
 
@@ -91,14 +91,14 @@ def append(store: Store, contract: Contract, frame: pd.DataFrame, start: datetim
         changes = _changes(store, contract, frame, existing)
         if existing and changes.is_empty:
             return existing[-1]
-        reference = _next_version(contract, changes, existing, batch, window, bad)
+        made = _next_version(contract, changes, existing, batch, window, bad)
         try:
-            _commit(store, contract, changes, reference, existing[-1] if existing else None)
+            _commit(store, contract, changes, made, existing[-1] if existing else None)
         except DeltaError:
             if len(versions(store, contract.name)) == len(existing):
                 raise
             continue  # another writer came first
-        return reference
+        return made
     raise PerennialError(f"{contract.name}: {MAX_ATTEMPTS} other writers came first; ingest [{start}, "
                          f"{end}) again")
 
@@ -135,12 +135,12 @@ def _next_version(contract: Contract, changes: Changes, existing: list[DataVersi
         changed_from=pd.concat([times, changes.moved_from]).min().isoformat(), bad=bad)
 
 
-def _commit(store: Store, contract: Contract, changes: Changes, reference: DataVersion,
+def _commit(store: Store, contract: Contract, changes: Changes, made: DataVersion,
             last: DataVersion | None) -> None:
-    properties = transaction(reference.version, **{METADATA_KEY: json.dumps(asdict(reference))})
+    properties = transaction(made.version, **{METADATA_KEY: json.dumps(asdict(made))})
     rows = pa.Table.from_pandas(pd.concat([changes.new, changes.corrected]), preserve_index=False)
-    target = (open_table(store, reference.table, last.version) if last
-              else create_table(store, reference.table, rows))
+    target = (open_table(store, made.table, last.version) if last
+              else create_table(store, made.table, rows))
     if len(changes.corrected):
         matches = " AND ".join(f'known."{name}" = found."{name}"' for name in contract.key)
         (target.merge(rows, matches, source_alias="found", target_alias="known", commit_properties=properties)

@@ -10,7 +10,7 @@ import numpy as np
 from contracts.core.contract import Contract
 from contracts.core.digests import JsonObject
 from contracts.core.features import Columns
-from service.files import write_atomically
+from service.atomic_files import write_atomically
 
 SUFFIX = ".rows"
 MAX_WAITING_BYTES = 128 * 2**20  # kept in memory while the disk fails; the oldest file is lost first

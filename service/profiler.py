@@ -18,7 +18,7 @@ from contracts.core.binning import Bins
 from contracts.core.contract import Contract
 from contracts.core.features import Columns
 from contracts.core.windows import WINDOW_FORMAT, by_window
-from service.files import write_atomically
+from service.atomic_files import write_atomically
 from service.prediction_log import PredictionLog
 from service.profiles import add, build_view, from_bytes, profile_rows, rows, to_bytes
 

@@ -23,7 +23,7 @@ from flows.ingest import ingest_batch
 from flows.releasing import canary, replica_check, rollout
 from flows.releasing.bento import build_bento
 from flows.releasing.image import artifact_of, ship_image
-from flows.releasing.serving import roll_back
+from flows.releasing.rollback import roll_back
 from flows.reporting.status import facts
 from flows.training.judging import judge
 from flows.training.version import SAMPLES, fit_version

@@ -10,12 +10,12 @@ import pytest
 
 from contracts.core.binning import MonitoredColumn
 from contracts.core.classification import measure_performance
-from contracts.core.drift import drift, find_drift
 from contracts.core.drift_tests import rows_needed
 from contracts.core.policies import Drift
 from contracts.core.reference import learn_reference
 from contracts.core.retraining import needs_person, wants_retraining
 from contracts.core.verdict import Performance, WindowVerdict, as_json
+from contracts.core.window_verdict import drift, find_drift
 from contracts.flights import contract as FLIGHTS
 from contracts.pumps import contract as PUMPS
 

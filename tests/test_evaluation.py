@@ -9,7 +9,7 @@ import pytest
 
 from contracts.core.classification import calibration_error, class_distance, classification_metrics
 from contracts.core.digests import canonical_json
-from contracts.core.evaluation import gate, paired_difference
+from contracts.core.gate import gate, paired_difference
 from contracts.core.policies import Gate
 from contracts.core.validation import check_batch
 from contracts.core.verdict import Example, as_json

@@ -26,9 +26,9 @@ from flows.monitoring.decision import decided
 from flows.monitoring.notifications import notify_through, to_pagerduty, to_webhook
 from flows.orchestration.clock import move_clock
 from flows.reconcile import reconcile
+from flows.releasing.rollback import roll_back
 from flows.releasing.rollout import is_served
 from flows.releasing.rollout_lock import is_under_way
-from flows.releasing.serving import roll_back
 from flows.train import train
 from registry.clock import set_clock
 from registry.context import open_model

@@ -100,7 +100,7 @@ finally:
 
 
 @pytest.mark.parametrize("module",
-                         ["flows.train", "flows.monitor", "service.model", "contracts.core.evaluation"])
+                         ["flows.train", "flows.monitor", "service.model", "contracts.core.gate"])
 def test_threads_that_wait_do_not_spin(module):
     """Whichever library brings OpenMP first: OpenMP itself says what it has read, when it is loaded."""
     environ = {name: value for name, value in os.environ.items()

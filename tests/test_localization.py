@@ -10,11 +10,11 @@ import pytest
 from contracts.core.binning import MonitoredColumn
 from contracts.core.classification import estimate_performance, measure_performance
 from contracts.core.contract import Contract
-from contracts.core.drift import drift
 from contracts.core.localization import LoggedRows, locate_drift
 from contracts.core.reference import learn_reference
 from contracts.core.skew import find_skew, when, where
 from contracts.core.verdict import ColumnCheck
+from contracts.core.window_verdict import drift
 from contracts.pumps import contract
 
 RNG = np.random.default_rng(0)

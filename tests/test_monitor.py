@@ -26,7 +26,7 @@ from registry.events import WindowJudged
 from registry.folder_store import FolderStore
 from registry.traffic import _put_profile, _records, ship
 from service import profiles
-from service.files import write_atomically
+from service.atomic_files import write_atomically
 from service.model import load_model
 from service.profiler import Profiler
 from tests.conftest import PUMPS

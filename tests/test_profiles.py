@@ -16,11 +16,11 @@ import pytest
 from contracts.core.binning import NEW, Bins, monitored_columns
 from contracts.core.classification import Label
 from contracts.core.contract import Contract
-from contracts.core.drift import drift
 from contracts.core.features import number
 from contracts.core.policies import Drift, Gate
 from contracts.core.reference import learn_reference
 from contracts.core.schema import column
+from contracts.core.window_verdict import drift
 from contracts.core.windows import by_window
 from contracts.flights import contract as flights
 from contracts.flights import source

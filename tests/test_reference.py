@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from contracts.core.binning import Bins, MonitoredColumn
-from contracts.core.drift import drift
 from contracts.core.policies import Drift
 from contracts.core.reference import decode_references, effects, encode_references, learn_reference
+from contracts.core.window_verdict import drift
 from contracts.flights import contract as flights
 
 DAY, WEEK = timedelta(days=1), timedelta(days=7)

@@ -30,7 +30,7 @@ from registry.ledger import Ledger
 from registry.settings import CLOCK
 from registry.traffic import ship
 from service import profiles
-from service.files import write_atomically
+from service.atomic_files import write_atomically
 from service.model import load_model
 from tests.conftest import PUMPS
 from tests.test_cli import ROOT, perennial

@@ -19,7 +19,7 @@ from flows.releasing import kubernetes, rollout_lock, serving
 from flows.training.judging import judge
 from flows.training.version import fit_version
 from service import profiles
-from service.files import write_atomically
+from service.atomic_files import write_atomically
 from tests.conftest import PUMPS
 
 IMAGE = f"registry.example.org/pumps@sha256:{'a' * 64}"

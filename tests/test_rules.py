@@ -9,8 +9,8 @@ import pandera.errors
 import pandera.pandas as pa
 import pytest
 
-from contracts.core import rules
-from contracts.core.rules import find_violations
+from contracts.core import column_rules as rules
+from contracts.core.column_rules import find_violations
 from contracts.flights import contract as flights
 from contracts.pumps import contract as pumps
 

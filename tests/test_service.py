@@ -367,7 +367,7 @@ def test_a_bento_holds_what_the_service_imports_and_the_model_and_nothing_else(f
     assert ({path for path in held if path.count("/") == 1 and path.startswith("contracts")}
             == {"contracts/__init__.py", "contracts/flights.py"})
     assert ("contracts/core/binning.py" in held
-            and not held & {"contracts/core/canary.py", "contracts/core/drift.py"})
+            and not held & {"contracts/core/canary.py", "contracts/core/window_verdict.py"})
     assert (flights_bento / "src" / "model" / "manifest.json").exists()
 
 

@@ -12,11 +12,11 @@ from prefect.states import Completed, Failed
 from typer.testing import CliRunner
 
 from contracts.core.binning import MAX_BINS, Bins
-from contracts.core.drift import drift
 from contracts.core.errors import PerennialError
 from contracts.core.reference import BinnedComparison, Reference
 from contracts.core.retraining import RefusalRule
 from contracts.core.verdict import Action, Estimate, Performance
+from contracts.core.window_verdict import drift
 from contracts.pumps import contract
 from flows import monitor
 from flows.cli import app

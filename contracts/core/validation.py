@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 
 from contracts.core.cells import read_cells
+from contracts.core.column_rules import ROW_RULE, RuleViolation, find_violations
 from contracts.core.contract import Contract
-from contracts.core.rules import ROW_RULE, RuleViolation, find_violations
 from contracts.core.verdict import BrokenRule, DataFigures, DataVerdict, Example, Outcome
 
 EXAMPLES = 3

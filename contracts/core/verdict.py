@@ -2,7 +2,8 @@
 
 Each of the four questions has its verdict: `DataVerdict` (a batch), `GateVerdict` (a challenger),
 `CanaryVerdict` (a challenger that serves a share of the traffic) and `WindowVerdict` (a window of
-traffic). All are stored as JSON: a field that came later has a default, so that older JSON still reads.
+traffic). All are stored as JSON: a field that came later has a default, and a renamed one keeps its first
+name there (`rename`), so that older JSON still reads.
 """
 
 from collections.abc import Sequence
@@ -24,7 +25,9 @@ class Outcome(StrEnum):
 
 
 class WindowKind(StrEnum):
-    """The findings of a window of traffic, the gravest first."""
+    """The findings of a window of traffic, the gravest first. `STALE`: traffic without labels, or labelled
+    rows without traffic. `WORSE_ON_LABELS`: the labels' class shares are further from what the model expected
+    than the contract's `label_gap`."""
 
     BROKEN_CONTRACT = "broken contract"
     SKEW = "training/serving skew"
@@ -50,8 +53,7 @@ class CanaryKind(StrEnum):
 
 
 class CheckKind(StrEnum):
-    """What a drift check compares: the distribution of values,
-    the share missing, the share never seen in training."""
+    """What a drift check compares: the values, the share missing, the share never seen in training."""
 
     VALUES = "values"
     MISSING = "missing"
@@ -69,7 +71,7 @@ class Severity(StrEnum):
 class Action(StrEnum):
     """What follows from a judged window."""
 
-    RETRAIN = "retrain"  # the ledger granted a retraining
+    RETRAIN = "retrain"  # a retraining was asked for, and no rule (cooldown, budget, …) refused it
     PAGE = "page"  # a person must look
     WATCH = "watch"  # drift must persist before a retraining starts
     # A retraining is wanted and refused for now: cooldown, budget, one in flight, too few new rows.
@@ -153,8 +155,8 @@ class GateFigures(Struct, frozen=True, kw_only=True, rename={"class_distance": "
 
 
 class SideFigures(Struct, frozen=True, kw_only=True):
-    """One side of a canary: requests, memory growth in MB,
-    99th percentile in seconds, records by named class."""
+    """One side of a canary: requests (`refused`: answered 4xx, the caller's mistake; `failed`: 5xx or no
+    answer), memory growth in MB, 99th percentile in seconds, records by predicted class."""
 
     requests: int
     answered: int
@@ -167,8 +169,7 @@ class SideFigures(Struct, frozen=True, kw_only=True):
 
 
 class CanaryFigures(Struct, frozen=True, kw_only=True):
-    """Both sides of a canary; `distance`: total variation
-    distance of their class shares, None before both answered."""
+    """Both sides of a canary; `distance` of their class shares (total variation), once both have answered."""
 
     stable: SideFigures
     challenger: SideFigures
@@ -177,8 +178,7 @@ class CanaryFigures(Struct, frozen=True, kw_only=True):
 
 class ColumnCheck(Struct, frozen=True, kw_only=True, omit_defaults=True,
                   rename={"threshold": "floor", "p_value": "chance"}):
-    """One drift check of one column: `effect` against its
-    `threshold`, and the p-value corrected for all checks.
+    """One drift check of one column: `effect` against its `threshold`, and the p-value of all checks.
 
     `since`: the first day on which the effect was above the threshold; `slice`: the slice that carries it.
     """
@@ -229,9 +229,9 @@ class WindowFigures(Struct, frozen=True, kw_only=True,
                     rename={"performance": "scores", "cumulative": "crept"}):
     """What a window was judged by.
 
-    `rows` answered and `bad` refused records; `needed`: rows that the power calculation
-    asks for. `since`: start of the oldest window that was judged together with this
-    one. `cumulative`: drift scores against the first champion's training data.
+    `rows` answered and `bad` refused records; `needed`: rows that the power calculation asks for. A window
+    with too few rows is judged together with those before it; `since`: the start of the oldest of them.
+    `cumulative`: drift scores against the first champion's training data.
     """
 
     rows: int = 0

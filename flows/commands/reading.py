@@ -85,7 +85,7 @@ def report(
     from flows.reporting import window_report
     from flows.reporting.pages import report as page
     from registry.context import open_model
-    from service.files import write_atomically
+    from service.atomic_files import write_atomically
 
     context = open_model(model)
     start = window.isoformat() if window else window_report.newest(context)

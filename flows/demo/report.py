@@ -17,7 +17,7 @@ from flows.demo.plots import (
     versions_in_service,
 )
 from flows.reporting.templates import environment
-from service.files import write_text
+from service.atomic_files import write_text
 
 
 def write(report: Report, folder: Path) -> None:

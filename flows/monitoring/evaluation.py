@@ -8,12 +8,12 @@ from msgspec.structs import replace
 
 from contracts.core.binning import REFERENCE_FILE, monitored_columns
 from contracts.core.classification import estimate_performance, measure_performance
-from contracts.core.drift import cumulative_drift, drift
 from contracts.core.errors import NotFound
 from contracts.core.localization import LoggedRows
 from contracts.core.reference import BinnedComparison, decode_references, merge_versions
 from contracts.core.skew import Skew, find_answer_skew, find_clock_skew, find_skew
 from contracts.core.verdict import Outcome, Performance, WindowFigures, WindowKind, WindowVerdict
+from contracts.core.window_verdict import cumulative_drift, drift
 from flows.monitoring.outcomes import (
     INGESTED,
     Outcomes,

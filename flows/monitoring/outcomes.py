@@ -1,4 +1,7 @@
-"""Join logged predictions with their labels, by the event's key or by the prediction's id."""
+"""Join logged predictions with their labels, by the contract's key or by the prediction's id.
+
+An event is a labelled row that was ingested from the source, not one of the ledger's.
+"""
 
 from contextlib import suppress
 from dataclasses import dataclass
@@ -50,16 +53,16 @@ class Outcomes:
 def unlabelled_windows(context: ModelContext) -> dict[str, Estimate]:
     """The estimated performance on windows whose labels are not all in, by their starts, oldest first."""
     contract, promoted = context.contract, context.ledger.state().promoted
-    labels = data.newest(context.store, context.name).complete_until(contract.schedule.stale_after)
+    labelled_until = data.newest(context.store, context.name).complete_until(contract.schedule.stale_after)
     unlabelled: dict[datetime, list[str]] = {}
-    for key, (version, start) in traffic_keys(context, layout.PREDICTIONS).items():
-        if version in promoted and start + contract.drift.window > labels:
-            unlabelled.setdefault(start, []).append(key)
+    for path, (version, start) in traffic_keys(context, layout.PREDICTIONS).items():
+        if version in promoted and start + contract.drift.window > labelled_until:
+            unlabelled.setdefault(start, []).append(path)
     if not unlabelled:
         return {}
     return {start.isoformat(): estimate_performance(
-                contract.label.probabilities_in(read_predictions(context, keys)))
-            for start, keys in sorted(unlabelled.items())}
+                contract.label.probabilities_in(read_predictions(context, paths)))
+            for start, paths in sorted(unlabelled.items())}
 
 
 def join_outcomes(context: ModelContext, version: str, start: datetime, events: pd.DataFrame) -> Outcomes:
@@ -128,7 +131,7 @@ def joins_if_shifted(contract: Contract, outcomes: Outcomes, events: pd.DataFram
 
 
 def ingested_events(context: ModelContext, start: datetime) -> pd.DataFrame:
-    """The ingested events of a window, with a request's types."""
+    """The ingested events of a window, as the arrays that serving builds from a request."""
     contract = context.contract
     rows = data.read(context.store, data.newest(context.store, context.name), start,
                      start + contract.drift.window)

@@ -7,12 +7,12 @@ from itertools import takewhile
 from contracts.core.classification import is_output
 from contracts.core.contract import Contract
 from contracts.core.digests import JsonObject
-from contracts.core.drift import all_missing
 from contracts.core.errors import NotFound
 from contracts.core.policies import Drift
 from contracts.core.reference import BinnedComparison
 from contracts.core.retraining import Claim, ClaimState
 from contracts.core.verdict import Action, CheckKind, WindowFigures, WindowKind, WindowVerdict, as_json
+from contracts.core.window_verdict import all_missing
 from flows.reporting.charts import Bar, Line, bars, line, named
 from registry import layout
 from registry.context import ModelContext

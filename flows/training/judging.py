@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from contracts.core.errors import PerennialError
-from contracts.core.evaluation import gate
+from contracts.core.gate import gate
 from contracts.core.verdict import GateVerdict
 from flows.releasing.replica_check import answered_by
 from registry import data, models

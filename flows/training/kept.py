@@ -17,7 +17,7 @@ from flows.training.blocks import BlockFile
 from flows.training.dataset import TrainingSet
 from flows.training.vocabulary import CategoryVocabulary
 from registry.clock import machine_time
-from service.files import write_text
+from service.atomic_files import write_text
 
 INDEX, SAMPLE = "index.json", "sample.parquet"
 FORGOTTEN = 24 * 3600  # seconds after which a training set that no run took up is deleted

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from deployments import processes
-from service.files import write_text
+from service.atomic_files import write_text
 from tests.bench import ROOT, peers
 from tests.bench.page import BENCH, BENCHMARKS
 from tests.bench.page import main as draw

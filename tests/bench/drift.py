@@ -28,13 +28,13 @@ import pandera.pandas as pa
 from contracts.core.binning import MonitoredColumn
 from contracts.core.classification import Label
 from contracts.core.contract import Contract
-from contracts.core.drift import drift
 from contracts.core.features import category, number
 from contracts.core.loading import load_contract
 from contracts.core.policies import Drift, Gate
 from contracts.core.reference import Reference, learn_reference
 from contracts.core.schema import column
 from contracts.core.verdict import WindowVerdict
+from contracts.core.window_verdict import drift
 from service import profiles
 from tests.bench import PEERS, ROOT, peers, write
 

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from flows.demo.plots import BLUE, GREY, INK, LEGEND, PALE, RED, SOFT, STYLE, inline
 from flows.reporting.templates import environment
-from service.files import write_text
+from service.atomic_files import write_text
 from tests.bench import ROOT
 
 BENCH = ROOT / "build" / "bench"

@@ -30,7 +30,7 @@ from flows.ingest import ingest_batch
 from flows.releasing import rollout
 from flows.releasing.bento import build_bento
 from flows.releasing.image import ship_image
-from flows.releasing.serving import roll_back
+from flows.releasing.rollback import roll_back
 from flows.training import version
 from registry import data, images
 from registry.context import ModelContext, open_model
