@@ -2,7 +2,7 @@
 with a worker that is killed in each step of a training, and with the server restarted in between.
 
 It works in a copy of this project with a second contract, and takes about 20 minutes a store; `--store` names
-one, `--kills` how many steps the worker is killed in. Nothing but traffic, the clock and those faults is made
+one, `--steps` the steps that the worker is killed in. Nothing but traffic, the clock and those faults is made
 here: whatever else happens the product does.
 """
 
@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -67,14 +67,14 @@ contract = replace(pumps, name="fans", source=source, gate=replace(pumps.gate, m
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--store", choices=("folder", "s3"))
-    parser.add_argument("--kills", type=int, default=len(STEPS), help="how many steps to kill the worker in")
+    parser.add_argument("--steps", nargs="*", choices=STEPS, default=STEPS, help="to kill the worker in")
     parser.add_argument("--home", help=argparse.SUPPRESS)  # in the copy
     asked = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that what runs is ended
     if asked.home:
-        print(json.dumps(trial(Path(asked.home), STEPS[:asked.kills])))
+        print(json.dumps(trial(Path(asked.home), tuple(asked.steps))))
         return
-    taken = {kind: in_a_copy(kind, asked.kills) for kind in ([asked.store] if asked.store
+    taken = {kind: in_a_copy(kind, asked.steps) for kind in ([asked.store] if asked.store
                                                              else ["folder", "s3"])}
     write("outage", {"figures": [line for kind, one in taken.items() for line in figures(kind, one)],
                      "taken": taken})
@@ -96,7 +96,7 @@ def figures(kind: str, taken: dict[str, Any]) -> list[dict[str, Any]]:
                    [kill["seconds"] for kill in taken["kills"]])]
 
 
-def in_a_copy(kind: str, kills: int) -> dict[str, Any]:
+def in_a_copy(kind: str, steps: Sequence[str]) -> dict[str, Any]:
     """Run the trial in a copy of the project that has a second contract, on a folder or on S3."""
     with tempfile.TemporaryDirectory(prefix="perennial-outage-") as folder, addresses(kind) as known:
         copy, home = Path(folder, "project"), Path(folder, "home")
@@ -107,7 +107,7 @@ def in_a_copy(kind: str, kills: int) -> dict[str, Any]:
             CLOCK: str(home / "clock"), "PYTHONPATH": str(copy), "PREFECT_LOGGING_LEVEL": "INFO"}
         (home / "clock").write_text(FIRST.replace(tzinfo=UTC).isoformat())
         process = subprocess.Popen([sys.executable, "-m", "tests.bench.outage", "--home", str(home),
-                                    "--kills", str(kills)], cwd=copy, env=environ, stdout=subprocess.PIPE,
+                                    "--steps", *steps], cwd=copy, env=environ, stdout=subprocess.PIPE,
                                    text=True)
         try:
             output = process.communicate(timeout=7_200)[0]
