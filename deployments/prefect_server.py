@@ -27,6 +27,7 @@ def environment(home: Path, port: int) -> dict[str, str]:
 
 def start_server(run: Path, api: str, seconds: float = 90) -> None:
     """Start a server with its API at the url `api`, and wait until it answers."""
+    # Named, not imported: Prefect stays in flows/.
     command = [sys.executable, "-m", "flows.orchestration.local_server", "--no-prompt", "server", "start",
                "--host", "127.0.0.1", "--port", str(urlsplit(api).port)]
     server = processes.spawn(command, run / "logs" / "prefect-server.log", {})

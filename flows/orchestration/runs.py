@@ -38,31 +38,28 @@ def find_run(run: str) -> FlowRun | None:
 
 def waiting_runs(deployment: str) -> list[FlowRun]:
     """The runs of a deployment, as "train/flights", that are not finished."""
+    return _runs(deployment, FlowRunFilterStateType(not_any_=sorted(TERMINAL_STATES)))
+
+
+def last_ended(deployment: str, number: int) -> list[FlowRun]:
+    """The last runs of a deployment that are finished, newest first."""
+    return _runs(deployment, FlowRunFilterStateType(any_=sorted(TERMINAL_STATES)),
+                 sort=FlowRunSort.END_TIME_DESC, limit=number)
+
+
+def _runs(deployment: str, states: FlowRunFilterStateType, **order: Any) -> list[FlowRun]:
     flow, _, name = deployment.partition("/")
     with get_client(sync_client=True) as client:
         return client.read_flow_runs(
             flow_filter=FlowFilter(name=FlowFilterName(any_=[flow])),
             deployment_filter=DeploymentFilter(name=DeploymentFilterName(any_=[name])),
-            flow_run_filter=FlowRunFilter(state=FlowRunFilterState(
-                type=FlowRunFilterStateType(not_any_=sorted(TERMINAL_STATES)))))
+            flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=states)), **order)
 
 
 def is_under_way(deployment: str, now: datetime) -> bool:
     """Whether a run of a deployment was begun, or should have been; `now`: machine time (UTC)."""
     return any(run.expected_start_time is None or run.expected_start_time <= now
                for run in waiting_runs(deployment))
-
-
-def last_ended(deployment: str, number: int) -> list[FlowRun]:
-    """The last runs of a deployment that are finished, newest first."""
-    flow, _, name = deployment.partition("/")
-    with get_client(sync_client=True) as client:
-        return client.read_flow_runs(
-            flow_filter=FlowFilter(name=FlowFilterName(any_=[flow])),
-            deployment_filter=DeploymentFilter(name=DeploymentFilterName(any_=[name])),
-            flow_run_filter=FlowRunFilter(state=FlowRunFilterState(
-                type=FlowRunFilterStateType(any_=sorted(TERMINAL_STATES)))),
-            sort=FlowRunSort.END_TIME_DESC, limit=number)
 
 
 def has_lost_its_worker(run: FlowRun, now: datetime) -> bool:
