@@ -1,0 +1,154 @@
+"""What the checks on labels need of labelled predictions, as sums: those of two parts of the rows add up.
+
+Probabilities are counted in bins of equal width in their logit, so that the area under the curve and the
+calibration follow from the sums alone, for a rare class as for a common one.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import reduce
+
+import numpy as np
+import pandas as pd
+
+from contracts.core.classification import row_losses
+
+BINS, MAX_LOGIT = 400, 10.0  # of a probability; beyond this logit (p = 0.00005) all share the last bin
+CLIP = 1e-7  # to which probabilities are clipped before their logarithm, as `row_losses` does
+# The slices of rows without a value, and of values beyond the MAX_SLICES first ones of a column.
+MISSING, OTHERS = "(missing)", "(others)"
+MAX_SLICES = 500
+
+
+@dataclass(frozen=True)
+class OutcomeSums:
+    """Sums over n labelled predictions.
+
+    `loss`, `loss_squared`: of the rows' log loss. `promised`, `variance`, `third`: of the mean, the variance
+    and the third central moment that a row's log loss has if its probabilities are right. `surprise`:
+    of the squared difference of loss and promise. By class and bin of its probability, (classes, BINS):
+    `counts` of rows, `hits` that have this label, and the sum of the `probabilities`.
+    """
+
+    rows: int
+    loss: float
+    loss_squared: float
+    promised: float
+    variance: float
+    third: float
+    surprise: float
+    counts: np.ndarray
+    hits: np.ndarray
+    probabilities: np.ndarray
+
+    @classmethod
+    def empty(cls, classes: int) -> "OutcomeSums":
+        zeros = np.zeros((classes, BINS))
+        return cls(0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, zeros.astype(np.int64), zeros.astype(np.int64), zeros)
+
+    @classmethod
+    def of(cls, labels: np.ndarray, probabilities: np.ndarray) -> "OutcomeSums":
+        """Of class indices (n,) and probabilities (n, classes)."""
+        return _Rows(labels, probabilities).sums(np.zeros(len(labels), np.int64), 1)[0]
+
+    def __add__(self, other: "OutcomeSums") -> "OutcomeSums":
+        return OutcomeSums(**{name: getattr(self, name) + getattr(other, name) for name in vars(self)})
+
+    @property
+    def observed(self) -> np.ndarray:
+        """How many rows have each label, int64 (classes,)."""
+        return np.asarray(self.hits.sum(axis=1))
+
+
+@dataclass(frozen=True)
+class SlicedSums:
+    """The sums of all rows, and those of each value of each slice's column."""
+
+    whole: OutcomeSums
+    slices: Mapping[str, Mapping[str, OutcomeSums]] = field(default_factory=dict)
+
+    @classmethod
+    def empty(cls, classes: int) -> "SlicedSums":
+        return cls(OutcomeSums.empty(classes))
+
+    @classmethod
+    def of(cls, labels: np.ndarray, probabilities: np.ndarray,
+           slices: Mapping[str, np.ndarray]) -> "SlicedSums":
+        """Of class indices (n,), probabilities (n, classes) and the n values of each slice's column."""
+        rows, by_column = _Rows(labels, probabilities), {}
+        for column, values in slices.items():
+            names, codes = _named(values)
+            by_column[column] = {
+                name: sums for name, sums in zip(names, rows.sums(codes, len(names))) if sums.rows}
+        return cls(rows.sums(np.zeros(len(labels), np.int64), 1)[0], by_column)
+
+    def __add__(self, other: "SlicedSums") -> "SlicedSums":
+        columns = dict.fromkeys([*self.slices, *other.slices])
+        return SlicedSums(self.whole + other.whole,
+                          {column: _added(self.slices.get(column, {}), other.slices.get(column, {}))
+                           for column in columns})
+
+
+def _added(first: Mapping[str, OutcomeSums], second: Mapping[str, OutcomeSums]) -> dict[str, OutcomeSums]:
+    added = dict(first)
+    for name, sums in second.items():
+        place = name if name in added or len(added) < MAX_SLICES else OTHERS
+        added[place] = added[place] + sums if place in added else sums
+    return added
+
+
+def _named(values: np.ndarray) -> tuple[list[str], np.ndarray]:
+    """The distinct values as text, the commonest first and at most MAX_SLICES of them, and each row's."""
+    codes, distinct = pd.factorize(values)  # -1: missing
+    names = [*map(str, distinct), MISSING]
+    order = np.argsort(-np.bincount(codes % len(names), minlength=len(names)), kind="stable")
+    place = np.empty(len(names), np.int64)
+    place[order] = np.minimum(np.arange(len(names)), MAX_SLICES)
+    kept = [names[index] for index in order[:MAX_SLICES]]
+    return kept + [OTHERS] * (len(names) > MAX_SLICES), place[codes]
+
+
+class _Rows:
+    """The terms that are summed, of labelled predictions: labels (n,), probabilities (n, classes)."""
+
+    def __init__(self, labels: np.ndarray, probabilities: np.ndarray):
+        clipped = np.clip(probabilities.astype(np.float64), CLIP, 1.0)
+        surprisal = -np.log(clipped)  # the loss of each label that may come
+        promised, losses = (clipped * surprisal).sum(axis=1), row_losses(labels, probabilities)
+        apart = surprisal - promised[:, None]
+        self.moments = {"loss": losses, "loss_squared": losses ** 2, "promised": promised,
+                        "variance": (clipped * apart ** 2).sum(axis=1),
+                        "third": (clipped * apart ** 3).sum(axis=1), "surprise": (losses - promised) ** 2}
+        self.labels, self.probabilities, self.bins = labels, probabilities, bin_of(probabilities)
+
+    def sums(self, groups: np.ndarray, count: int) -> list[OutcomeSums]:
+        """The sums of each group's rows; `groups`: the group of each row, below `count`."""
+        classes, size = self.probabilities.shape[1], count * BINS
+        counts, hits, whole = (np.zeros((count, classes, BINS)) for _ in range(3))
+        for index in range(classes):
+            cells = groups * BINS + self.bins[:, index]
+            has_label = self.labels == index
+            counts[:, index] = np.bincount(cells, minlength=size).reshape(count, BINS)
+            hits[:, index] = np.bincount(cells[has_label], minlength=size).reshape(count, BINS)
+            whole[:, index] = np.bincount(cells, self.probabilities[:, index], size).reshape(count, BINS)
+        rows = np.bincount(groups, minlength=count)
+        moments = {name: np.bincount(groups, values, count) for name, values in self.moments.items()}
+
+        def of_group(group: int) -> OutcomeSums:
+            loss, squared, promised, variance, third, surprise = (
+                float(sums[group]) for sums in moments.values())
+            return OutcomeSums(int(rows[group]), loss, squared, promised, variance, third, surprise,
+                               counts[group].astype(np.int64), hits[group].astype(np.int64), whole[group])
+        return [of_group(group) for group in range(count)]
+
+
+def bin_of(probabilities: np.ndarray) -> np.ndarray:
+    """The bin of each probability, int64, in equal steps of its logit."""
+    clipped = np.clip(probabilities.astype(np.float64), CLIP, 1 - CLIP)
+    logit = np.log(clipped / (1 - clipped))
+    return np.clip((logit + MAX_LOGIT) * (BINS / (2 * MAX_LOGIT)), 0, BINS - 1).astype(np.int64)
+
+
+def total(parts: list[SlicedSums], classes: int) -> SlicedSums:
+    """The sums of all parts together."""
+    return reduce(SlicedSums.__add__, parts, SlicedSums.empty(classes))

@@ -1,0 +1,62 @@
+"""Sums over labelled predictions: parts add up to the whole, and slices are told apart."""
+
+import numpy as np
+import pytest
+
+from contracts.core.classification import row_losses
+from contracts.core.outcome_sums import MAX_SLICES, MISSING, OTHERS, OutcomeSums, SlicedSums
+
+
+def drawn(rows: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Labels and the probabilities that they were drawn from."""
+    rng = np.random.default_rng(seed)
+    probabilities = rng.dirichlet([3, 1, 0.2], rows).astype(np.float32)
+    return (probabilities.cumsum(axis=1) < rng.random((rows, 1))).sum(axis=1).clip(0, 2), probabilities
+
+
+def test_the_parts_of_the_rows_add_up_to_all_of_them():
+    labels, probabilities = drawn(5_000)
+    whole = OutcomeSums.of(labels, probabilities)
+    parts = OutcomeSums.of(labels[:1_234], probabilities[:1_234]) + OutcomeSums.of(labels[1_234:],
+                                                                                  probabilities[1_234:])
+    for name, value in vars(whole).items():
+        assert np.allclose(getattr(parts, name), value), name
+    assert whole.loss == pytest.approx(row_losses(labels, probabilities).sum())
+    assert whole.observed.tolist() == np.bincount(labels, minlength=3).tolist()
+
+
+def test_what_calibrated_probabilities_promise_comes_true():
+    labels, probabilities = drawn(400_000)
+    sums = OutcomeSums.of(labels, probabilities)
+    assert sums.loss / sums.rows == pytest.approx(sums.promised / sums.rows, abs=0.005)
+    assert sums.surprise / sums.rows == pytest.approx(sums.variance / sums.rows, rel=0.02)
+
+
+def test_slices_hold_the_rows_of_their_value_and_what_is_missing():
+    labels, probabilities = drawn(3_000)
+    carriers = np.array(["AA", "B6", None], object)[np.arange(3_000) % 3]
+    ages = np.where(np.arange(3_000) % 2, np.nan, 4.0)
+    sums = SlicedSums.of(labels, probabilities, {"carrier": carriers, "age": ages})
+    assert {name: part.rows for name, part in sums.slices["carrier"].items()} == {
+        "AA": 1_000, "B6": 1_000, MISSING: 1_000}
+    assert {name: part.rows for name, part in sums.slices["age"].items()} == {"4.0": 1_500, MISSING: 1_500}
+    alone = OutcomeSums.of(labels[carriers == "B6"], probabilities[carriers == "B6"])
+    assert sums.slices["carrier"]["B6"].loss == pytest.approx(alone.loss)
+    twice = sums + sums
+    assert twice.whole.rows == 6_000 and twice.slices["carrier"]["AA"].rows == 2_000
+
+
+def test_a_column_with_very_many_values_keeps_the_commonest_and_sums_the_others():
+    labels, probabilities = drawn(4_000)
+    values = np.array([f"v{index % 900}" for index in range(4_000)], object)
+    sums = SlicedSums.of(labels, probabilities, {"v": values})
+    both = sums + SlicedSums.of(labels, probabilities, {"v": np.char.add(values.astype(str), "x")})
+    assert len(sums.slices["v"]) == MAX_SLICES + 1
+    assert sum(part.rows for part in sums.slices["v"].values()) == 4_000
+    assert sum(part.rows for part in both.slices["v"].values()) == 8_000 and OTHERS in both.slices["v"]
+    assert len(both.slices["v"]) <= MAX_SLICES + 1
+
+
+def test_no_rows_are_no_sums():
+    empty = SlicedSums.of(np.zeros(0, np.int64), np.zeros((0, 3), np.float32), {"v": np.zeros(0, object)})
+    assert empty.whole.rows == 0 and empty.slices == {"v": {}}
