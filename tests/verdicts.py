@@ -2,10 +2,8 @@
 
 from typing import Any
 
+from contracts.core.gate_verdict import GateFigures, GateVerdict, Metrics
 from contracts.core.verdict import (
-    GateFigures,
-    GateVerdict,
-    Metrics,
     Outcome,
     WindowFigures,
     WindowKind,

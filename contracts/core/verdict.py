@@ -1,9 +1,9 @@
 """The answer to a "may this pass?": outcome, kind, reasons, and the figures behind them.
 
-Each of the four questions has its verdict: `DataVerdict` (a batch), `GateVerdict` (a challenger),
-`CanaryVerdict` (a challenger that serves a share of the traffic) and `WindowVerdict` (a window of
-traffic). All are stored as JSON: a field that came later has a default, and a renamed one keeps its first
-name there (`rename`), so that older JSON still reads.
+Each of the four questions has its verdict: `DataVerdict` (a batch), `GateVerdict` (a challenger, in
+`gate_verdict.py`), `CanaryVerdict` (a challenger that serves a share of the traffic) and `WindowVerdict`
+(a window of traffic). All are stored as JSON: a field that came later has a default, and a renamed one keeps
+its first name there (`rename`), so that older JSON still reads.
 """
 
 from collections.abc import Sequence
@@ -106,52 +106,6 @@ class DataFigures(Struct, frozen=True, kw_only=True):
     bad: int
     by_rule: list[BrokenRule] = []
     limit: float | None = None
-
-
-class Metrics(Struct, frozen=True, kw_only=True):
-    """A classifier on labelled rows; None where undefined, as the AUC of a class that is absent."""
-
-    rows: int
-    log_loss: float | None = None
-    auc: float | None = None
-    calibration_error: float | None = None
-    recall: dict[str, float | None] = {}
-
-
-class Difference(Struct, frozen=True, kw_only=True):
-    """Challenger minus champion, mean log loss of the same rows, and its bootstrap interval."""
-
-    difference: float
-    low: float
-    high: float
-
-
-class SliceDifference(Struct, frozen=True, kw_only=True):
-    """By how much the challenger's log loss exceeds the champion's in one slice."""
-
-    column: str
-    value: str
-    rows: int
-    behind: float
-
-
-class GateFigures(Struct, frozen=True, kw_only=True, rename={"class_distance": "apart"}):
-    """What the gate judged by; what compares with a champion is None where there is none to compare with.
-
-    `disagreement`: largest difference of the saved model's probabilities, from a new process, and the
-    trainer's. `refit_shift`: mean difference of the judged model's probabilities and those of the one
-    refitted on every row. `class_distance`: total variation distance of the two models' class shares, 0 to 1.
-    """
-
-    challenger: Metrics
-    latency_ms: float | None = None
-    size_mb: float | None = None
-    disagreement: float | None = None
-    refit_shift: float | None = None
-    champion: Metrics | None = None
-    paired: Difference | None = None
-    class_distance: float | None = None
-    slices: list[SliceDifference] = []
 
 
 class SideFigures(Struct, frozen=True, kw_only=True):
@@ -269,10 +223,6 @@ class Verdict(Struct, frozen=True, kw_only=True, tag_field="question"):
 
 class DataVerdict(Verdict, frozen=True, kw_only=True, tag="data"):
     figures: DataFigures
-
-
-class GateVerdict(Verdict, frozen=True, kw_only=True, tag="gate"):
-    figures: GateFigures
 
 
 class CanaryVerdict(Verdict, frozen=True, kw_only=True, tag="canary"):
