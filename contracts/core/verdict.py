@@ -25,6 +25,22 @@ class Outcome(StrEnum):
     INSUFFICIENT = "insufficient"
 
 
+class CheckOutcome(StrEnum):
+    """`NOT_RUN`: there was nothing to check, or too little; never the same as passed."""
+
+    PASSED = "passed"
+    FAILED = "failed"
+    NOT_RUN = "not run"
+
+
+class CheckResult(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What one check of a verdict came to; `why`: of one that failed or wasn't run."""
+
+    name: str
+    outcome: CheckOutcome
+    why: str = ""
+
+
 class WindowKind(StrEnum):
     """The findings of a window, the gravest first. `STALE`: traffic without labels, or labelled rows without
     traffic. `DECAYED`: worse on labels than promised, or than at training; `WORSE_ON_LABELS`: other class
