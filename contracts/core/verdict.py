@@ -187,11 +187,14 @@ class Performance(Struct, frozen=True, kw_only=True):
 
 
 class Estimate(Struct, frozen=True, kw_only=True):
-    """The log loss and accuracy of n predictions if their probabilities are right."""
+    """The log loss and accuracy of n predictions if their probabilities are right; `low` and `high`: the 95 %
+    interval of the log loss that the errors of such estimates on earlier windows give."""
 
     log_loss: float
     rows: int | None = None
     accuracy: float | None = None
+    low: float | None = None
+    high: float | None = None
 
 
 class WindowFigures(Struct, frozen=True, kw_only=True,
@@ -201,6 +204,7 @@ class WindowFigures(Struct, frozen=True, kw_only=True,
     `rows` answered and `bad` refused records; `needed`: rows that the power calculation asks for. A window
     with too few rows is judged together with those before it; `since`: the start of the oldest of them.
     `cumulative`: drift scores against the first champion's training data. `outcomes`: the checks on labels.
+    `results`: what each check came to.
     """
 
     rows: int = 0
@@ -210,6 +214,7 @@ class WindowFigures(Struct, frozen=True, kw_only=True,
     performance: Performance | None = None
     outcomes: OutcomeFigures | None = None
     kinds: list[WindowKind] = []
+    results: list[CheckResult] = []
     version: str | None = None
     since: str | None = None
     cumulative: dict[str, float] = {}

@@ -84,7 +84,8 @@ def _labelled(contract: Contract, rows: pd.DataFrame) -> pd.DataFrame:
         return pd.DataFrame()
     needs = {f"{name}{INGESTED}" if f"{name}{INGESTED}" in rows else name: name
              for name in contract.label.needs}
-    return rows[["id", *contract.label.probability_names, *needs]].rename(columns=needs)
+    known = [name for name in dict.fromkeys((contract.event_time, *contract.gate.slices)) if name in rows]
+    return rows[["id", *known, *contract.label.probability_names, *needs]].rename(columns=needs)
 
 
 def store_labels(context: ModelContext, file: str) -> int:
