@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from contracts.core.binning import MonitoredColumn
-from contracts.core.classification import estimate_performance, measure_performance
+from contracts.core.classification import estimate_of_sums, measure_performance, performance_of_sums
 from contracts.core.contract import Contract
 from contracts.core.localization import LoggedRows, locate_drift
 from contracts.core.reference import learn_reference
