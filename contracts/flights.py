@@ -180,7 +180,7 @@ contract = Contract(
     # have no plane, is nothing that a person on call could correct: it pages nobody.
     drift=Drift(
         window=timedelta(days=7), cooldown=timedelta(days=14), label_gap=0.02,
-        retrain_on=("worse on labels",), persist=(1, 1),
+        retrain_on=("decayed", "worse on labels"), persist=(1, 1),
         thresholds={f"{name}.missing": 0.15 for name in (
             "temp", "dewp", "humid", "wind_dir", "wind_speed", "precip", "visib", "age", "seats")}),
     # The week that ended on Monday has its labels on Tuesday; corrections come until three days later.

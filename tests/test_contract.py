@@ -62,7 +62,7 @@ def test_a_feature_of_a_column_that_the_schema_lacks_is_refused():
      ({"gate": replace(pumps.gate, window=timedelta(0))}, "gate.window"),
      ({"drift": replace(pumps.drift, window=timedelta(0))}, "one or more whole minutes"),
      ({"drift": replace(pumps.drift, window=timedelta(seconds=90))}, "one or more whole minutes"),
-     ({"drift": replace(pumps.drift, retrain_on=("inputdrift",))}, "out of .'input drift'"),
+     ({"drift": replace(pumps.drift, retrain_on=("inputdrift",))}, "out of .'decayed'"),
      ({"schedule": Schedule(data=timedelta(0))}, "schedule.data is datetime"),
      ({"schedule": Schedule(judge="hourly")}, "schedule.judge is 'hourly'"),
      ({"schedule": Schedule(time_zone="Mars/Olympus")}, "schedule.time_zone is 'Mars/Olympus'"),

@@ -10,7 +10,10 @@ import pytest
 
 from contracts.core.binning import MonitoredColumn
 from contracts.core.classification import measure_performance
+from contracts.core.decay import judge_outcomes
 from contracts.core.drift_tests import rows_needed
+from contracts.core.outcome_sums import SlicedSums
+from contracts.core.outcome_verdict import OutcomeFigures
 from contracts.core.policies import Drift
 from contracts.core.reference import learn_reference
 from contracts.core.retraining import needs_person, wants_retraining
@@ -52,11 +55,12 @@ def counted(seen: dict[str, MonitoredColumn]):
     return {name: REFERENCE[name].bins.count(one.values) for name, one in seen.items()}
 
 
-def judged(seen=None, policy=POLICY, scores=None, bad=0, rows=None, reference=REFERENCE) -> WindowVerdict:
+def judged(seen=None, policy=POLICY, scores=None, bad=0, rows=None, reference=REFERENCE,
+           outcomes=None) -> WindowVerdict:
     seen = traffic(2_000, seed=1) if seen is None else seen
     rows = max((len(one.values) for one in seen.values()), default=0) if rows is None else rows
     return drift(replace(FLIGHTS, drift=replace(policy, cooldown=timedelta(days=14))), reference,
-                 counted(seen), rows=rows, performance=scores, bad=bad)
+                 counted(seen), rows=rows, performance=scores, outcomes=outcomes, bad=bad)
 
 
 def usual(n: int = 2_000, seed: int = 1, **changes) -> dict[str, MonitoredColumn]:
@@ -236,23 +240,44 @@ def test_refused_records_from_both_sides(bad, kind):
     assert judged(bad=105).kind == "fine" and judged(bad=106).kind == "broken contract"
 
 
-def labels(gap: float, rows: int = 1_000) -> Performance:
-    return Performance(rows=rows, log_loss=0.5, gap=gap, low=0.4, high=0.6,
-                       observed={"late": 0.5, "on_time": 0.5}, expected={"late": 0.4, "on_time": 0.6})
+def outcomes(late: float, rows: int = 1_000, coverage: float | None = None, policy=POLICY) -> OutcomeFigures:
+    """Of a model that promises 40 % late flights."""
+    labels = np.arange(rows) >= round(late * rows)
+    sums = SlicedSums.of(labels.astype(int), np.tile(np.float32([0.4, 0.6]), (rows, 1)), {})
+    return judge_outcomes(policy, ("late", "on_time"), sums, None, coverage=coverage)
 
 
-@pytest.mark.parametrize(("gap", "rows", "kind"), [
-    (0.02, 100, "fine"), (0.0201, 100, "worse on labels"), (0.0201, 99, "fine"), (5.0, 0, "fine"),
-    (float("nan"), 100, "worse on labels"),
+def labels(late: float, rows: int = 1_000) -> Performance:
+    return Performance(rows=rows, log_loss=0.5, gap=0.1, low=0.4, high=0.6,
+                       observed={"late": late, "on_time": 1 - late}, expected={"late": 0.4, "on_time": 0.6})
+
+
+@pytest.mark.parametrize(("late", "rows", "kind"), [
+    (0.49, 1_000, "fine"), (0.51, 1_000, "worse on labels"), (0.51, 100, "fine"),
+    (0.60, 100, "worse on labels"), (0.60, 99, "insufficient"), (0.60, 0, "insufficient"),
 ])
-def test_labels_from_both_sides(gap, rows, kind):
-    verdict = judged(scores=labels(gap, rows))
+def test_class_shares_from_both_sides_of_the_threshold_of_chance_and_of_the_least_number(late, rows, kind):
+    shares = labels(round(late, 2), rows)
+    verdict = judged(scores=shares, outcomes=only_class_shares(outcomes(late, rows)))
     assert verdict.kind == kind
-    assert wants_retraining(verdict, POLICY) == (kind != "fine")
-    assert verdict.figures.performance.rows == rows
-    if gap == 0.0201 and verdict.reasons:
-        assert (verdict.reasons == ("labels: late 50.0% for 40.0%, on_time 50.0% for 60.0% expected, on 100 "
-                                    "rows: gap 0.0201, limit 0.02",))
+    assert wants_retraining(verdict, POLICY) == (kind == "worse on labels")
+    if (late, rows) == (0.51, 1_000):
+        assert verdict.reasons == ("labels: late 51.0% for 40.0%, on_time 49.0% for 60.0% expected, on 1000 "
+                                   "rows: gap 0.0242, limit 0.02",)
+
+
+def only_class_shares(figures: OutcomeFigures) -> OutcomeFigures:
+    """Without the calibration check, which such labels fail too."""
+    return msgspec.structs.replace(figures, checks=[
+        check for check in figures.checks if check.measure == "class shares"])
+
+
+def test_labels_that_cover_too_few_predictions_are_insufficient():
+    assert judged(outcomes=outcomes(0.4, coverage=0.8)).kind == "fine"
+    uncovered = judged(outcomes=outcomes(0.4, coverage=0.79))
+    assert uncovered.kind == "insufficient" and uncovered.outcome == "insufficient"
+    assert uncovered.reasons == ("labels: labels of 79% of the logged predictions are in, 80% are needed: no "
+                                 "check of them could run",)
 
 
 def test_labels_as_expected_have_no_gap_and_others_have_one():
@@ -277,21 +302,26 @@ def test_only_what_the_contract_names_starts_a_retraining():
 
 
 def test_the_gravest_finding_names_the_verdict_and_all_are_told():
-    bad, changes = labels(0.5), {"seats": without(0.9), "temp": lambda values: values + 10,
-                                 "prediction": becomes("late", 0.4)}
-    verdict = judged(usual(**changes), scores=bad)
+    bad = {"scores": labels(0.6), "outcomes": outcomes(0.6)}
+    changes = {"seats": without(0.9), "temp": lambda values: values + 10,
+               "prediction": becomes("late", 0.4)}
+    verdict = judged(usual(**changes), **bad)
     assert verdict.kind == "broken contract"
-    assert [reason.split(":")[0] for reason in verdict.reasons] == ["seats", "labels", "temp", "prediction"]
+    assert [reason.split(":")[0] for reason in verdict.reasons] == [
+        "seats", "labels of 1000 rows", "labels", "temp", "prediction"]
     del changes["seats"]
-    assert judged(usual(90, **changes), scores=bad).kind == "insufficient"
-    assert judged(usual(**changes), scores=bad).kind == "worse on labels"
+    assert judged(usual(**changes), **bad).kind == judged(usual(90, **changes), **bad).kind == "decayed"
+    bad["outcomes"] = only_class_shares(bad["outcomes"])
+    assert judged(usual(**changes), **bad).kind == "worse on labels"
+    assert judged(usual(90, **changes)).kind == "insufficient"
     assert judged(usual(**changes)).kind == "input drift"
     del changes["temp"]
     assert judged(usual(**changes)).kind == "prediction drift"
 
 
 def test_verdict_survives_json():
-    verdict = judged(usual(temp=lambda values: values + 10, seats=without(0.9)), scores=labels(0.5))
+    verdict = judged(usual(temp=lambda values: values + 10, seats=without(0.9)), scores=labels(0.6),
+                     outcomes=outcomes(0.6))
     stored = json.loads(json.dumps(as_json(verdict), allow_nan=False))
     assert msgspec.convert(stored, WindowVerdict) == verdict
     assert stored["figures"]["checks"]["seats"]["missing"]["effect"] == pytest.approx(0.8, abs=0.01)

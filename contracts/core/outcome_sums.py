@@ -82,6 +82,10 @@ class OutcomeSums:
     def __add__(self, other: "OutcomeSums") -> "OutcomeSums":
         return OutcomeSums(**{name: getattr(self, name) + getattr(other, name) for name in vars(self)})
 
+    def __sub__(self, part: "OutcomeSums") -> "OutcomeSums":
+        """The sums of the rows that are not in a part of them."""
+        return OutcomeSums(**{name: getattr(self, name) - getattr(part, name) for name in vars(self)})
+
     @property
     def observed(self) -> np.ndarray:
         """How many rows have each label, int64 (classes,)."""

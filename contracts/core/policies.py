@@ -58,7 +58,10 @@ class Drift:
     What else is a fault: more than `bad_inputs` (a share) of the records refused, if they are more than
     `bad_rows`; more than `skew` (a share) of the events sent with other values than were ingested; and a
     divergence of more than `label_gap`, in nats, of the observed class shares from those that the model
-    expected, on `min_labels` labels or more that cover `coverage` of the logged predictions.
+    promised, on `min_labels` labels or more that cover `coverage` of the logged predictions; and a model that
+    does worse on them than it promised, or than it did at training, by more than `min_decay` (nats of log
+    loss, or area under the curve). What windows do in the ordinary is learnt at training and added;
+    `label_gap` set by hand is the threshold itself.
 
     When a retraining starts: on one of the kinds `retrain_on`, found in k of the last m windows (`persist`),
     the newest among them; no sooner than `cooldown` after the last, `weekly_budget` times in seven days, and
@@ -76,13 +79,14 @@ class Drift:
     severity: Mapping[str, Literal["page", "drift", "note"]] = field(default_factory=dict)
     ignore: tuple[str, ...] = ()
     persist: tuple[int, int] = (2, 3)
-    label_gap: float = 0.02
-    min_labels: int = 500
+    label_gap: float | None = None
+    min_decay: float = 0.02
+    min_labels: int = 200
     coverage: float = 0.8
     skew: float = 0.01
     new_rows: int = 500
     refusals: int = 5
-    retrain_on: tuple[str, ...] = ("input drift", "prediction drift", "worse on labels")
+    retrain_on: tuple[str, ...] = ("decayed", "worse on labels", "input drift", "prediction drift")
     bad_inputs: float = 0.05
     bad_rows: int = 20
     cooldown: timedelta = timedelta(days=14)

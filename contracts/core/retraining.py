@@ -12,7 +12,8 @@ from contracts.core.verdict import Action, Outcome, WindowKind, WindowVerdict
 
 # Training on these would teach the fault.
 PAGING = (WindowKind.BROKEN_CONTRACT, WindowKind.SKEW, WindowKind.STALE)
-RETRAINABLE = (WindowKind.WORSE_ON_LABELS, WindowKind.INPUT_DRIFT, WindowKind.PREDICTION_DRIFT)
+RETRAINABLE = (WindowKind.DECAYED, WindowKind.WORSE_ON_LABELS, WindowKind.INPUT_DRIFT,
+               WindowKind.PREDICTION_DRIFT)
 ABANDONED = timedelta(hours=6)  # after which an unfinished retraining no longer holds up the next one
 GAVE_UP = "gave up"  # the outcome of a granted retraining whose runs all failed
 

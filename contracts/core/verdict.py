@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Struct
 
 from contracts.core.digests import JsonObject
+from contracts.core.outcome_verdict import OutcomeFigures
 
 
 class Outcome(StrEnum):
@@ -25,17 +26,18 @@ class Outcome(StrEnum):
 
 
 class WindowKind(StrEnum):
-    """The findings of a window of traffic, the gravest first. `STALE`: traffic without labels, or labelled
-    rows without traffic. `WORSE_ON_LABELS`: the labels' class shares are further from what the model expected
-    than the contract's `label_gap`."""
+    """The findings of a window, the gravest first. `STALE`: traffic without labels, or labelled rows without
+    traffic. `DECAYED`: worse on labels than promised, or than at training; `WORSE_ON_LABELS`: other class
+    shares. `INSUFFICIENT`: too few rows or labels to judge by."""
 
     BROKEN_CONTRACT = "broken contract"
     SKEW = "training/serving skew"
     STALE = "stale"
-    INSUFFICIENT = "insufficient"
+    DECAYED = "decayed"
     WORSE_ON_LABELS = "worse on labels"
     INPUT_DRIFT = "input drift"
     PREDICTION_DRIFT = "prediction drift"
+    INSUFFICIENT = "insufficient"
     FINE = "fine"
 
 
@@ -98,8 +100,7 @@ class BrokenRule(Struct, frozen=True, kw_only=True):
 
 
 class DataFigures(Struct, frozen=True, kw_only=True):
-    """Rows of a batch, how many were set aside, and the rules
-    they broke; `limit`: the share of bad rows allowed."""
+    """Rows of a batch, those set aside, the rules they broke; `limit`: the share of bad rows allowed."""
 
     rows: int
     bad: int
@@ -118,8 +119,7 @@ class Metrics(Struct, frozen=True, kw_only=True):
 
 
 class Difference(Struct, frozen=True, kw_only=True):
-    """Challenger minus champion, mean log loss of the same
-    rows, with its bootstrap interval; below 0 is better."""
+    """Challenger minus champion, mean log loss of the same rows, and its bootstrap interval."""
 
     difference: float
     low: float
@@ -127,7 +127,7 @@ class Difference(Struct, frozen=True, kw_only=True):
 
 
 class SliceDifference(Struct, frozen=True, kw_only=True):
-    """By how much the challenger's log loss exceeds the champion's in one slice; `behind` > 0: worse."""
+    """By how much the challenger's log loss exceeds the champion's in one slice."""
 
     column: str
     value: str
@@ -217,8 +217,7 @@ class Performance(Struct, frozen=True, kw_only=True):
 
 
 class Estimate(Struct, frozen=True, kw_only=True):
-    """The log loss and accuracy of n predictions if their
-    probabilities are right, while labels are not in."""
+    """The log loss and accuracy of n predictions if their probabilities are right."""
 
     log_loss: float
     rows: int | None = None
@@ -231,7 +230,7 @@ class WindowFigures(Struct, frozen=True, kw_only=True,
 
     `rows` answered and `bad` refused records; `needed`: rows that the power calculation asks for. A window
     with too few rows is judged together with those before it; `since`: the start of the oldest of them.
-    `cumulative`: drift scores against the first champion's training data.
+    `cumulative`: drift scores against the first champion's training data. `outcomes`: the checks on labels.
     """
 
     rows: int = 0
@@ -239,6 +238,7 @@ class WindowFigures(Struct, frozen=True, kw_only=True,
     needed: int | None = None
     checks: dict[str, dict[CheckKind, ColumnCheck]] = {}
     performance: Performance | None = None
+    outcomes: OutcomeFigures | None = None
     kinds: list[WindowKind] = []
     version: str | None = None
     since: str | None = None

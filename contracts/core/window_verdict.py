@@ -10,8 +10,10 @@ from scipy.stats import false_discovery_control
 
 from contracts.core.classification import is_output
 from contracts.core.contract import Contract
+from contracts.core.decay_reasons import class_share_reasons, decay_reasons, missing_evidence
 from contracts.core.drift_tests import chi_square, fisher_exact, rows_needed
 from contracts.core.localization import DriftOrigin, LoggedRows, locate_drift
+from contracts.core.outcome_verdict import OutcomeFigures
 from contracts.core.policies import Drift
 from contracts.core.reference import Reference, effects, fold_counts, shares
 from contracts.core.skew import Skew
@@ -57,14 +59,16 @@ class Finding:
 
 def drift(
     contract: Contract, reference: Mapping[str, Reference], counts: Counts, *, rows: int, bad: int = 0,
-    performance: Performance | None = None, refused_fields: Mapping[str, int] = MappingProxyType({}),
+    performance: Performance | None = None, outcomes: OutcomeFigures | None = None,
+    refused_fields: Mapping[str, int] = MappingProxyType({}),
     skew: Sequence[Skew] = (), logged: LoggedRows | None = None, events: int | None = None,
     previous: Mapping[str, Mapping[CheckKind, ColumnCheck]] = MappingProxyType({}),
 ) -> WindowVerdict:
     """The verdict on a window of `rows` answered and `bad` refused records.
 
     Its kind is the gravest finding, its reasons are all of them. `refused_fields`: how often a field was at
-    fault in a refused record. `events`: how many are known to have happened, None where that can't be known.
+    fault in a refused record. `outcomes`: the checks on labels, None where none is asked for. `events`: how
+    many are known to have happened, None where that can't be known.
     `logged`: rows by which drift is dated and localized; `previous`: the checks of the window before, whether
     drift began there.
 
@@ -88,14 +92,17 @@ def drift(
             *_refused(rows, bad, policy, refused_fields)]),
         (WindowKind.SKEW, [fault.reason for fault in skew if not fault.is_broken]),
         (WindowKind.STALE, _stale(rows + bad, events)),
-        (WindowKind.INSUFFICIENT, [] if enough else [_insufficient(rows, needed)]),
-        (WindowKind.WORSE_ON_LABELS, _worse(performance, policy)),
+        (WindowKind.DECAYED, decay_reasons(outcomes)),
+        (WindowKind.WORSE_ON_LABELS, class_share_reasons(outcomes, performance)),
         (WindowKind.INPUT_DRIFT, inputs),
         (WindowKind.PREDICTION_DRIFT, outputs),
+        (WindowKind.INSUFFICIENT, [*([] if enough else [_insufficient(rows, needed)]),
+                                   *missing_evidence(outcomes)]),
     ]
     kind, outcome = gravest(reasons, WindowKind.FINE)
     figures = WindowFigures(
         rows=rows, bad=bad, needed=needed, checks=_checks(findings, policy), performance=performance,
+        outcomes=outcomes,
         kinds=[kind for kind, found in reasons if found])
     return WindowVerdict(outcome=outcome, kind=kind,
                          reasons=tuple(reason for _, found in reasons for reason in found), figures=figures)
@@ -213,16 +220,6 @@ def _refused(rows: int, bad: int, policy: Drift, refused_fields: Mapping[str, in
     fields = ", ".join(f"{name} in {times}" for name, times in most)
     return [f"{bad} of {rows + bad} records were refused by the service, limit: {policy.bad_inputs:.0%}"
             + (f": {fields}" if fields else "")]
-
-
-def _worse(performance: Performance | None, policy: Drift) -> list[str]:
-    if performance is None or performance.rows < policy.min_labels or performance.gap <= policy.label_gap or (
-            performance.coverage is not None and performance.coverage < policy.coverage):
-        return []  # a gap of NaN is not returned here: it fails
-    changes = ", ".join(f"{name} {share:.1%} for {performance.expected[name]:.1%}"
-                        for name, share in performance.observed.items())
-    return [f"labels: {changes} expected, on {performance.rows} rows: gap {performance.gap:.4f}, limit "
-            f"{policy.label_gap:g}"]
 
 
 def _checks(findings: Sequence[Finding], policy: Drift) -> Checks:

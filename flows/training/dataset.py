@@ -17,12 +17,13 @@ from service.model import Model
 
 MAX_ROWS = 1_000_000  # of a block: a tree is grown on one block
 SAMPLE = 100_000  # rows, at most, from which the reference is learnt
+SAMPLE_LABEL = "(label)"  # the sample's column of class indices; no column of a schema is called so
 
 
 @dataclass(frozen=True)
 class TrainingSet:
     """A data version's rows, ready to train on: the `older` of them are those
-    before `cut`; `sample` is an even sample of all."""
+    before `cut`; `sample` is an even sample of all, with their labels."""
 
     contract: Contract
     cut: datetime
@@ -124,7 +125,7 @@ def read_training_set(contract: Contract, chunks: Iterable[pd.DataFrame], rows: 
                         for number in range(blocks or -(-rows // MAX_ROWS)))
     sample, rows_read, older_rows, every = [], 0, 0, -(-rows // SAMPLE)
     for chunk in chunks:
-        columns, labels = contract.columns_of(chunk), contract.labels_of(chunk)
+        columns, labels = dict(contract.columns_of(chunk)), contract.labels_of(chunk)
         times = columns[contract.event_time]
         older = times < np.datetime64(cut)
         matrix = _feature_matrix(contract, columns, category_counts, older)
@@ -133,7 +134,8 @@ def read_training_set(contract: Contract, chunks: Iterable[pd.DataFrame], rows: 
             in_block = block_of_row == index
             block_file.add(matrix=matrix[in_block], labels=labels[in_block], times=times[in_block])
         in_sample = sampled(rows_read, len(labels), every) == 0
-        sample.append({name: values[in_sample] for name, values in columns.items()})
+        sample.append({name: values[in_sample]
+                       for name, values in (columns | {SAMPLE_LABEL: labels}).items()})
         rows_read, older_rows = rows_read + len(labels), older_rows + int(older.sum())
         if len(block_files) > 1:
             report_progress(f"{contract.name}: {rows_read:,} of {rows:,} rows read")

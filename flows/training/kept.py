@@ -66,5 +66,6 @@ def open_training_set(contract: Contract, folder: Path) -> TrainingSet:
 def _sample(contract: Contract, folder: Path) -> Columns:
     table = pq.read_table(folder / SAMPLE)
     columns = {name: table[name].to_numpy() for name in table.column_names}
-    return {name: values.astype("datetime64[s]") if contract.python_type(name) is datetime else values
+    times = {name for name in contract.request_columns if contract.python_type(name) is datetime}
+    return {name: values.astype("datetime64[s]") if name in times else values
             for name, values in columns.items()}

@@ -21,10 +21,12 @@ from contracts.core.dependencies import imported_modules
 from contracts.core.digests import JsonObject, digest_of
 from contracts.core.errors import PerennialError
 from contracts.core.features import Columns
+from contracts.core.outcome_baseline import BASELINE_FILE, encode_baseline
 from contracts.core.verdict import as_json
 from flows.training import cluster
-from flows.training.dataset import TrainingSet, read_training_set
+from flows.training.dataset import SAMPLE_LABEL, TrainingSet, read_training_set
 from flows.training.kept import building, has_training_set, keep_training_set, open_training_set
+from flows.training.out_of_time import learn_outcome_baseline
 from registry import data, models, settings
 from registry.context import ROOT, ModelContext, fetch_version
 from registry.events import Registered
@@ -119,14 +121,18 @@ def train_files(
     before = bins_in(fetch_version(context, champion)) if champion else {}
     # Learning the reference keeps one core busy, which hardly slows the training down.
     with ThreadPoolExecutor(1) as executor:
-        training, sample = executor.submit(rows.fit, stopping["rounds"], older=True), rows.sample
-        references = learn_references(model, sample, before)
+        training = executor.submit(rows.fit, stopping["rounds"], older=True)
+        columns = dict(rows.sample)
+        labels = columns.pop(SAMPLE_LABEL)
+        references = learn_references(model, columns, before)
         twin = training.result()
+    baseline = learn_outcome_baseline(model, columns, labels, stopping["rounds"])
     metrics: models.TrainingMetrics = {
         **stopping, "newest_window": as_json(classification_metrics(contract, *rows.newest(twin)))}
     return {**model.files(), **twin.files(TWIN),
             REFERENCE_FILE: reference.encode_references(references),
-            "samples.json": json.dumps(_sample_records(model, sample)).encode(),
+            **({BASELINE_FILE: encode_baseline(baseline)} if baseline else {}),
+            "samples.json": json.dumps(_sample_records(model, columns)).encode(),
             "contract.json": json.dumps(contract.describe(), indent=1, sort_keys=True,
                                         ensure_ascii=False).encode()}, metrics
 
