@@ -11,8 +11,6 @@ from functools import reduce
 import numpy as np
 import pandas as pd
 
-from contracts.core.classification import row_losses
-
 BINS, MAX_LOGIT = 400, 10.0  # of a probability; beyond this logit (p = 0.00005) all share the last bin
 CLIP = 1e-7  # to which probabilities are clipped before their logarithm, as `row_losses` does
 # The slices of rows without a value, and of values beyond the MAX_SLICES first ones of a column.
@@ -136,7 +134,10 @@ def _named(values: np.ndarray | CodedValues) -> tuple[list[str], np.ndarray]:
     else:
         codes, distinct = pd.factorize(values)  # -1: missing
         names = [*map(str, distinct), MISSING]
-    order = np.argsort(-np.bincount(codes % len(names), minlength=len(names)), kind="stable")
+    counts = np.bincount(codes % len(names), minlength=len(names))
+    if OTHERS in names:
+        counts[names.index(OTHERS)] = -1  # the last, where the values beyond the first ones go, too
+    order = np.argsort(-counts, kind="stable")
     place = np.empty(len(names), np.int64)
     place[order] = np.minimum(np.arange(len(names)), MAX_SLICES)
     kept = [names[index] for index in order[:MAX_SLICES]]

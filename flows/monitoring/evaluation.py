@@ -3,26 +3,23 @@
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 
-import pandas as pd
+import numpy as np
+import pyarrow as pa
 from msgspec.structs import replace
 
 from contracts.core.binning import REFERENCE_FILE, monitored_columns
-from contracts.core.classification import estimate_performance, measure_performance
+from contracts.core.classification import performance_of_sums
 from contracts.core.errors import NotFound
 from contracts.core.localization import LoggedRows
+from contracts.core.outcome_measures import BLOCKS, block_of
+from contracts.core.outcome_sums import SlicedSums
 from contracts.core.reference import BinnedComparison, decode_references, merge_versions
 from contracts.core.skew import Skew, find_answer_skew, find_clock_skew, find_skew
-from contracts.core.verdict import Outcome, Performance, WindowFigures, WindowKind, WindowVerdict
+from contracts.core.verdict import Outcome, WindowFigures, WindowKind, WindowVerdict
 from contracts.core.window_verdict import cumulative_drift, drift
-from flows.monitoring.outcomes import (
-    INGESTED,
-    Outcomes,
-    ingested_events,
-    join_outcomes,
-    joins_if_shifted,
-)
+from flows.monitoring.outcomes import INGESTED, Outcomes, join_outcomes
 from flows.monitoring.windows import MAX_WINDOWS, champions, first_traffic, labelled_until, traffic_gap
-from registry import layout, models
+from registry import data, layout, models
 from registry.context import ModelContext, fetch_version
 from registry.traffic import window_counts
 from service import profiles
@@ -42,24 +39,23 @@ def evaluate_window(context: ModelContext, start: datetime) -> WindowVerdict:
     if gap:
         return _verdict_of_gap(context, *gap)
     contract, (version, counts, others) = context.contract, _traffic_by_version(context, start)
-    model, events = load_model(contract, fetch_version(context, version)), ingested_events(context, start)
-    outcomes = join_outcomes(context, version, start, events)
-    performance = performance_of(context, model, outcomes, events)
-    skew = skew_of(context, model, outcomes, events)
-    logged = logged_rows(context, model, outcomes)
+    model = load_model(contract, fetch_version(context, version))
+    outcomes = join_outcomes(context, version, start)
+    sums = labelled_sums(context, model, outcomes, start)
+    coverage = outcomes.coverage if outcomes.sums.whole.rows else None
+    performance = performance_of_sums(contract, sums.whole, coverage) if sums.whole.rows else None
+    skew, logged = skew_of(context, model, outcomes), logged_rows(context, model, outcomes)
     before = context.ledger.state().windows.get((start - contract.drift.window).isoformat())
     for compared in _widening_comparisons(context, start, version, counts, others):
         verdict = drift(contract, compared.reference, compared.counts, rows=compared.rows, bad=counts.bad,
                         performance=performance, skew=skew, logged=logged, refused_fields=counts.at_fault,
-                        events=len(events) if _must_have_traffic(context, start) else None,
+                        events=outcomes.events if _must_have_traffic(context, start) else None,
                         previous=before.verdict.figures.checks if before else {})
         if verdict.outcome is not Outcome.INSUFFICIENT:
             break
-    has_log = len(outcomes.logged) > 0
     return replace(verdict, figures=replace(
         verdict.figures, version=version, since=compared.since.isoformat(),
-        cumulative=_cumulative(context, version, compared),
-        estimate=estimate_performance(contract.label.probabilities_in(outcomes.logged)) if has_log else None))
+        cumulative=_cumulative(context, version, compared), estimate=outcomes.estimate))
 
 
 def _verdict_of_gap(context: ModelContext, start: datetime, end: datetime) -> WindowVerdict:
@@ -132,24 +128,28 @@ def _traffic_by_version(context: ModelContext,
     return version, counts.get(version, NO_TRAFFIC), others
 
 
-def performance_of(context: ModelContext, model: Model, outcomes: Outcomes,
-                   events: pd.DataFrame) -> Performance | None:
-    """The performance of the logged answers on the window's matured labels. If they can't be joined
-    (no log, or no key) the model predicts the events again. None while there are no labels."""
-    contract, labelled = context.contract, outcomes.labelled
-    if len(labelled):
-        return measure_performance(contract, contract.labels_of(labelled),
-                                   contract.label.probabilities_in(labelled), outcomes.coverage)
-    if events.empty or outcomes.can_join:
-        return None
-    return measure_performance(contract, contract.labels_of(events),
-                               model.probabilities(contract.columns_of(events)))
+def labelled_sums(context: ModelContext, model: Model, outcomes: Outcomes, start: datetime) -> SlicedSums:
+    """The sums of the logged answers on the window's matured labels. If they can't be joined
+    (no log, or no key) the model predicts the events again. No rows while there are no labels."""
+    contract, sums = context.contract, outcomes.sums
+    if sums.whole.rows or not outcomes.events or outcomes.can_join:
+        return sums
+    names = [*dict.fromkeys((*contract.request_columns, *contract.label.needs))]
+    for batch in data.batches(context.store, data.newest(context.store, context.name), start,
+                              start + contract.drift.window, names):
+        rows = pa.Table.from_batches([batch]).to_pandas()
+        columns = contract.columns_of(rows)
+        slices = {name: columns[name] for name in contract.gate.slices if name in columns}
+        blocks = block_of(columns[contract.event_time], np.timedelta64(contract.drift.window))
+        sums += SlicedSums.of(contract.labels_of(rows), model.probabilities(columns),
+                              {BLOCKS: blocks, **slices})
+    return sums
 
 
-def skew_of(context: ModelContext, model: Model, outcomes: Outcomes, events: pd.DataFrame) -> list[Skew]:
+def skew_of(context: ModelContext, model: Model, outcomes: Outcomes) -> list[Skew]:
     """The differences between requests and ingested events, between answers and
     the registered model's, and between a caller's clock and ours."""
-    contract, joined = context.contract, outcomes.joined
+    contract, joined = context.contract, outcomes.sample_joined
     if joined.empty:
         return []
     sent, times = contract.columns_of(joined), joined[contract.event_time].to_numpy()
@@ -160,13 +160,13 @@ def skew_of(context: ModelContext, model: Model, outcomes: Outcomes, events: pd.
     return [
         *find_skew(contract, sent, ingested),
         *find_answer_skew(contract, answered, model.probabilities(sent), times),
-        *find_clock_skew(contract, len(outcomes.unjoined), joins_if_shifted(contract, outcomes, events)),
+        *find_clock_skew(contract, outcomes.promised.rows - outcomes.joined, outcomes.shifted),
     ]
 
 
 def logged_rows(context: ModelContext, model: Model, outcomes: Outcomes) -> LoggedRows | None:
-    """The logged predictions' times, monitored columns and slices; None if there are none."""
-    contract, logged = context.contract, outcomes.logged
+    """The sampled predictions' times, monitored columns and slices; None if there are none."""
+    contract, logged = context.contract, outcomes.sample
     if logged.empty:
         return None
     columns, probabilities = contract.columns_of(logged), contract.label.probabilities_in(logged)
