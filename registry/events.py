@@ -55,10 +55,12 @@ class IngestRefused(Recorded, frozen=True, kw_only=True, tag="ingest_refused"):
 
 
 class LabelsStored(Recorded, frozen=True, kw_only=True, tag="labelled"):
-    """Labels came for the ids of predictions; `labels` is the digest of their file."""
+    """Labels came for the ids of predictions; `labels` is the digest of them all. `by_replica`: whether they
+    are stored in files by replica, or in one."""
 
     labels: str
     rows: int
+    by_replica: bool = False
 
 
 class Registered(Recorded, frozen=True, kw_only=True, tag="registered"):

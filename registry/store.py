@@ -33,6 +33,10 @@ class Store(Protocol):
     def swap(self, key: str, content: bytes, tag: str) -> None:
         """Put if the tag is still current; raises Conflict."""
 
+    def folders(self, prefix: str, after: str = "") -> list[str]:
+        """The names between the prefix, which ends in a slash, and the next slash of keys that lie deeper,
+        sorted; with `after`, a folder below the prefix, only this and later ones are looked through."""
+
     def list(self, prefix: str) -> list[str]:
         """The keys that start with the prefix, sorted."""
 
