@@ -67,10 +67,10 @@ class FolderStore:
             with suppress(FileNotFoundError):
                 os.unlink(temporary)
 
-    def list(self, prefix: str) -> list[str]:
+    def list(self, prefix: str, after: str = "") -> list[str]:
         start = self.folder / prefix.rpartition("/")[0]
         keys = (path.relative_to(self.folder).as_posix() for path in start.rglob("*") if path.is_file())
-        return sorted(key for key in keys if key.startswith(prefix)
+        return sorted(key for key in keys if key.startswith(prefix) and key > after
                       and not key.rpartition("/")[2].startswith("."))
 
     def remove(self, key: str) -> None:
