@@ -32,9 +32,9 @@ def facts(model: str) -> JsonObject:
     context = open_model(model)
     state, [brief] = context.ledger.state(), overview([model])
     versions = data.versions(context.store, context.name)
-    windows = [{"window": key, **encode_data(judged)} for key, judged in state.windows.items()]
+    windows = [{"window": key, **encode_data(state.windows[key])} for key in [*state.windows][-1:]]
     return {"model": context.name, "store": context.store.address, "versions": len(state.versions),
-            "champion": state.champion, "previous": state.previous, "aliases": state.aliases,
+            "champion": state.champion, "previous": state.previous, "aliases": dict(state.aliases),
             "data": versions[-1].as_json() if versions else None,
             "last_window": windows[-1] if windows else None,
             "unlabelled": [{"window": window} | as_json(estimate)

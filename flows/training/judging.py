@@ -52,7 +52,9 @@ def evaluate_version(context: ModelContext, version: str, champion: str | None) 
     """The gate's verdict on a version, against the champion on the newest labelled window."""
     contract = context.contract
     if version == champion:  # an earlier run was killed after the promotion, or there was no new data
-        return context.ledger.state().verdicts[version][-1].verdict
+        judged = context.ledger.state().last_judged(version)
+        assert judged is not None  # nothing is promoted without a verdict
+        return judged.verdict
     manifest = models.manifest(context.store, context.name, version)
     source = data.DataVersion.from_json(manifest["data"])
     files = fetch_version(context, version)
