@@ -19,7 +19,8 @@ from contracts.core.classification import (
     row_losses,
 )
 from contracts.core.contract import Contract
-from contracts.core.gate_verdict import Difference, GateFigures, GateVerdict, Metrics, SliceDifference
+from contracts.core.gate_verdict import Difference, GateFigures, GateVerdict, SliceDifference
+from contracts.core.metrics import Metrics
 from contracts.core.policies import Gate
 from contracts.core.verdict import Outcome
 

@@ -2,17 +2,8 @@
 
 from msgspec import Struct
 
+from contracts.core.metrics import Metrics
 from contracts.core.verdict import Verdict
-
-
-class Metrics(Struct, frozen=True, kw_only=True):
-    """A classifier on labelled rows; None where undefined, as the AUC of a class that is absent."""
-
-    rows: int
-    log_loss: float | None = None
-    auc: float | None = None
-    calibration_error: float | None = None
-    recall: dict[str, float | None] = {}
 
 
 class Difference(Struct, frozen=True, kw_only=True):
