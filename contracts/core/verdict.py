@@ -34,7 +34,7 @@ class CheckOutcome(StrEnum):
 
 
 class CheckResult(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What one check of a verdict came to; `why`: of one that failed or wasn't run."""
+    """What one check of a verdict came to; `why`: it failed, wasn't run, or passed by an exception."""
 
     name: str
     outcome: CheckOutcome
