@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Struct
 
 from contracts.core.digests import JsonObject
+from contracts.core.metrics import Metrics
 from contracts.core.outcome_verdict import OutcomeFigures
 
 
@@ -201,6 +202,7 @@ class WindowFigures(Struct, frozen=True, kw_only=True,
     `rows` answered and `bad` refused records; `needed`: rows that the power calculation asks for. A window
     with too few rows is judged together with those before it; `since`: the start of the oldest of them.
     `cumulative`: drift scores against the first champion's training data. `outcomes`: the checks on labels.
+    `metrics`: of the version, on `Gate.min_rows` labels or more that cover `Drift.coverage` of its answers.
     """
 
     rows: int = 0
@@ -208,6 +210,7 @@ class WindowFigures(Struct, frozen=True, kw_only=True,
     needed: int | None = None
     checks: dict[str, dict[CheckKind, ColumnCheck]] = {}
     performance: Performance | None = None
+    metrics: Metrics | None = None
     outcomes: OutcomeFigures | None = None
     kinds: list[WindowKind] = []
     version: str | None = None

@@ -2,17 +2,25 @@
 
 from collections.abc import Iterator, Mapping
 from datetime import datetime
+from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 from msgspec.structs import replace
 
 from contracts.core.binning import REFERENCE_FILE, monitored_columns
-from contracts.core.classification import estimate_performance, measure_performance
+from contracts.core.classification import (
+    classification_metrics,
+    estimate_performance,
+    measure_performance,
+)
+from contracts.core.contract import Contract
 from contracts.core.errors import NotFound
 from contracts.core.localization import LoggedRows
+from contracts.core.metrics import Metrics
 from contracts.core.reference import BinnedComparison, decode_references, merge_versions
 from contracts.core.skew import Skew, find_answer_skew, find_clock_skew, find_skew
-from contracts.core.verdict import Outcome, Performance, WindowFigures, WindowKind, WindowVerdict
+from contracts.core.verdict import Outcome, WindowFigures, WindowKind, WindowVerdict
 from contracts.core.window_verdict import cumulative_drift, drift
 from flows.monitoring.outcomes import (
     INGESTED,
@@ -44,7 +52,8 @@ def evaluate_window(context: ModelContext, start: datetime) -> WindowVerdict:
     contract, (version, counts, others) = context.contract, _traffic_by_version(context, start)
     model, events = load_model(contract, fetch_version(context, version)), ingested_events(context, start)
     outcomes = join_outcomes(context, version, start, events)
-    performance = performance_of(context, model, outcomes, events)
+    answers = labelled_answers(context, model, outcomes, events)
+    performance = measure_performance(contract, *answers) if answers else None
     skew = skew_of(context, model, outcomes, events)
     logged = logged_rows(context, model, outcomes)
     before = context.ledger.state().windows.get((start - contract.drift.window).isoformat())
@@ -59,6 +68,7 @@ def evaluate_window(context: ModelContext, start: datetime) -> WindowVerdict:
     return replace(verdict, figures=replace(
         verdict.figures, version=version, since=compared.since.isoformat(),
         cumulative=_cumulative(context, version, compared),
+        metrics=metrics_of(contract, answers),
         estimate=estimate_performance(contract.label.probabilities_in(outcomes.logged)) if has_log else None))
 
 
@@ -132,18 +142,36 @@ def _traffic_by_version(context: ModelContext,
     return version, counts.get(version, NO_TRAFFIC), others
 
 
-def performance_of(context: ModelContext, model: Model, outcomes: Outcomes,
-                   events: pd.DataFrame) -> Performance | None:
-    """The performance of the logged answers on the window's matured labels. If they can't be joined
+class LabelledAnswers(NamedTuple):
+    """Class indices (n,), probabilities (n, classes), and the share of the logged predictions that have a
+    label; None where the model predicted again."""
+
+    labels: np.ndarray
+    probabilities: np.ndarray
+    coverage: float | None
+
+
+def labelled_answers(context: ModelContext, model: Model, outcomes: Outcomes,
+                     events: pd.DataFrame) -> LabelledAnswers | None:
+    """The logged answers with the window's matured labels. If they can't be joined
     (no log, or no key) the model predicts the events again. None while there are no labels."""
     contract, labelled = context.contract, outcomes.labelled
     if len(labelled):
-        return measure_performance(contract, contract.labels_of(labelled),
-                                   contract.label.probabilities_in(labelled), outcomes.coverage)
+        return LabelledAnswers(contract.labels_of(labelled), contract.label.probabilities_in(labelled),
+                               outcomes.coverage)
     if events.empty or outcomes.can_join:
         return None
-    return measure_performance(contract, contract.labels_of(events),
-                               model.probabilities(contract.columns_of(events)))
+    return LabelledAnswers(contract.labels_of(events), model.probabilities(contract.columns_of(events)), None)
+
+
+def metrics_of(contract: Contract, answers: LabelledAnswers | None) -> Metrics | None:
+    """The metrics that the gate has limits for; None where the labels are too few to hold the limits against:
+    fewer than `Gate.min_rows`, or of less than `Drift.coverage` of what was logged."""
+    if answers is None or len(answers.labels) < contract.gate.min_rows:
+        return None
+    if answers.coverage is not None and answers.coverage < contract.drift.coverage:
+        return None
+    return classification_metrics(contract, answers.labels, answers.probabilities)
 
 
 def skew_of(context: ModelContext, model: Model, outcomes: Outcomes, events: pd.DataFrame) -> list[Skew]:
