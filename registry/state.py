@@ -50,6 +50,8 @@ class State:
     claims: dict[str, Claim] = field(default_factory=dict)
     promoted: dict[str, Event] = field(default_factory=dict)
     refusals: int = 0  # of retrained challengers, since the last promotion
+    # By gate's window, the version for which it had too little to judge by, since it last could.
+    unjudged: dict[str, str] = field(default_factory=dict)
     alerts: dict[str, Alert] = field(default_factory=dict)  # in the order they were raised
     recorded: list[Recorded] = field(default_factory=list)  # events that change nothing above
 
@@ -83,6 +85,7 @@ def fold(state: State, event: Event) -> State:
             state.versions.append(data.version)
         case events.Judged():
             state.verdicts.setdefault(data.version, []).append(data)
+            state.unjudged = _unjudged(state.unjudged, data)
         case events.Promoted():
             state.champion, state.promoted[data.version], state.refusals = data.version, event, 0
             state.stack.append(data.version)
@@ -114,6 +117,13 @@ def fold(state: State, event: Event) -> State:
         case _:
             state.recorded.append(data)
     return state
+
+
+def _unjudged(before: dict[str, str], data: events.Judged) -> dict[str, str]:
+    """Several challengers of one window are one; a verdict of older releases names no window."""
+    if data.verdict.outcome is not Outcome.INSUFFICIENT:
+        return {}
+    return before | {data.verdict.figures.since or data.version: data.version}
 
 
 def _stack_after_rollback(stack: Sequence[str], to: str) -> list[str]:
