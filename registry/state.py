@@ -11,9 +11,10 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from contracts.core.retraining import GAVE_UP, Claim, ClaimState
+from contracts.core.retraining import GAVE_UP, Claim
 from contracts.core.verdict import Outcome
 from registry import events
+from registry.claims import claim_after
 from registry.event_log.entries import Encoded, Entries, Snapshots, View, encoded
 from registry.events import AlertState, Event, Recorded
 
@@ -39,11 +40,13 @@ class Alert(Struct, frozen=True, kw_only=True, rename=events.ALERT_KEYS | {"ende
 
 
 CURRENT = "current"
+UNJUDGED = "windows"  # the one key of its collection
 SCALARS = ("champion", "refusals", "height")  # the keys of CURRENT; `height`: of the stack of champions
 # What is put under keys, by collection. Events in order ("judged", "recorded/…") have their numbers as keys.
 TYPES: Mapping[str, object] = {
     CURRENT: str | int | None, "registered": events.Registered, "stack": str, "aliases": str, "tags": str,
-    "noted": events.Noted, "judged": events.Judged, "last_judged": str, "windows": events.WindowJudged,
+    "noted": events.Noted, "judged": events.Judged, "last_judged": str,
+    "unjudged": dict[str, str], "windows": events.WindowJudged,
     "claims": Claim, "promoted": Event, "alerts": Alert,
     **{f"recorded/{name}": kind for name, kind in events.KINDS.items()}}
 
@@ -137,6 +140,11 @@ class State:
         return verdicts
 
     @property
+    def unjudged(self) -> dict[str, str]:
+        """By gate's window, the version for which it had too little to judge by, since it last could."""
+        return dict(self._view("unjudged", dict).get(UNJUDGED, {}))
+
+    @property
     def windows(self) -> Mapping[str, events.WindowJudged]:
         """The last verdict on each window, by its start."""
         return self._view("windows", events.WindowJudged)
@@ -225,6 +233,8 @@ def fold(state: State, event: Event) -> State:
         case events.Judged():
             put("judged", str(event.seq), data)
             put("last_judged", data.version, str(event.seq))
+            if data.verdict.outcome is Outcome.INSUFFICIENT or state.unjudged:
+                put("unjudged", UNJUDGED, _unjudged(state.unjudged, data))
         case events.Promoted():
             put("promoted", data.version, event)
             put(CURRENT, "champion", data.version)
@@ -243,8 +253,8 @@ def fold(state: State, event: Event) -> State:
             put("windows", data.key, data)
         case (events.RetrainClaimed() | events.RetrainRefused() | events.RetrainStarted()
               | events.RetrainFailed() | events.RetrainFinished()):
-            put("claims", data.key, _claim(state.claims.get(data.key), data,
-                                           datetime.fromisoformat(event.at)))
+            put("claims", data.key, claim_after(state.claims.get(data.key), data,
+                                                datetime.fromisoformat(event.at)))
             if (isinstance(data, events.RetrainFinished)
                     # By the gate, by the canary, or because every run of it failed.
                     and data.outcome in (Outcome.FAILED, "refused", GAVE_UP)):
@@ -263,6 +273,13 @@ def fold(state: State, event: Event) -> State:
     return State(entries)
 
 
+def _unjudged(before: Mapping[str, str], data: events.Judged) -> dict[str, str]:
+    """Several challengers of one window are one; a verdict of older releases names no window."""
+    if data.verdict.outcome is not Outcome.INSUFFICIENT:
+        return {}
+    return {**before, data.verdict.figures.since or data.version: data.version}
+
+
 def _push(state: State, version: str) -> None:
     state._entries.put("stack", str(state.height), version)
     state._entries.put(CURRENT, "height", state.height + 1)
@@ -274,22 +291,3 @@ def _roll_back(state: State, to: str) -> None:
         state._entries.put(CURRENT, "height", stack.index(to) + 1)
     else:
         _push(state, to)
-
-
-def _claim(claim: Claim | None,
-           data: events.RetrainClaimed | events.RetrainRefused | events.RetrainStarted
-           | events.RetrainFailed | events.RetrainFinished, at: datetime) -> Claim:
-    """A retraining after one more event about it."""
-    match data:
-        case events.RetrainClaimed():
-            return Claim(key=data.key, state=ClaimState.CLAIMED, now=data.now, reason=data.reason, at=at)
-        case events.RetrainRefused():
-            return Claim(key=data.key, state=ClaimState.REFUSED, now=data.now, reason=data.reason, at=at,
-                         why=data.why, rule=data.rule)
-    known = claim or Claim(key=data.key, state=ClaimState.CLAIMED)
-    if isinstance(data, events.RetrainStarted):
-        return replace(known, run=data.run, at=at)
-    if isinstance(data, events.RetrainFailed):
-        return replace(known, failures=data.failures, run=None, why=data.why, at=at)
-    return replace(known, run=None, state=ClaimState.FINISHED, outcome=data.outcome, version=data.version,
-                   why=data.why or known.why)

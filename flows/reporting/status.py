@@ -12,8 +12,10 @@ from rich.table import Table
 
 from contracts.core.digests import JsonObject
 from contracts.core.errors import PerennialError
+from contracts.core.gate_verdict import GateVerdict
 from contracts.core.loading import contract_of_module, load_contract
 from contracts.core.verdict import Verdict, as_json
+from flows.reporting.gate_summary import gate_facts, gate_lines, not_run
 from registry import layout, models
 from registry.context import ModelContext, open_model
 from registry.events import Recorded, encode_data
@@ -36,7 +38,7 @@ def facts(model: str) -> JsonObject:
     return {"model": context.name, "store": context.store.address, "versions": len(state.versions),
             "champion": state.champion, "previous": state.previous, "aliases": dict(state.aliases),
             "data": versions[-1].as_json() if versions else None,
-            "last_window": windows[-1] if windows else None,
+            "last_window": windows[-1] if windows else None, **gate_facts(context, state),
             "unlabelled": [{"window": window} | as_json(estimate)
                            for window, estimate in estimates(context).items()] if versions else [],
             "open_alerts": [as_json(alert) for alert in state.open_alerts],
@@ -61,6 +63,8 @@ def table(facts: JsonObject) -> Table:
                  else "none"),
         "next look for data": facts["next_look"] or "by hand: perennial ingest " + facts["model"],
         "last window": f"{window['window']}: {window['verdict']['kind']}" if window else "none judged",
+        "last gate": "\n".join(gate_lines(facts["last_gate"])),
+        "limits": facts["limits"],
         "waits for labels": _lines(
             [waiting | {"interval": _interval(waiting)} for waiting in facts["unlabelled"]],
             "{window}: {rows:,} predictions, log loss {log_loss:.3f}{interval} (estimate)") or "nothing",
@@ -110,8 +114,9 @@ def _about(event: Recorded) -> str:
               if (text := getattr(event, name, None))]
     verdict: Verdict | None = getattr(event, "verdict", None)
     if verdict:
-        why = "" if verdict.passed else ": " + "; ".join(verdict.reasons)
-        parts.append(f"{verdict.outcome} {getattr(verdict, 'kind', '')}".strip() + why)
+        why = [*verdict.reasons, *(not_run(verdict) if isinstance(verdict, GateVerdict) else ())]
+        parts.append(f"{verdict.outcome} {getattr(verdict, 'kind', '')}".strip()
+                     + (": " + "; ".join(why) if why else ""))
     return " ".join(parts)
 
 
