@@ -220,8 +220,7 @@ def fold(state: State, event: Event) -> State:
     put = entries.put
     match data:
         case events.Registered():
-            if data.version not in state.registered:
-                put("registered", data.version, data)
+            put("registered", data.version, data)
         case events.Judged():
             put("judged", str(event.seq), data)
             put("last_judged", data.version, str(event.seq))
@@ -243,8 +242,7 @@ def fold(state: State, event: Event) -> State:
             put("windows", data.key, data)
         case (events.RetrainClaimed() | events.RetrainRefused() | events.RetrainStarted()
               | events.RetrainFailed() | events.RetrainFinished()):
-            put("claims", data.key, _claim(state.claims.get(data.key), data,
-                                           datetime.fromisoformat(event.at)))
+            put("claims", data.key, _claim(state.claims, data, datetime.fromisoformat(event.at)))
             if (isinstance(data, events.RetrainFinished)
                     # By the gate, by the canary, or because every run of it failed.
                     and data.outcome in (Outcome.FAILED, "refused", GAVE_UP)):
@@ -276,7 +274,7 @@ def _roll_back(state: State, to: str) -> None:
         _push(state, to)
 
 
-def _claim(claim: Claim | None,
+def _claim(claims: Mapping[str, Claim],
            data: events.RetrainClaimed | events.RetrainRefused | events.RetrainStarted
            | events.RetrainFailed | events.RetrainFinished, at: datetime) -> Claim:
     """A retraining after one more event about it."""
@@ -286,7 +284,7 @@ def _claim(claim: Claim | None,
         case events.RetrainRefused():
             return Claim(key=data.key, state=ClaimState.REFUSED, now=data.now, reason=data.reason, at=at,
                          why=data.why, rule=data.rule)
-    known = claim or Claim(key=data.key, state=ClaimState.CLAIMED)
+    known = claims.get(data.key) or Claim(key=data.key, state=ClaimState.CLAIMED)
     if isinstance(data, events.RetrainStarted):
         return replace(known, run=data.run, at=at)
     if isinstance(data, events.RetrainFailed):
