@@ -228,8 +228,7 @@ def fold(state: State, event: Event) -> State:
     put = entries.put
     match data:
         case events.Registered():
-            if data.version not in state.registered:
-                put("registered", data.version, data)
+            put("registered", data.version, data)
         case events.Judged():
             put("judged", str(event.seq), data)
             put("last_judged", data.version, str(event.seq))

@@ -17,8 +17,9 @@ from contracts.core.loading import contract_of_module, load_contract
 from contracts.core.verdict import Verdict, as_json
 from flows.reporting.gate_summary import gate_facts, gate_lines, not_run
 from registry import layout, models
-from registry.context import ModelContext, open_model
+from registry.context import open_model
 from registry.events import Recorded, encode_data
+from registry.ledger import Ledger
 
 
 def facts(model: str) -> JsonObject:
@@ -101,11 +102,11 @@ class EventRow(TypedDict):
     data: JsonObject
 
 
-def events(context: ModelContext) -> list[EventRow]:
-    """Every event with a line on what it is about."""
+def events(ledger: Ledger, first: int, end: int) -> list[EventRow]:
+    """The events with the numbers [first, end), with a line on what each is about."""
     return [{"seq": event.seq, "at": event.at, "by": event.by, "kind": event.kind,
              "about": _about(event.data), "data": encode_data(event.data)}
-            for event in context.ledger.events()]
+            for event in ledger.events(first, end)]
 
 
 def _about(event: Recorded) -> str:

@@ -51,7 +51,7 @@ class SegmentSnapshots:
 
     def __getitem__(self, place: int) -> Snapshot:
         if place not in self._known:
-            self._known[place] = self._stored(place) or self._made(place)
+            self._known[place] = self._right(place, self._read(place))
         return self._known[place]
 
     @property
@@ -63,10 +63,11 @@ class SegmentSnapshots:
         HeadIsBehind if it is of more, unless `is_head_new`: then it is made here."""
         if not self._segments:
             return
-        newest, segment = self._read(len(self) - 1), self._segments[-1]
-        if newest and newest.end > segment.end and not is_head_new:
+        place = len(self) - 1
+        stored = self._read(place)
+        if stored and stored.end > self.end and not is_head_new:
             raise HeadIsBehind
-        self._growing = self[len(self) - 1]
+        self._known[place] = self._growing = self._right(place, stored)
 
     def before(self, length: int) -> "SegmentSnapshots":
         """Those of the first `length` events alone."""
@@ -93,29 +94,25 @@ class SegmentSnapshots:
         except NotFound:
             return None
 
-    def _stored(self, place: int) -> Snapshot | None:
-        """The snapshot in the store, if it is of the segment's events."""
-        stored, segment = self._read(place), self._segments[place]
-        is_of = stored and (stored.first, stored.end, stored.digest) == (segment.first, segment.end,
-                                                                        segment.digest)
-        return stored if is_of else None
-
-    def _made(self, place: int) -> Snapshot:
-        """What the segment's events amount to, from a snapshot of the first of them if there is one."""
-        segment, behind = self._segments[place], self._behind(place)
-        first, known = (behind.end, [behind]) if behind else (segment.first, [])
-        older = [*(self[each] for each in range(place)), *known]
+    def _right(self, place: int, stored: Snapshot | None) -> Snapshot:
+        """What the segment's events amount to: the stored snapshot if it is of these events, else made of
+        them, from the stored one on if that is of the first of them."""
+        segment = self._segments[place]
+        if stored and (stored.first, stored.end, stored.digest) == (segment.first, segment.end,
+                                                                    segment.digest):
+            return stored
+        behind = stored if stored and self._is_of_first_events(stored, segment) else None
+        first = behind.end if behind else segment.first
+        older = [self[each] for each in range(place)] + ([behind] if behind else [])
         state = reduce(fold, self._log.events(first, segment.end), after(older, first))
         self.made.add(place)
         return grown(behind, segment, state)
 
-    def _behind(self, place: int) -> Snapshot | None:
-        """The snapshot in the store, if it is of the segment's first events."""
-        stored, segment = self._read(place), self._segments[place]
-        if stored is None or stored.first != segment.first or not stored.first < stored.end < segment.end:
-            return None
+    def _is_of_first_events(self, stored: Snapshot, segment: Segment) -> bool:
+        if stored.first != segment.first or not stored.first < stored.end < segment.end:
+            return False
         [last] = self._log.events(stored.end - 1, stored.end)
-        return stored if last.digest == stored.digest else None
+        return last.digest == stored.digest
 
 
 def grown(snapshot: Snapshot | None, segment: Segment, state: State) -> Snapshot:
