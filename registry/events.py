@@ -13,8 +13,9 @@ import msgspec
 from msgspec import Struct
 
 from contracts.core.digests import JsonObject
+from contracts.core.gate_verdict import GateVerdict
 from contracts.core.retraining import RefusalRule
-from contracts.core.verdict import CanaryVerdict, DataVerdict, GateVerdict, WindowVerdict
+from contracts.core.verdict import CanaryVerdict, DataVerdict, WindowVerdict
 
 # Raise it with a change that an older reader can't follow, and add the step from the old form to `upgraded`.
 FORMAT = 2

@@ -10,9 +10,10 @@ from msgspec import ValidationError
 from contracts.core import retraining
 from contracts.core.digests import JsonObject, canonical_json, digest_of
 from contracts.core.errors import Conflict, Corrupt, PerennialError
+from contracts.core.gate_verdict import GateVerdict
 from contracts.core.policies import Drift
 from contracts.core.retraining import GAVE_UP, Claim, ClaimState
-from contracts.core.verdict import GateVerdict, WindowVerdict
+from contracts.core.verdict import WindowVerdict
 from registry import layout, promotion, settings
 from registry.clock import machine_time
 from registry.events import (

@@ -2,7 +2,8 @@
 event that each decision appends to the ledger, as pure functions of the state."""
 
 from contracts.core.errors import Conflict, NotAllowed, NotFound
-from contracts.core.verdict import GateVerdict, Outcome
+from contracts.core.gate_verdict import GateVerdict
+from contracts.core.verdict import Outcome
 from registry.events import Judged, Promoted, RolledBack
 from registry.state import State
 

@@ -13,10 +13,11 @@ from contracts.core.diff import diff_contracts
 from contracts.core.digests import digest_of
 from contracts.core.errors import ContractError
 from contracts.core.features import number
+from contracts.core.gate_verdict import GateVerdict
 from contracts.core.loading import load_contract
 from contracts.core.policies import Rollout, Schedule, TrainingLimits
 from contracts.core.schema import column
-from contracts.core.verdict import GateVerdict, as_json
+from contracts.core.verdict import as_json
 from contracts.flights import contract as flights
 from contracts.pumps import Pumps
 from contracts.pumps import contract as pumps

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from contracts.core.verdict import Estimate, Metrics, Performance
+from contracts.core.gate_verdict import Metrics
+from contracts.core.verdict import Estimate, Performance
 
 if TYPE_CHECKING:
     from contracts.core.contract import Contract

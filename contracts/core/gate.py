@@ -19,8 +19,9 @@ from contracts.core.classification import (
     row_losses,
 )
 from contracts.core.contract import Contract
+from contracts.core.gate_verdict import Difference, GateFigures, GateVerdict, Metrics, SliceDifference
 from contracts.core.policies import Gate
-from contracts.core.verdict import Difference, GateFigures, GateVerdict, Metrics, Outcome, SliceDifference
+from contracts.core.verdict import Outcome
 
 RESAMPLES = 1_000
 # The slices of rows without a value, and of values with too few rows.

@@ -13,6 +13,7 @@ from contracts.core.retraining import RefusalRule
 from contracts.core.verdict import Action, Outcome, WindowKind, WindowVerdict, as_json
 from flows.monitoring.claims import record_claim_alerts
 from flows.monitoring.decision import record_and_decide
+from flows.monitoring.missing_labels import record_missing_labels
 from flows.monitoring.staleness import record_stale_alert
 from flows.orchestration.events import post_event
 from registry.context import ModelContext
@@ -93,6 +94,7 @@ def record_alerts(context: ModelContext, window: str, verdict: WindowVerdict,
         context.ledger.decide(lambda state: new_alert(state, context.name, window, verdict, action))
     _record_ends(context)
     record_claim_alerts(context)
+    record_missing_labels(context)
     return unsent(context.name, context.ledger.state())
 
 

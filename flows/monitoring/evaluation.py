@@ -3,23 +3,21 @@
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 
-import numpy as np
-import pyarrow as pa
 from msgspec.structs import replace
 
 from contracts.core.binning import REFERENCE_FILE, monitored_columns
 from contracts.core.classification import performance_of_sums
 from contracts.core.errors import NotFound
 from contracts.core.localization import LoggedRows
-from contracts.core.outcome_measures import BLOCKS, block_of
-from contracts.core.outcome_sums import SlicedSums
 from contracts.core.reference import BinnedComparison, decode_references, merge_versions
 from contracts.core.skew import Skew, find_answer_skew, find_clock_skew, find_skew
-from contracts.core.verdict import Outcome, WindowFigures, WindowKind, WindowVerdict
+from contracts.core.verdict import Estimate, Outcome, WindowFigures, WindowKind, WindowVerdict
 from contracts.core.window_verdict import cumulative_drift, drift
+from flows.monitoring.estimates import with_interval
 from flows.monitoring.outcomes import INGESTED, Outcomes, join_outcomes
+from flows.monitoring.performance import coverage_of, outcome_figures, window_sums
 from flows.monitoring.windows import MAX_WINDOWS, champions, first_traffic, labelled_until, traffic_gap
-from registry import data, layout, models
+from registry import layout, models
 from registry.context import ModelContext, fetch_version
 from registry.traffic import window_counts
 from service import profiles
@@ -41,21 +39,41 @@ def evaluate_window(context: ModelContext, start: datetime) -> WindowVerdict:
     contract, (version, counts, others) = context.contract, _traffic_by_version(context, start)
     model = load_model(contract, fetch_version(context, version))
     outcomes = join_outcomes(context, version, start)
-    sums = labelled_sums(context, model, outcomes, start)
-    coverage = outcomes.coverage if outcomes.sums.whole.rows else None
-    performance = performance_of_sums(contract, sums.whole, coverage) if sums.whole.rows else None
-    skew, logged = skew_of(context, model, outcomes), logged_rows(context, model, outcomes)
+    sums = window_sums(context, model, outcomes, start)
+    performance = (performance_of_sums(contract, sums.whole, coverage_of(outcomes)) if sums.whole.rows
+                   else None)
+    on_labels = outcome_figures(context, model, version, start, outcomes, sums)
+    skew = skew_of(context, model, outcomes)
+    logged = logged_rows(context, model, outcomes)
     before = context.ledger.state().windows.get((start - contract.drift.window).isoformat())
     for compared in _widening_comparisons(context, start, version, counts, others):
         verdict = drift(contract, compared.reference, compared.counts, rows=compared.rows, bad=counts.bad,
-                        performance=performance, skew=skew, logged=logged, refused_fields=counts.at_fault,
+                        performance=performance, outcomes=on_labels, skew=skew, logged=logged,
+                        refused_fields=counts.at_fault, not_run=_not_run(context, start, outcomes),
                         events=outcomes.events if _must_have_traffic(context, start) else None,
                         previous=before.verdict.figures.checks if before else {})
         if verdict.outcome is not Outcome.INSUFFICIENT:
             break
     return replace(verdict, figures=replace(
         verdict.figures, version=version, since=compared.since.isoformat(),
-        cumulative=_cumulative(context, version, compared), estimate=outcomes.estimate))
+        cumulative=_cumulative(context, version, compared),
+        estimate=_estimate(context, version, start, outcomes)))
+
+
+def _estimate(context: ModelContext, version: str, start: datetime, outcomes: Outcomes) -> Estimate | None:
+    """The estimated performance of the logged predictions; None if there are none."""
+    estimate = outcomes.estimate
+    return with_interval(context, version, estimate, start.isoformat()) if estimate else None
+
+
+def _not_run(context: ModelContext, start: datetime, outcomes: Outcomes) -> dict[WindowKind, str]:
+    """The kinds of findings that could not be looked for, and why."""
+    not_run = {}
+    if not outcomes.joined:
+        not_run[WindowKind.SKEW] = "no logged prediction met its event by the contract's key"
+    if not _must_have_traffic(context, start):
+        not_run[WindowKind.STALE] = "the window's events are not all in, or no champion had served before it"
+    return not_run
 
 
 def _verdict_of_gap(context: ModelContext, start: datetime, end: datetime) -> WindowVerdict:
@@ -126,24 +144,6 @@ def _traffic_by_version(context: ModelContext,
                else models.resolve(context.ledger, "champion"))
     others = {other: theirs for other, theirs in counts.items() if other != version and theirs.rows}
     return version, counts.get(version, NO_TRAFFIC), others
-
-
-def labelled_sums(context: ModelContext, model: Model, outcomes: Outcomes, start: datetime) -> SlicedSums:
-    """The sums of the logged answers on the window's matured labels. If they can't be joined
-    (no log, or no key) the model predicts the events again. No rows while there are no labels."""
-    contract, sums = context.contract, outcomes.sums
-    if sums.whole.rows or not outcomes.events or outcomes.can_join:
-        return sums
-    names = [*dict.fromkeys((*contract.request_columns, *contract.label.needs))]
-    for batch in data.batches(context.store, data.newest(context.store, context.name), start,
-                              start + contract.drift.window, names):
-        rows = pa.Table.from_batches([batch]).to_pandas()
-        columns = contract.columns_of(rows)
-        slices = {name: columns[name] for name in contract.gate.slices if name in columns}
-        blocks = block_of(columns[contract.event_time], np.timedelta64(contract.drift.window))
-        sums += SlicedSums.of(contract.labels_of(rows), model.probabilities(columns),
-                              {BLOCKS: blocks, **slices})
-    return sums
 
 
 def skew_of(context: ModelContext, model: Model, outcomes: Outcomes) -> list[Skew]:

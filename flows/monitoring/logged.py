@@ -105,7 +105,7 @@ class LoggedPredictions:
         self.on_disk, self.sample, self.replicas = spill.table("logged"), Sample(), Names()
         self.sums, self.with_key, self.in_seconds = PromisedSums(), 0, False
         self.slices = {name: Names((MISSING, OTHERS), MAX_NAMES) for name in contract.gate.slices
-                       if name in contract.request_columns}
+                       if name in contract.sent_columns}
 
     @property
     def numbers(self) -> dict[str, tuple[int, int]]:

@@ -7,6 +7,7 @@ from typing import Any
 from msgspec import convert
 from prefect.artifacts import create_markdown_artifact
 
+from contracts.core.gate_verdict import GateVerdict
 from contracts.core.verdict import (
     Action,
     CanaryFigures,
@@ -14,7 +15,6 @@ from contracts.core.verdict import (
     CheckKind,
     ColumnCheck,
     DataVerdict,
-    GateVerdict,
     Outcome,
     SideFigures,
     Verdict,

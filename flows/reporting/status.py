@@ -25,7 +25,7 @@ def facts(model: str) -> JsonObject:
         fleet,  # imported here: `history` and `contract diff` need none of these
         routes,
     )
-    from flows.monitoring.outcomes import unlabelled_windows
+    from flows.monitoring.estimates import estimates
     from flows.reporting.overview import overview
     from registry import data
 
@@ -38,7 +38,7 @@ def facts(model: str) -> JsonObject:
             "data": versions[-1].as_json() if versions else None,
             "last_window": windows[-1] if windows else None,
             "unlabelled": [{"window": window} | as_json(estimate)
-                           for window, estimate in unlabelled_windows(context).items()] if versions else [],
+                           for window, estimate in estimates(context).items()] if versions else [],
             "open_alerts": [as_json(alert) for alert in state.open_alerts],
             "open_claims": [key for key, claim in state.claims.items() if claim.is_granted],
             "next_look": brief["next_look"], "under_way": brief["under_way"], "waits": brief["waits"],
@@ -62,8 +62,8 @@ def table(facts: JsonObject) -> Table:
         "next look for data": facts["next_look"] or "by hand: perennial ingest " + facts["model"],
         "last window": f"{window['window']}: {window['verdict']['kind']}" if window else "none judged",
         "waits for labels": _lines(
-            facts["unlabelled"],
-            "{window}: {rows:,} predictions, log loss {log_loss:.3f} (estimate)") or "nothing",
+            [waiting | {"interval": _interval(waiting)} for waiting in facts["unlabelled"]],
+            "{window}: {rows:,} predictions, log loss {log_loss:.3f}{interval} (estimate)") or "nothing",
         "under way": "\n".join(facts["under_way"]) or "no retraining",
         "waits for": "\n".join(facts["waits"]) or "nothing",
         "alerts": _lines(facts["open_alerts"], "{kind} since {since}: {doing}") or "none open",
@@ -74,6 +74,12 @@ def table(facts: JsonObject) -> Table:
     for name, value in rows.items():
         table.add_row(name, value)
     return table
+
+
+def _interval(estimate: Mapping[str, Any]) -> str:
+    """The interval of an estimate, in words; empty where its errors are not known."""
+    known = estimate["low"] is not None
+    return ", 95 % of such from {low:.3f} to {high:.3f}".format_map(estimate) if known else ""
 
 
 def _lines(items: Iterable[Mapping[str, Any]], template: str) -> str:

@@ -14,7 +14,7 @@ import pandas as pd
 
 from contracts.core.errors import PerennialError
 from contracts.core.gate import gate
-from contracts.core.verdict import GateVerdict
+from contracts.core.gate_verdict import GateVerdict
 from flows.releasing.replica_check import answered_by
 from registry import data, models
 from registry.context import ROOT, ModelContext, fetch_version
