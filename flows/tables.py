@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 
 from contracts.core.errors import PerennialError
+from registry.frames import INTEGERS
 
 
 def read_table(path: Path, condition: Any = None) -> pd.DataFrame:
@@ -17,8 +18,8 @@ def read_table(path: Path, condition: Any = None) -> pd.DataFrame:
     if path.suffix not in (".parquet", ".csv"):
         raise PerennialError(f"{path} is a {path.suffix!r}; name a .parquet or .csv file")
     try:
-        rows = (pd.read_parquet(path, filters=condition) if path.suffix == ".parquet"
-                else pd.read_csv(path, dtype="str"))
+        rows = (pd.read_parquet(path, filters=condition, to_pandas_kwargs={"types_mapper": INTEGERS.get})
+                if path.suffix == ".parquet" else pd.read_csv(path, dtype="str"))
     except (ValueError, OSError) as error:  # pandas' and Arrow's errors are subclasses
         raise PerennialError(f"{path} can't be read as {path.suffix}: {error}; correct it or name another "
                              f"--file") from error

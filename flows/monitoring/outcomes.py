@@ -94,7 +94,7 @@ def _as_frame(logged: LoggedPredictions, sample: pa.Table, joined: Joined) -> pd
     labels = pa.concat_tables(joined.labelled).to_pandas() if joined.labelled else NO_LABELS
     labelled = frame[[CODE, NUMBER_OF]].merge(labels, on=[CODE, NUMBER_OF], how="left")[LABEL]
     return frame[sent].set_axis([name.removeprefix(SENT) for name in sent], axis=1).assign(
-        id=ids, label=labelled.astype("Int64").to_numpy())
+        id=ids, label=labelled.astype("Int64").array)
 
 
 def _with_events(context: ModelContext, sample: pd.DataFrame, rows: np.ndarray,
