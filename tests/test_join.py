@@ -1,11 +1,9 @@
-"""Predictions meet their labels exactly, each once, however the log was packed; in bounded memory and disk."""
+"""Predictions meet their labels exactly and once, however the log was packed; in bounded memory and disk."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from datetime import datetime, timedelta
 from itertools import pairwise
@@ -19,7 +17,6 @@ from deltalake import write_deltalake
 
 from contracts import pumps
 from contracts.core.classification import measure_performance, performance_of_sums
-from contracts.core.contract import Contract
 from contracts.core.errors import PerennialError
 from contracts.core.schema import column
 from contracts.core.windows import WINDOW_FORMAT
@@ -420,8 +417,8 @@ with spill(Path(sys.argv[1])) as opened:
 
 
 def test_what_a_killed_run_left_is_removed_by_the_next_and_nothing_else(context):
-    held = [subprocess.Popen([sys.executable, "-c", HOLD, str(context.run)], stdout=subprocess.PIPE, text=True)
-            for _ in range(2)]
+    command = [sys.executable, "-c", HOLD, str(context.run)]
+    held = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     try:
         folders = [Path(process.stdout.readline().strip()) for process in held]
         assert all((folder / "rows").exists() for folder in folders)
@@ -437,7 +434,8 @@ def test_what_a_killed_run_left_is_removed_by_the_next_and_nothing_else(context)
             process.stdout.close()
 
 
-@pytest.mark.parametrize(("text", "expected"), [("", 400), ("300", 300), ("299", None), ("1GB", None), ("-5", None)])
+@pytest.mark.parametrize(("text", "expected"),
+                         [("", 400), ("300", 300), ("299", None), ("1GB", None), ("-5", None)])
 def test_the_memory_of_joins_is_a_setting(text, expected, monkeypatch):
     monkeypatch.setenv(JOIN_MEMORY, text)
     if expected:

@@ -36,7 +36,8 @@ from tests.bench import ROOT, figure, fresh_addresses, write
 
 WEEK, TRAINED, FIRST = timedelta(days=7), datetime(2024, 1, 1), datetime(2024, 2, 12)
 SIZES = (0, 1_000_000, 4_000_000, 16_000_000)
-BLOCK, FILE_ROWS, SITES = 500_000, 100_000, 40  # rows that repeat, with other times and pumps; of a log's file
+# Rows that repeat, with other times and pumps; of a file of the log; values of the slice.
+BLOCK, FILE_ROWS, SITES = 500_000, 100_000, 40
 HISTORY = 200  # windows that were judged before, each with the traffic of several replicas
 
 
@@ -79,17 +80,23 @@ def main() -> None:
         found = {rows: in_a_process(start) for rows, start in windows.items()}
         make_history(context, version)
         late = in_a_process(windows[SIZES[1]])
-    few, many = found[SIZES[2]], found[SIZES[3]]
-    largest, empty = found[max(sizes)], found[0]
-    write("monitor", {"figures": [
-        figure(f"peak memory of judging {max(sizes):,} predictions, beyond an empty window's", 1_000, "at most",
-               "MB", [largest["peak_mb"] - empty["peak_mb"]]),
-        figure(f"time of judging {SIZES[3]:,} predictions, of that of {SIZES[2]:,}", 4 * 1.3, "at most", "times",
-               [many["cpu_s"] / few["cpu_s"]]),
-        figure(f"time of judging {SIZES[1]:,} predictions with a history of {HISTORY} windows, of that without",
-               1.3, "at most", "times", [late["cpu_s"] / found[SIZES[1]]["cpu_s"]]),
-        figure(f"judging {max(sizes):,} predictions", 240, "at most", "s", [largest["seconds"]])],
-        "judged": {str(rows): one for rows, one in found.items()}, "with_history": late})
+    write("monitor", {"figures": figures(found, late), "with_history": late,
+                      "by_window": [{"rows": rows, **one} for rows, one in found.items()]})
+
+
+def figures(found: dict[int, dict[str, float]], late: dict[str, float]) -> list[dict[str, Any]]:
+    """`found`: by the window's predictions; `late`: the second of SIZES, with a long history."""
+    few, many, largest = found[SIZES[2]], found[SIZES[3]], max(found)
+    return [
+        figure(f"peak memory of judging {largest:,} predictions, beyond an empty window's", 1_000, "at most",
+               "MB", [found[largest]["peak_mb"] - found[0]["peak_mb"]]),
+        figure(f"peak memory of judging {SIZES[3]:,} predictions, of that of {SIZES[2]:,}", 1.3, "at most",
+               "times", [many["peak_mb"] / few["peak_mb"]]),
+        figure(f"processor time of judging {SIZES[3]:,} predictions, of that of {SIZES[2]:,}", 4.4, "at most",
+               "times", [many["cpu_s"] / few["cpu_s"]]),
+        figure(f"processor time of judging {SIZES[1]:,} predictions after {HISTORY} other windows, of that "
+               f"after none", 1.3, "at most", "times", [late["cpu_s"] / found[SIZES[1]]["cpu_s"]]),
+        figure(f"judging {largest:,} predictions", 240, "at most", "s", [found[largest]["seconds"]])]
 
 
 def in_a_process(start: datetime) -> dict[str, float]:
