@@ -126,7 +126,7 @@ class Ledger:
         return self.decide(lambda state: None if once and any(map(is_known, state.recorded)) else data)
 
     def registered(self, data: Registered) -> Event | None:
-        return self.decide(lambda state: None if data.version in state.versions else data)
+        return self.decide(lambda state: promotion.registration(state, data))
 
     def judged(self, version: str, verdict: GateVerdict, against: str | None, data: str = "") -> Event | None:
         """Record a gate's verdict, unless the last one has the same outcome against

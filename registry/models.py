@@ -29,10 +29,28 @@ class TrainingMetrics(TypedDict):
     newest_window: JsonObject
 
 
+class LayerOrigin(TypedDict):
+    """What a recalibrated version was made from: the layer on the booster of `base` was fitted to `rows`
+    labelled events of [`start`, `until`), as the data version `data` and the labels sent by id (`labels`)
+    have them, when `before` was champion. `policy`: the contract's settings."""
+
+    base: str
+    before: str
+    start: str
+    until: str
+    rows: int
+    data: str
+    labels: str
+    bias: list[float]
+    temperature: float
+    policy: JsonObject
+
+
 class Manifest(TypedDict):
     """What a version was made from. `twin_rows`: training rows of the model that
     the gate judged; `judged_from`: the event time from which on it had seen none;
-    `code`: the digest of the code that trains and serves; `files`: each file's sha256."""
+    `code`: the digest of the code that trains and serves; `files`: each file's sha256. A recalibrated version
+    has a `layer`; all else, but its files, is that of the version whose booster it has."""
 
     model: str
     contract: str
@@ -47,6 +65,7 @@ class Manifest(TypedDict):
     code: str
     packages: dict[str, str]
     workers: NotRequired[int]
+    layer: NotRequired[LayerOrigin]
     format: NotRequired[int]
     files: NotRequired[dict[str, str]]
 

@@ -39,6 +39,7 @@ class State:
 
     # In order of registration: a version's number is its place.
     versions: list[str] = field(default_factory=list)
+    layers: dict[str, events.Layer] = field(default_factory=dict)  # of the recalibrated ones, in that order
     champion: str | None = None
     # Champions, the present one last; a rollback goes back along it.
     stack: list[str] = field(default_factory=list)
@@ -65,6 +66,10 @@ class State:
         """A version's number, from 1 on."""
         return self.versions.index(version) + 1
 
+    def base_of(self, version: str) -> str:
+        """The version that was trained: of a recalibrated one that whose booster it has, else itself."""
+        return self.layers[version].base if version in self.layers else version
+
     def last_judged(self, version: str) -> events.Judged | None:
         """The gate's last verdict on a version."""
         judged = self.verdicts.get(version)
@@ -81,11 +86,15 @@ def fold(state: State, event: Event) -> State:
     match data:
         case events.Registered():
             state.versions.append(data.version)
+            if data.layer:
+                state.layers[data.version] = data.layer
         case events.Judged():
             state.verdicts.setdefault(data.version, []).append(data)
         case events.Promoted():
-            state.champion, state.promoted[data.version], state.refusals = data.version, event, 0
+            state.champion, state.promoted[data.version] = data.version, event
             state.stack.append(data.version)
+            if data.version not in state.layers:  # a recalibration says nothing of trainings
+                state.refusals = 0
         case events.RolledBack():
             state.champion, state.stack = data.to, _stack_after_rollback(state.stack, data.to)
         case events.Aliased():

@@ -28,6 +28,7 @@ class RunFault(StrEnum):
     INGEST = "ingestion failed"
     MONITOR = "judging failed"
     RELEASE = "release failed"
+    RECALIBRATE = "recalibration failed"
 
 
 def tell_of_failure(fault: RunFault) -> FlowStateHook[..., Any]:

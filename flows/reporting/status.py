@@ -16,7 +16,7 @@ from contracts.core.loading import contract_of_module, load_contract
 from contracts.core.verdict import Verdict, as_json
 from registry import layout, models
 from registry.context import ModelContext, open_model
-from registry.events import Recorded, encode_data
+from registry.events import Layer, Recorded, Registered, encode_data
 
 
 def facts(model: str) -> JsonObject:
@@ -35,6 +35,7 @@ def facts(model: str) -> JsonObject:
     windows = [{"window": key, **encode_data(judged)} for key, judged in state.windows.items()]
     return {"model": context.name, "store": context.store.address, "versions": len(state.versions),
             "champion": state.champion, "previous": state.previous, "aliases": state.aliases,
+            "recalibrated": layer_text(layer) if (layer := state.layers.get(state.champion or "")) else None,
             "data": versions[-1].as_json() if versions else None,
             "last_window": windows[-1] if windows else None,
             "unlabelled": [{"window": window} | as_json(estimate)
@@ -56,6 +57,7 @@ def table(facts: JsonObject) -> Table:
     window = facts["last_window"]
     rows = {
         "store": facts["store"], "champion": facts["champion"] or "none: perennial train " + facts["model"],
+        **({"recalibrated": facts["recalibrated"]} if facts["recalibrated"] else {}),
         "previous": facts["previous"] or "", "versions": str(facts["versions"]),
         "data": (f"{facts['data']['rows']:,} rows up to {facts['data']['newest']}" if facts["data"]
                  else "none"),
@@ -100,6 +102,8 @@ def events(context: ModelContext) -> list[EventRow]:
 
 def _about(event: Recorded) -> str:
     parts = [digest[:12] for name in ("version", "to", "data") if (digest := getattr(event, name, None))]
+    if isinstance(event, Registered) and event.layer:
+        parts.append(layer_text(event.layer))
     parts += [str(text) for name in ("key", "outcome", "reason", "why")
               if (text := getattr(event, name, None))]
     verdict: Verdict | None = getattr(event, "verdict", None)
@@ -107,6 +111,12 @@ def _about(event: Recorded) -> str:
         why = "" if verdict.passed else ": " + "; ".join(verdict.reasons)
         parts.append(f"{verdict.outcome} {getattr(verdict, 'kind', '')}".strip() + why)
     return " ".join(parts)
+
+
+def layer_text(layer: Layer) -> str:
+    """What a version was recalibrated from, in words."""
+    return (f"recalibrated from {layer.base[:12]} on {layer.rows:,} labels of {layer.start[:10]} to "
+            f"{layer.until[:10]}")
 
 
 def described(name: str) -> JsonObject:
