@@ -169,7 +169,7 @@ def shadow(
 
     context = open_model(model)
     options = resolve(context.ledger, version)
-    verdict = run_shadow(context, options, artifact_of(context, options), share)
+    verdict = run_shadow(context, options, artifact_of(context, options, with_layer=True), share)
     say(to_json(verdict), as_json,
          f"{model}: {options[:12]} in the shadow: {verdict.kind}\n" + "\n".join(verdict.reasons))
     if not verdict.passed:

@@ -106,6 +106,19 @@ def manifest(store: Store, model: str, version: str) -> Manifest:
     return manifest_
 
 
+def read_file(store: Store, model: str, version: str, name: str) -> bytes:
+    """One of a version's files, its digest checked."""
+    return _checked_file(store, model, version, name, manifest(store, model, version)["files"][name])
+
+
+def _checked_file(store: Store, model: str, version: str, name: str, digest: str) -> bytes:
+    content = store.get(layout.version_file(model, version, name))
+    if sha256(content).hexdigest() != digest:
+        raise Corrupt(f"{model}: {name} of {version[:12]} was changed in {store.address}; restore it from a "
+                      f"backup")
+    return content
+
+
 def fetch(store: Store, model: str, version: str, folder: Path) -> Path:
     """Copy a version's files to folder/<version>, each digest checked, unless they are there already."""
     target, manifest_ = folder / version, manifest(store, model, version)
@@ -119,11 +132,7 @@ def fetch(store: Store, model: str, version: str, folder: Path) -> Path:
             if Path(name).name != name:
                 raise Corrupt(f"{model}: the manifest of {version[:12]} names {name!r}, which is a path; "
                               f"restore it from a backup")
-            content = store.get(layout.version_file(model, version, name))
-            if sha256(content).hexdigest() != digest:
-                raise Corrupt(f"{model}: {name} of {version[:12]} was changed in {store.address}; restore it "
-                              f"from a backup")
-            (partial / name).write_bytes(content)
+            (partial / name).write_bytes(_checked_file(store, model, version, name, digest))
         (partial / "manifest.json").write_bytes(canonical_json(manifest_))
         try:
             os.rename(partial, target)

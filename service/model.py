@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 import xgboost
 
-from contracts.core.calibration import Calibration
+from contracts.core.calibration import CALIBRATION_FILE, Calibration
 from contracts.core.contract import Contract
 from contracts.core.errors import PerennialError
 from contracts.core.features import Columns, Record
@@ -21,7 +21,6 @@ from contracts.core.loading import load_contract
 # Of a saved model: raise it with a change that an older reader can't follow. `is_of` reads format 1.
 # Without a recalibration layer a model is written as before there were layers, to the same bytes.
 FORMAT, FORMAT_WITHOUT_LAYER = 3, 2
-CALIBRATION_FILE = "calibration.json"  # of a recalibrated version: the layer on the booster's probabilities
 UNKNOWN = 0  # the category code of every value that training did not see often enough
 SERVED = "model"  # the stem of the files of the model that serves
 TWIN = "twin"  # and of the same model trained without the newest rows, by which the gate judges

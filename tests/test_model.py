@@ -7,13 +7,12 @@ from datetime import datetime
 import numpy as np
 import pytest
 
-from contracts.core.calibration import Calibration
+from contracts.core.calibration import CALIBRATION_FILE, Calibration
 from contracts.core.errors import PerennialError
 from contracts.flights import contract as flights
 from contracts.pumps import contract as pumps
 from flows.training.dataset import read_training_set
 from service.model import (
-    CALIBRATION_FILE,
     FORMAT,
     FORMAT_WITHOUT_LAYER,
     PANDAS_ROWS,

@@ -7,6 +7,7 @@ Modern Neural Networks", with the biases of their vector scaling).
 import numpy as np
 from msgspec import Struct
 
+CALIBRATION_FILE = "calibration.json"  # of a recalibrated version: its layer
 CLIP = 1e-7  # to which probabilities are clipped before their logarithm, as `row_losses` does
 MAX_BIAS = 10.0  # of a class: e^10 times its odds
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.1, 10.0
