@@ -23,6 +23,7 @@ from contracts.core.errors import NotFound, PerennialError
 from registry import layout
 from registry.clock import machine_time
 from registry.delta import MAX_ATTEMPTS, METADATA_KEY, create_table, delta_options, open_table, transaction
+from registry.frames import to_frame
 from registry.store import Store
 
 STORE_FAULTS = (BotoCoreError, ClientError, DeltaError)  # of a store that may answer at the next attempt
@@ -199,7 +200,7 @@ def _rows_with_keys(store: Store, version: DataVersion, keys: pd.DataFrame) -> p
             continue
         for batch in file.to_batches(whole.schema, filter=condition, batch_size=CHUNK_ROWS,
                                      batch_readahead=1, fragment_readahead=1):
-            rows = batch.to_pandas()
+            rows = to_frame(batch)
             found.append(rows[pd.MultiIndex.from_frame(rows[list(keys)]).isin(wanted)])
     return pd.concat(found).sort_values(version.event_time, kind="stable", ignore_index=True)
 
@@ -252,7 +253,7 @@ def read(store: Store, version: DataVersion, start: datetime | None = None,
     table = open_table(store, version.table, version.version)
     limits = [] if start is None else [(version.event_time, ">=", start)]
     limits += [] if end is None else [(version.event_time, "<", end)]
-    frame = table.to_pyarrow_table(filters=limits or None).to_pandas()
+    frame = to_frame(table.to_pyarrow_table(filters=limits or None))
     return frame.sort_values(version.event_time, kind="stable", ignore_index=True)
 
 

@@ -18,9 +18,10 @@ from contracts.flights import contract, source
 from flows.ingest import ingest_batch
 from flows.monitor import judge_window
 from flows.monitoring.estimates import estimates
-from flows.monitoring.outcomes import Outcomes, join_outcomes, unlabelled_windows
+from flows.monitoring.outcomes import Outcomes, join_outcomes
 from flows.monitoring.performance import metrics_of
 from flows.monitoring.sent_labels import store_labels
+from flows.monitoring.unlabelled import unlabelled_windows
 from flows.monitoring.windows import due, stale_labels
 from registry.context import ModelContext, fetch_version, open_model
 from registry.folder_store import FolderStore

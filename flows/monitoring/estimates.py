@@ -4,7 +4,7 @@ from msgspec.structs import replace
 
 from contracts.core.ordinary import BASELINE_FILE, OutcomeBaseline, decode_baseline, expected_loss
 from contracts.core.verdict import Estimate
-from flows.monitoring.outcomes import unlabelled_windows
+from flows.monitoring.unlabelled import unlabelled_windows
 from registry.context import ModelContext, fetch_version
 
 

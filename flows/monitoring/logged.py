@@ -105,7 +105,7 @@ class LoggedPredictions:
         self.on_disk, self.sample, self.replicas = spill.table("logged"), Sample(), Names()
         self.sums, self.with_key, self.in_seconds = PromisedSums(), 0, False
         self.slices = {name: Names((MISSING, OTHERS), MAX_NAMES) for name in contract.gate.slices
-                       if name in contract.request_columns}
+                       if name in contract.sent_columns}
 
     @property
     def numbers(self) -> dict[str, tuple[int, int]]:
@@ -136,8 +136,12 @@ class LoggedPredictions:
             **{f"{PROBABILITY_OF}{index}": values for index, values in enumerate(probabilities)},
             **{f"{SLICE_OF}{index}": self._slice(name, table) for index, name in enumerate(self.slices)}}))
         sent = {f"{SENT}{name}": table[name] for name in table.column_names if name not in (REPLICA, NUMBER)}
-        self.sample.add(self.hashes(codes, numbers), lambda chosen: pa.table(
-            {name: values.take(pa.array(chosen)) for name, values in (ids | keys | sent).items()}))
+
+        def rows(chosen: np.ndarray) -> pa.Table:
+            taken = {name: values.take(pa.array(chosen)) for name, values in (ids | keys | sent).items()}
+            return pa.table({name: _as_feature(values) if name in sent else values
+                             for name, values in taken.items()})
+        self.sample.add(self.hashes(codes, numbers), rows)
 
     def _keys(self, table: pa.Table) -> dict[str, pa.Array]:
         """The key's columns; those of predictions that lack a part of it are joined with no event."""
@@ -170,3 +174,10 @@ class LoggedPredictions:
             f"SELECT {NUMBER_OF} FROM {self.on_disk.sql} WHERE {CODE} = ? AND {NUMBER_OF} BETWEEN ? AND ?",
             [code, first, last])
         return np.asarray(found.fetchnumpy()[NUMBER_OF])
+
+
+def _as_feature(values: pa.ChunkedArray) -> pa.ChunkedArray:
+    """A column of the sample, of the same type whichever release's replica logged it."""
+    if pa.types.is_integer(values.type):
+        return values.cast(pa.float64(), safe=False)
+    return values.cast(pa.timestamp("us")) if pa.types.is_timestamp(values.type) else values

@@ -17,10 +17,9 @@ from flows.monitoring.join import LABEL, Joined, join, sent_labels
 from flows.monitoring.logged import CODE, NUMBER_OF, SENT, LoggedPredictions
 from flows.monitoring.spill import spill
 from flows.monitoring.window_events import WindowEvents
-from registry import data, layout
+from registry import data
 from registry.context import ModelContext
 from registry.predictions import prediction_files, read_predictions
-from registry.traffic import windows_of
 from service.prediction_log import NO_NUMBER, prediction_id
 
 INGESTED = ".later"  # suffix of a column as it was ingested, beside the one that the caller sent
@@ -94,7 +93,7 @@ def _as_frame(logged: LoggedPredictions, sample: pa.Table, joined: Joined) -> pd
     labels = pa.concat_tables(joined.labelled).to_pandas() if joined.labelled else NO_LABELS
     labelled = frame[[CODE, NUMBER_OF]].merge(labels, on=[CODE, NUMBER_OF], how="left")[LABEL]
     return frame[sent].set_axis([name.removeprefix(SENT) for name in sent], axis=1).assign(
-        id=ids, label=labelled.astype("Int64").to_numpy())
+        id=ids, label=labelled.astype("Int64").array)
 
 
 def _with_events(context: ModelContext, sample: pd.DataFrame, rows: np.ndarray,
@@ -104,24 +103,3 @@ def _with_events(context: ModelContext, sample: pd.DataFrame, rows: np.ndarray,
     columns = {f"{name}{INGESTED}" if name in sample else name: ingested[name].array
                for name in ingested if name not in contract.key}
     return sample.iloc[rows].reset_index(drop=True).assign(**columns)
-
-
-def unlabelled_windows(context: ModelContext) -> dict[str, Estimate]:
-    """The estimated performance on windows whose labels are not all in, by their starts, oldest first."""
-    contract, length = context.contract, context.contract.drift.window
-    labelled_until = data.newest(context.store, context.name).complete_until(contract.schedule.stale_after)
-    since = contract.window_of(labelled_until)[0]
-    files: dict[datetime, list[str]] = {}
-    for version in context.ledger.state().promoted:
-        for start in windows_of(context, layout.PREDICTIONS, version, since):
-            if start + length > labelled_until:
-                files.setdefault(start, []).extend(prediction_files(context, version, start))
-    estimates = {}
-    for start, keys in sorted(files.items()):
-        with spill(context.run) as opened:
-            logged = LoggedPredictions(contract, opened, sums_only=True)
-            for table in read_predictions(context, keys, contract.label.probability_names):
-                logged.add(table)
-        if logged.sums.rows:
-            estimates[start.isoformat()] = estimate_of_sums(logged.sums)
-    return estimates

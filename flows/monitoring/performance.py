@@ -57,12 +57,12 @@ def labelled_sums(context: ModelContext, model: Model, outcomes: Outcomes, start
     contract, sums = context.contract, outcomes.sums
     if sums.whole.rows or not outcomes.events or outcomes.can_join:
         return sums
-    names = [*dict.fromkeys((*contract.request_columns, *contract.label.needs))]
+    names = [*dict.fromkeys((*contract.request_columns, *contract.label.needs, *contract.gate.slices))]
     for batch in data.batches(context.store, data.newest(context.store, context.name), start,
                               start + contract.drift.window, names):
         rows = pa.Table.from_batches([batch]).to_pandas()
-        columns = contract.columns_of(rows)
-        slices = {name: columns[name] for name in contract.gate.slices if name in columns}
+        columns = contract.columns_of(rows, (*contract.request_columns, *contract.gate.slices))
+        slices = {name: columns[name] for name in contract.gate.slices}
         blocks = block_of(columns[contract.event_time], np.timedelta64(contract.drift.window))
         sums += SlicedSums.of(contract.labels_of(rows), model.probabilities(columns),
                               {BLOCKS: blocks, **slices}, contract.label.class_weights)
