@@ -77,10 +77,10 @@ class FolderStore:
         return [name for name in names if any(path.is_file() and not path.name.startswith(".")
                                               for path in self._path(prefix + name).rglob("*"))]
 
-    def list(self, prefix: str) -> list[str]:
+    def list(self, prefix: str, after: str = "") -> list[str]:
         start = self.folder / prefix.rpartition("/")[0]
         keys = (path.relative_to(self.folder).as_posix() for path in start.rglob("*") if path.is_file())
-        return sorted(key for key in keys if key.startswith(prefix)
+        return sorted(key for key in keys if key.startswith(prefix) and key > after
                       and not key.rpartition("/")[2].startswith("."))
 
     def remove(self, key: str) -> None:

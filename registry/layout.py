@@ -1,6 +1,9 @@
 """Every key of the store, built here alone and read back here alone.
 
-    ledger/MODEL/00000000.json                  the events
+    ledger/MODEL/00000000.json                  the events, one by one: what holds
+    ledger/MODEL/head.json                      the newest events, and the segments of those before
+    ledger/MODEL/segments/00000000.jsonl        copies of the events from a number on, one a line
+    ledger/MODEL/snapshots/FOLD/00000000.json   what the events of a segment amount to, by one code's fold
     data/MODEL, data/MODEL.bad                  Delta tables: the data versions, the rows set aside
     looks/MODEL.json                            until when data was looked for
     models/MODEL/VERSION/FILE                   the files of a version
@@ -22,6 +25,7 @@ from typing import NamedTuple
 from contracts.core.windows import WINDOW_FORMAT
 
 PROFILES, PREDICTIONS = "profiles", "predictions"
+EVENT_KEY = re.compile(r"ledger/[^/]+/(\d{8,})\.json")
 TRAFFIC_KEY = re.compile(rf"(?:{PROFILES}|{PREDICTIONS})/[^/]+/([^/]+)/([^/]+)/[^/]+\.(?:bin|parquet)")
 
 
@@ -51,6 +55,22 @@ def events(model: str) -> str:
 
 def event(model: str, seq: int) -> str:
     return f"{events(model)}{seq:08d}.json"
+
+
+def head(model: str) -> str:
+    return f"{events(model)}head.json"
+
+
+def segment(model: str, first: int) -> str:
+    return f"{events(model)}segments/{first:08d}.jsonl"
+
+
+def snapshots(model: str, fold: str) -> str:
+    return f"{events(model)}snapshots/{fold}/"
+
+
+def snapshot(model: str, fold: str, first: int) -> str:
+    return f"{snapshots(model, fold)}{first:08d}.json"
 
 
 def data_table(model: str) -> str:
@@ -85,9 +105,14 @@ def from_spool(kind: str, spool: Path, path: Path) -> str:
     return f"{kind}/{path.relative_to(spool).as_posix()}"
 
 
-def is_event(key: str) -> bool:
-    """Whether a key under `events` is one: other objects, such as a folder's marker, are passed over."""
-    return re.fullmatch(r"ledger/[^/]+/\d{8}\.json", key) is not None
+def event_number(key: str) -> int | None:
+    """The number of an event by its key under `events`; None for another object, such as a folder's marker.
+
+    >>> event_number("ledger/flights/00000012.json"), event_number("ledger/flights/head.json")
+    (12, None)
+    """
+    found = EVENT_KEY.fullmatch(key)
+    return int(found[1]) if found else None
 
 
 def traffic_keys(keys: Iterable[str]) -> dict[str, TrafficKey]:

@@ -37,8 +37,8 @@ class Store(Protocol):
         """The names between the prefix, which ends in a slash, and the next slash of keys that lie deeper,
         sorted; with `after`, a folder below the prefix, only this and later ones are looked through."""
 
-    def list(self, prefix: str) -> list[str]:
-        """The keys that start with the prefix, sorted."""
+    def list(self, prefix: str, after: str = "") -> list[str]:
+        """The keys that start with the prefix and come after the key `after`, sorted."""
 
     def remove(self, key: str) -> None:
         """Remove a probe's key; nothing else is ever removed."""

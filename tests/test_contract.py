@@ -61,6 +61,7 @@ def test_a_feature_of_a_column_that_the_schema_lacks_is_refused():
      ({"label": replace(pumps.label, classes=("runs",))}, "two names or more"),
      ({"label": replace(pumps.label, matures=timedelta(hours=-1))}, "label.matures"),
      ({"gate": replace(pumps.gate, window=timedelta(0))}, "gate.window"),
+     ({"gate": replace(pumps.gate, absolute="lenient")}, "gate.absolute is 'lenient'"),
      ({"drift": replace(pumps.drift, window=timedelta(0))}, "one or more whole minutes"),
      ({"drift": replace(pumps.drift, window=timedelta(seconds=90))}, "one or more whole minutes"),
      ({"drift": replace(pumps.drift, retrain_on=("inputdrift",))}, "out of .'decayed'"),

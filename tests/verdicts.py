@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from contracts.core.gate_verdict import GateFigures, GateVerdict, Metrics
+from contracts.core.gate_verdict import GateFigures, GateVerdict
+from contracts.core.metrics import Metrics
 from contracts.core.outcome_verdict import OutcomeCheck, OutcomeMeasure
 from contracts.core.verdict import (
     Outcome,

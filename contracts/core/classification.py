@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from contracts.core.gate_verdict import Metrics
+from contracts.core.metrics import Metrics
 from contracts.core.verdict import Estimate, Performance
 
 if TYPE_CHECKING:

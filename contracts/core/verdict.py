@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Struct
 
 from contracts.core.digests import JsonObject
+from contracts.core.metrics import Metrics
 from contracts.core.outcome_verdict import OutcomeFigures
 
 
@@ -34,7 +35,7 @@ class CheckOutcome(StrEnum):
 
 
 class CheckResult(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What one check of a verdict came to; `why`: of one that failed or wasn't run."""
+    """What one check of a verdict came to; `why`: it failed, wasn't run, or passed by an exception."""
 
     name: str
     outcome: CheckOutcome
@@ -205,6 +206,7 @@ class WindowFigures(Struct, frozen=True, kw_only=True,
     with too few rows is judged together with those before it; `since`: the start of the oldest of them.
     `cumulative`: drift scores against the first champion's training data. `outcomes`: the checks on labels.
     `results`: what each check came to.
+    `metrics`: of the version, on `Gate.min_rows` labels or more that cover `Drift.coverage` of its answers.
     """
 
     rows: int = 0
@@ -212,6 +214,7 @@ class WindowFigures(Struct, frozen=True, kw_only=True,
     needed: int | None = None
     checks: dict[str, dict[CheckKind, ColumnCheck]] = {}
     performance: Performance | None = None
+    metrics: Metrics | None = None
     outcomes: OutcomeFigures | None = None
     kinds: list[WindowKind] = []
     results: list[CheckResult] = []

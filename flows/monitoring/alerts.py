@@ -13,6 +13,7 @@ from contracts.core.retraining import RefusalRule
 from contracts.core.verdict import Action, Outcome, WindowKind, WindowVerdict, as_json
 from flows.monitoring.claims import record_claim_alerts
 from flows.monitoring.decision import record_and_decide
+from flows.monitoring.gate_alerts import record_gate_alerts
 from flows.monitoring.missing_labels import record_missing_labels
 from flows.monitoring.staleness import record_stale_alert
 from flows.orchestration.events import post_event
@@ -73,6 +74,7 @@ def update_claim_alerts(context: ModelContext) -> None:
     """Raise and end the alerts about granted retrainings, and send what Prefect doesn't have yet."""
     _record_ends(context)
     record_claim_alerts(context)
+    record_gate_alerts(context)
     send(context.ledger, unsent(context.name, context.ledger.state()))
 
 
@@ -95,6 +97,7 @@ def record_alerts(context: ModelContext, window: str, verdict: WindowVerdict,
     _record_ends(context)
     record_claim_alerts(context)
     record_missing_labels(context)
+    record_gate_alerts(context)
     return unsent(context.name, context.ledger.state())
 
 

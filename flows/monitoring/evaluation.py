@@ -6,7 +6,6 @@ from datetime import datetime
 from msgspec.structs import replace
 
 from contracts.core.binning import REFERENCE_FILE, monitored_columns
-from contracts.core.classification import performance_of_sums
 from contracts.core.errors import NotFound
 from contracts.core.localization import LoggedRows
 from contracts.core.reference import BinnedComparison, decode_references, merge_versions
@@ -15,7 +14,12 @@ from contracts.core.verdict import Estimate, Outcome, WindowFigures, WindowKind,
 from contracts.core.window_verdict import cumulative_drift, drift
 from flows.monitoring.estimates import with_interval
 from flows.monitoring.outcomes import INGESTED, Outcomes, join_outcomes
-from flows.monitoring.performance import coverage_of, outcome_figures, window_sums
+from flows.monitoring.performance import (
+    labelled_sums,
+    metrics_of,
+    outcome_figures,
+    performance_of,
+)
 from flows.monitoring.windows import MAX_WINDOWS, champions, first_traffic, labelled_until, traffic_gap
 from registry import layout, models
 from registry.context import ModelContext, fetch_version
@@ -39,12 +43,10 @@ def evaluate_window(context: ModelContext, start: datetime) -> WindowVerdict:
     contract, (version, counts, others) = context.contract, _traffic_by_version(context, start)
     model = load_model(contract, fetch_version(context, version))
     outcomes = join_outcomes(context, version, start)
-    sums = window_sums(context, model, outcomes, start)
-    performance = (performance_of_sums(contract, sums.whole, coverage_of(outcomes)) if sums.whole.rows
-                   else None)
+    sums = labelled_sums(context, model, outcomes, start)
+    performance = performance_of(contract, outcomes, sums)
     on_labels = outcome_figures(context, model, version, start, outcomes, sums)
-    skew = skew_of(context, model, outcomes)
-    logged = logged_rows(context, model, outcomes)
+    skew, logged = skew_of(context, model, outcomes), logged_rows(context, model, outcomes)
     before = context.ledger.state().windows.get((start - contract.drift.window).isoformat())
     for compared in _widening_comparisons(context, start, version, counts, others):
         verdict = drift(contract, compared.reference, compared.counts, rows=compared.rows, bad=counts.bad,
@@ -57,6 +59,7 @@ def evaluate_window(context: ModelContext, start: datetime) -> WindowVerdict:
     return replace(verdict, figures=replace(
         verdict.figures, version=version, since=compared.since.isoformat(),
         cumulative=_cumulative(context, version, compared),
+        metrics=metrics_of(context, model, outcomes, start),
         estimate=_estimate(context, version, start, outcomes)))
 
 

@@ -12,11 +12,14 @@ from rich.table import Table
 
 from contracts.core.digests import JsonObject
 from contracts.core.errors import PerennialError
+from contracts.core.gate_verdict import GateVerdict
 from contracts.core.loading import contract_of_module, load_contract
 from contracts.core.verdict import Verdict, as_json
+from flows.reporting.gate_summary import gate_facts, gate_lines, not_run
 from registry import layout, models
-from registry.context import ModelContext, open_model
+from registry.context import open_model
 from registry.events import Recorded, encode_data
+from registry.ledger import Ledger
 
 
 def facts(model: str) -> JsonObject:
@@ -32,11 +35,11 @@ def facts(model: str) -> JsonObject:
     context = open_model(model)
     state, [brief] = context.ledger.state(), overview([model])
     versions = data.versions(context.store, context.name)
-    windows = [{"window": key, **encode_data(judged)} for key, judged in state.windows.items()]
+    windows = [{"window": key, **encode_data(state.windows[key])} for key in [*state.windows][-1:]]
     return {"model": context.name, "store": context.store.address, "versions": len(state.versions),
-            "champion": state.champion, "previous": state.previous, "aliases": state.aliases,
+            "champion": state.champion, "previous": state.previous, "aliases": dict(state.aliases),
             "data": versions[-1].as_json() if versions else None,
-            "last_window": windows[-1] if windows else None,
+            "last_window": windows[-1] if windows else None, **gate_facts(context, state),
             "unlabelled": [{"window": window} | as_json(estimate)
                            for window, estimate in estimates(context).items()] if versions else [],
             "open_alerts": [as_json(alert) for alert in state.open_alerts],
@@ -61,6 +64,8 @@ def table(facts: JsonObject) -> Table:
                  else "none"),
         "next look for data": facts["next_look"] or "by hand: perennial ingest " + facts["model"],
         "last window": f"{window['window']}: {window['verdict']['kind']}" if window else "none judged",
+        "last gate": "\n".join(gate_lines(facts["last_gate"])),
+        "limits": facts["limits"],
         "waits for labels": _lines(
             [waiting | {"interval": _interval(waiting)} for waiting in facts["unlabelled"]],
             "{window}: {rows:,} predictions, log loss {log_loss:.3f}{interval} (estimate)") or "nothing",
@@ -97,11 +102,11 @@ class EventRow(TypedDict):
     data: JsonObject
 
 
-def events(context: ModelContext) -> list[EventRow]:
-    """Every event with a line on what it is about."""
+def events(ledger: Ledger, first: int, end: int) -> list[EventRow]:
+    """The events with the numbers [first, end), with a line on what each is about."""
     return [{"seq": event.seq, "at": event.at, "by": event.by, "kind": event.kind,
              "about": _about(event.data), "data": encode_data(event.data)}
-            for event in context.ledger.events()]
+            for event in ledger.events(first, end)]
 
 
 def _about(event: Recorded) -> str:
@@ -110,8 +115,9 @@ def _about(event: Recorded) -> str:
               if (text := getattr(event, name, None))]
     verdict: Verdict | None = getattr(event, "verdict", None)
     if verdict:
-        why = "" if verdict.passed else ": " + "; ".join(verdict.reasons)
-        parts.append(f"{verdict.outcome} {getattr(verdict, 'kind', '')}".strip() + why)
+        why = [*verdict.reasons, *(not_run(verdict) if isinstance(verdict, GateVerdict) else ())]
+        parts.append(f"{verdict.outcome} {getattr(verdict, 'kind', '')}".strip()
+                     + (": " + "; ".join(why) if why else ""))
     return " ".join(parts)
 
 

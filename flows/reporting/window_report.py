@@ -203,8 +203,9 @@ def _in_order(contract: Contract, names: Iterable[str]) -> list[str]:
 
 def consequences(context: ModelContext, window: str) -> list[dict[str, str]]:
     """The ledger's events about the window, its alerts, and the version that its retraining made."""
-    state, events = context.ledger.state(), context.ledger.events()
+    state = context.ledger.state()
     claim = state.claims.get(window)
+    events = context.ledger.events_with(window, *([claim.version] if claim and claim.version else ()))
     related = [event for event in events if _mentions(event, window)
              or (claim and claim.version and getattr(event.data, "version", None) == claim.version)]
     return [{"at": event.at[:19], "kind": event.kind.replace("_", " "), "about": _about(state, event)}
