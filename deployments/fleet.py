@@ -1,6 +1,6 @@
 """Replicas of either kind: processes of a bento's folder, or containers of an image named by digest."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from time import monotonic
 from types import MappingProxyType
@@ -10,6 +10,8 @@ import httpx
 from deployments import containers, load_balancer, processes, replicas, routes
 from deployments.containers import Container
 from deployments.replicas import Replica
+from registry.context import spool_of
+from service.layers import read_layer
 
 Server = Replica | Container
 IDLE_CHECKS = 15  # in a row, ten a second: the load balancer may still hold a request whose body is arriving
@@ -17,10 +19,13 @@ IDLE_CHECKS = 15  # in a row, ten a second: the load balancer may still hold a r
 
 def start(artifact: Path | str, version: str, count: int, run: Path, model: str,
           environ: Mapping[str, str] = MappingProxyType({}), urgent: bool = False) -> list[Server]:
-    """Start `count` replicas of a bento (a Path) or an image (`name@sha256:…`), without waiting for them."""
+    """Start `count` replicas of a bento (a Path) or an image (`name@sha256:…`), without waiting for them.
+
+    `version` is the artifact's. With FOLLOW in `environ` they answer as the layers' file says.
+    """
     if isinstance(artifact, Path):
-        return [*replicas.start(artifact, version, count, run, model, environ)]
-    return [*containers.start(artifact, version, count, run, model, environ, urgent)]
+        return _as_served(run, model, replicas.start(artifact, version, count, run, model, environ))
+    return _as_served(run, model, containers.start(artifact, version, count, run, model, environ, urgent))
 
 
 def wait_ready(servers: Collection[Server], seconds: float = 60) -> None:
@@ -36,9 +41,18 @@ def raise_cpu_shares(servers: Collection[Server]) -> None:
 
 
 def running(run: Path, model: str) -> list[Server]:
-    """The replicas of a model that are alive, of both kinds, since a release may change the kind."""
+    """The replicas of a model that are alive, of both kinds, since a release may change the kind; each with
+    the version that it answers as."""
     in_containers = containers.running(run, model) if containers.has_containers(run) else []
-    return [*replicas.running(run, model), *in_containers]
+    return _as_served(run, model, [*replicas.running(run, model), *in_containers])
+
+
+def _as_served(run: Path, model: str, servers: Sequence[Server]) -> list[Server]:
+    """The replicas with the version that they answer as: of one that follows the one that its file names."""
+    followed = {server.version for server in servers if server.follows}
+    layers = {base: read_layer(spool_of(run), model, base) for base in followed}
+    return [server.answering_as(layer.version)
+            if server.follows and (layer := layers[server.version]) else server for server in servers]
 
 
 def is_made_from(server: Server, artifact: Path | str) -> bool:

@@ -12,15 +12,22 @@ from deployments import processes
 from deployments.processes import Process, run_folder_lock
 from service.atomic_files import write_text
 
+# Set for a replica that answers as the layers' file beside its profiles says.
+FOLLOW = "PERENNIAL_FOLLOW"
 REPLICA_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "BENTOML_DO_NOT_TRACK": "True", "OTEL_SDK_DISABLED": "true",
                        "WHYLOGS_NO_ANALYTICS": "True"}
 
 
 class Replica(Process, frozen=True, kw_only=True):
-    """A server process of a model version."""
+    """A server process of a model version. `follows`: whether it answers as the layers' file says."""
 
     version: str
     url: str
+    follows: bool = False
+
+    def answering_as(self, version: str) -> "Replica":
+        """The same replica, known by the version that it answers as."""
+        return msgspec.structs.replace(self, version=version)
 
 
 def start(bento: Path, version: str, count: int, run: Path, model: str,
@@ -35,7 +42,8 @@ def _start(bento: Path, version: str, port: int, run: Path, model: str,
     log = run.absolute() / "logs" / f"{model}-{version[:12]}-{port}.log"
     # Servers that share a home add up their metrics, and each that starts deletes those of the others.
     environ = {**environ, "BENTOML_HOME": str(_bentoml_home(log))}
-    planned = Replica(version=version, url=f"http://127.0.0.1:{port}", pid=0, create_time=0, log=str(log))
+    planned = Replica(version=version, url=f"http://127.0.0.1:{port}", pid=0, create_time=0, log=str(log),
+                      follows=FOLLOW in environ)
     with run_folder_lock(run):
         others = [replica for replica in _recorded(run, model) if replica.log != planned.log]
         _record(run, model, [*others, planned])  # if we are killed here, `stop` finds the process by its log

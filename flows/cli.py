@@ -15,12 +15,14 @@ from rich.table import Table
 
 from flows.commands.logs import set_up
 from flows.commands.reading import app as reading
+from flows.commands.recalibrating import app as recalibrating
 from flows.commands.running import require_prefect, run_flow
 from flows.commands.terminal import TIMES, AsJson, Model, console, say
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   help="Keeps machine-learning models alive: checks, trains, judges, ships, watches, renews.")
 app.add_typer(reading)
+app.add_typer(recalibrating)
 QUIET_ENVIRONMENT = {  # a flow's error is printed once, and not logged as well; no usage data is sent
     "PREFECT_LOGGING_LEVEL": "CRITICAL", "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}
@@ -167,7 +169,7 @@ def shadow(
 
     context = open_model(model)
     options = resolve(context.ledger, version)
-    verdict = run_shadow(context, options, artifact_of(context, options), share)
+    verdict = run_shadow(context, options, artifact_of(context, options, with_layer=True), share)
     say(to_json(verdict), as_json,
          f"{model}: {options[:12]} in the shadow: {verdict.kind}\n" + "\n".join(verdict.reasons))
     if not verdict.passed:

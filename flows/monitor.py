@@ -16,6 +16,7 @@ from flows.monitoring.faults import RunFault, tell_of_failure, tell_of_success
 from flows.monitoring.windows import closed, due, is_outdated, known_labels
 from flows.orchestration.events import RETRAIN, begin_run, emit, run_name
 from flows.orchestration.steps import RETRIED
+from flows.recalibration.due import ask_for_recalibration
 from flows.reporting import window_report
 from flows.reporting.artifacts import show_window
 from flows.reporting.pages import report
@@ -37,11 +38,12 @@ class MonitorResult(TypedDict):
 @flow(name="monitor", flow_run_name=run_name)
 def monitor(model: str, window: str | None = None, cause: str | None = None) -> dict[str, MonitorResult]:
     """Judge the window of traffic that starts at `window` (ISO time), or all that are due, and emit an event
-    with the action of each; where no version serves, ask for a first training. `cause`: what started this
-    run, for its page in Prefect."""
+    with the action of each; where no version serves, ask for a first training, and where a recalibration of
+    the champion is due, for that. `cause`: what started this run, for its page in Prefect."""
     begin_run(model, cause)
     judged = {start: judge_and_tell(model, start) for start in ([window] if window else due_windows(model))}
     ask_for_first_training(model)
+    ask_for_recalibration(model)
     return judged
 
 

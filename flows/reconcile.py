@@ -36,6 +36,8 @@ from flows.orchestration.runs import (
     start,
     waiting_runs,
 )
+from flows.recalibrate import recalibrate
+from flows.recalibration.due import NotDue, due_recalibration
 from flows.release import TIME_LIMIT, release
 from flows.releasing.rollout import is_served
 from registry import data
@@ -47,12 +49,13 @@ log = logging.getLogger("perennial.reconcile")
 
 class Reconciled(TypedDict):
     """What was done for a model: whether a look for data was started, the windows judged, the runs of
-    retrainings that were started, and whether its champion was released again. `faults`: what went wrong
-    meanwhile."""
+    retrainings that were started, whether its champion was recalibrated, and whether it was released again.
+    `faults`: what went wrong meanwhile."""
 
     looked: bool
     judged: list[str]
     trainings: list[str]
+    recalibrated: bool
     released: bool
     faults: list[str]
 
@@ -69,14 +72,16 @@ def reconcile(names: list[str] | None = None) -> dict[str, Reconciled]:
 
 def reconcile_model(model: str) -> Reconciled:
     """Do what is overdue for one model, each part whether or not the others fail."""
-    result: Reconciled = {"looked": False, "judged": [], "trainings": [], "released": False, "faults": []}
+    result: Reconciled = {"looked": False, "judged": [], "trainings": [], "recalibrated": False,
+                          "released": False, "faults": []}
     try:
         open_model(model).ledger.state()
         end_fault(model, RunFault.OPEN)
     except Exception as error:  # of the contract, the ledger, or a store that does not answer
         return result | {"faults": [str(error), *_told(model, error)]}
     for name, part in (("data", look), ("windows", judge_due), ("retrainings", run_claims),
-                       ("crashes", tell_crashes), ("labels", tell_stale_labels), ("alerts", resend_alerts),
+                       ("recalibration", recalibrate_champion), ("crashes", tell_crashes),
+                       ("labels", tell_stale_labels), ("alerts", resend_alerts),
                        ("replicas", serve_champion)):
         try:
             part(model, result)
@@ -174,10 +179,22 @@ def _is_waiting(model: str, claim: Claim) -> bool:
     return len(waiting) > len(lost)
 
 
+def recalibrate_champion(model: str, result: Reconciled) -> None:
+    """Start a recalibration that is due, unless a run is under way."""
+    deployment, due, now = f"recalibrate/{model}", due_recalibration(open_model(model)), machine_time()
+    if isinstance(due, NotDue) or is_paused(deployment) or is_under_way(deployment, now):
+        return
+    result["recalibrated"] = True
+    if has_deployment(deployment):
+        start("recalibrate", model, {}, key=f"recalibrate {model} {due.key} at {now.isoformat()}")
+    else:  # `perennial deploy` was not called
+        recalibrate(model)
+
+
 def tell_crashes(model: str, result: Reconciled) -> None:
     """Page a person if a flow's last two runs were killed: such a run can't tell of it by itself."""
     for flow_name, fault in (("ingest", RunFault.INGEST), ("monitor", RunFault.MONITOR),
-                             ("release", RunFault.RELEASE)):
+                             ("recalibrate", RunFault.RECALIBRATE), ("release", RunFault.RELEASE)):
         last = last_ended(f"{flow_name}/{model}", 2)
         if len(last) == 2 and all(run.state and run.state.is_crashed() for run in last):
             raise_fault(model, fault, f"the last two runs were killed, the last: {_how_it_ended(last[0])}")

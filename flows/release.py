@@ -32,8 +32,9 @@ def release(model: str, version: str = "champion", cause: str | None = None) -> 
     `cause`: what started this run, for its page in Prefect."""
     begin_run(model, cause)
     version = allowed(model, version)
-    bento = package(model, version)
-    image = push(model, version, bento) if images.configured() else None
+    packed = open_model(model).ledger.state().base_of(version)  # a layer reaches replicas without a package
+    bento = package(model, packed)
+    image = push(model, packed, bento) if images.configured() else None
     released = roll_out(model, version, bento, image)
     show_release(model, version, released)
     return released

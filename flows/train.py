@@ -14,6 +14,7 @@ from flows.orchestration.events import STARTED, begin_run, emit, run_name
 from flows.orchestration.results import RESUMED, resumable
 from flows.orchestration.runs import is_alive
 from flows.orchestration.steps import RETRIED, memory_limit
+from flows.recalibration.due import ask_for_recalibration
 from flows.release import release as release_flow
 from flows.reporting.artifacts import show_gate
 from flows.training.judging import evaluate_version, record_verdict
@@ -126,3 +127,4 @@ def register(model: str, version: str, champion: str | None, verdict: JsonObject
 def finish(model: str, window: str, version: str, outcome: str) -> None:
     if window != BY_HAND:
         open_model(model).ledger.retrain_finished(window, outcome, version)
+        ask_for_recalibration(model)  # which waited for it

@@ -27,11 +27,16 @@ class ModelContext:
     @property
     def spool(self) -> Path:
         """Where replicas leave their profiles; the monitor ships them to the store."""
-        return self.run / "profiles"
+        return spool_of(self.run)
 
     def now(self) -> datetime:
         """The present moment as the model's event times are written."""
         return clock.now(self.contract.schedule.time_zone)
+
+
+def spool_of(run: Path) -> Path:
+    """Of a run folder the part that it shares with its replicas."""
+    return run / "profiles"
 
 
 def open_model(model: str) -> ModelContext:

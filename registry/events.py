@@ -63,14 +63,26 @@ class LabelsStored(Recorded, frozen=True, kw_only=True, tag="labelled"):
     by_replica: bool = False
 
 
+class Layer(Struct, frozen=True, kw_only=True):
+    """How a version was recalibrated: from `base`, whose booster it has, on `rows` labelled events of
+    [`start`, `until`)."""
+
+    base: str
+    start: str
+    until: str
+    rows: int
+
+
 class Registered(Recorded, frozen=True, kw_only=True, tag="registered"):
-    """A version was trained. `bins_of`: the champion whose bins its own divide."""
+    """A version was trained or, if it has a `layer`, recalibrated. `bins_of`: the champion whose bins its own
+    divide."""
 
     version: str
     data: str = ""
     rounds: int = 0
     git: str | None = None
     bins_of: str | None = None
+    layer: Layer | None = None
 
 
 class Judged(Recorded, frozen=True, kw_only=True, tag="judged"):

@@ -145,7 +145,7 @@ class Ledger:
         return _values(data, names) in index
 
     def registered(self, data: Registered) -> Event | None:
-        return self.decide(lambda state: None if data.version in state.registered else data)
+        return self.decide(lambda state: promotion.registration(state, data))
 
     def judged(self, version: str, verdict: GateVerdict, against: str | None, data: str = "") -> Event | None:
         """Record a gate's verdict, unless the last one has the same outcome against

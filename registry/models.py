@@ -29,10 +29,28 @@ class TrainingMetrics(TypedDict):
     newest_window: JsonObject
 
 
+class LayerOrigin(TypedDict):
+    """What a recalibrated version was made from: the layer on the booster of `base` was fitted to `rows`
+    labelled events of [`start`, `until`), as the data version `data` and the labels sent by id (`labels`)
+    have them, when `before` was champion. `policy`: the contract's settings."""
+
+    base: str
+    before: str
+    start: str
+    until: str
+    rows: int
+    data: str
+    labels: str
+    bias: list[float]
+    temperature: float
+    policy: JsonObject
+
+
 class Manifest(TypedDict):
     """What a version was made from. `twin_rows`: training rows of the model that
     the gate judged; `judged_from`: the event time from which on it had seen none;
-    `code`: the digest of the code that trains and serves; `files`: each file's sha256."""
+    `code`: the digest of the code that trains and serves; `files`: each file's sha256. A recalibrated version
+    has a `layer`; all else, but its files, is that of the version whose booster it has."""
 
     model: str
     contract: str
@@ -47,6 +65,7 @@ class Manifest(TypedDict):
     code: str
     packages: dict[str, str]
     workers: NotRequired[int]
+    layer: NotRequired[LayerOrigin]
     format: NotRequired[int]
     files: NotRequired[dict[str, str]]
 
@@ -87,6 +106,19 @@ def manifest(store: Store, model: str, version: str) -> Manifest:
     return manifest_
 
 
+def read_file(store: Store, model: str, version: str, name: str) -> bytes:
+    """One of a version's files, its digest checked."""
+    return _checked_file(store, model, version, name, manifest(store, model, version)["files"][name])
+
+
+def _checked_file(store: Store, model: str, version: str, name: str, digest: str) -> bytes:
+    content = store.get(layout.version_file(model, version, name))
+    if sha256(content).hexdigest() != digest:
+        raise Corrupt(f"{model}: {name} of {version[:12]} was changed in {store.address}; restore it from a "
+                      f"backup")
+    return content
+
+
 def fetch(store: Store, model: str, version: str, folder: Path) -> Path:
     """Copy a version's files to folder/<version>, each digest checked, unless they are there already."""
     target, manifest_ = folder / version, manifest(store, model, version)
@@ -100,11 +132,7 @@ def fetch(store: Store, model: str, version: str, folder: Path) -> Path:
             if Path(name).name != name:
                 raise Corrupt(f"{model}: the manifest of {version[:12]} names {name!r}, which is a path; "
                               f"restore it from a backup")
-            content = store.get(layout.version_file(model, version, name))
-            if sha256(content).hexdigest() != digest:
-                raise Corrupt(f"{model}: {name} of {version[:12]} was changed in {store.address}; restore it "
-                              f"from a backup")
-            (partial / name).write_bytes(content)
+            (partial / name).write_bytes(_checked_file(store, model, version, name, digest))
         (partial / "manifest.json").write_bytes(canonical_json(manifest_))
         try:
             os.rename(partial, target)

@@ -4,8 +4,17 @@ event that each decision appends to the ledger, as pure functions of the state."
 from contracts.core.errors import Conflict, NotAllowed, NotFound
 from contracts.core.gate_verdict import GateVerdict
 from contracts.core.verdict import Outcome
-from registry.events import Judged, Promoted, RolledBack
+from registry.events import Judged, Promoted, Registered, RolledBack
 from registry.state import State
+
+
+def registration(state: State, data: Registered) -> Registered | None:
+    """The event of a new version; None if it is known, or of two recalibrations of one version on labels up
+    to the same time another came first."""
+    layer = data.layer
+    is_second = layer and any((other.base, other.until) == (layer.base, layer.until)
+                              for other in state.layers.values())
+    return None if is_second or data.version in state.registered else data
 
 
 def judgement(state: State, version: str, verdict: GateVerdict, against: str | None,
@@ -30,6 +39,10 @@ def promotion(state: State, model: str, version: str, expect: str | None) -> Pro
         raise Conflict(f"{model}: {version[:12]} was not promoted: {state.champion[:12]} was, by {winner.by} "
                        f"at {winner.at}; judge it against that one: perennial train {model}")
     must_be_allowed(state, model, version)
+    if version in state.layers and any(claim.is_granted for claim in state.claims.values()):
+        raise Conflict(f"{model}: {version[:12]} is recalibrated and was not promoted: a retraining is under "
+                       f"way, whose challenger is judged against the present champion; what serves then is "
+                       f"recalibrated in turn")
     return Promoted(version=version, before=expect)
 
 

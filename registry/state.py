@@ -8,35 +8,18 @@ from pathlib import Path
 from typing import TypeVar, cast
 
 import msgspec
-from msgspec import Struct
 from msgspec.structs import replace
 
 from contracts.core.retraining import GAVE_UP, Claim
 from contracts.core.verdict import Outcome
 from registry import events
+from registry.alerts import Alert
 from registry.claims import claim_after
 from registry.event_log.entries import Encoded, Entries, Snapshots, View, encoded
 from registry.events import AlertState, Event, Recorded
 
 Kind = TypeVar("Kind", bound=Recorded)
 Value = TypeVar("Value")
-
-
-class Alert(Struct, frozen=True, kw_only=True, rename=events.ALERT_KEYS | {"ended_by": "over"}):
-    """An alert, with the fields of `AlertRaised` and `AlertOver`. `sent`: its states that Prefect has."""
-
-    key: str
-    kind: str
-    window: str
-    message: str
-    drift_scores: dict[str, float]
-    since: str
-    response: str
-    version: str
-    state: AlertState = AlertState.RAISED
-    sent: tuple[AlertState, ...] = ()
-    ended_by: str | None = None
-    ended: str | None = None
 
 
 CURRENT = "current"
@@ -46,7 +29,7 @@ SCALARS = ("champion", "refusals", "height")  # the keys of CURRENT; `height`: o
 TYPES: Mapping[str, object] = {
     CURRENT: str | int | None, "registered": events.Registered, "stack": str, "aliases": str, "tags": str,
     "noted": events.Noted, "judged": events.Judged, "last_judged": str,
-    "unjudged": dict[str, str], "windows": events.WindowJudged,
+    "layers": events.Layer, "unjudged": dict[str, str], "windows": events.WindowJudged,
     "claims": Claim, "promoted": Event, "alerts": Alert,
     **{f"recorded/{name}": kind for name, kind in events.KINDS.items()}}
 
@@ -106,6 +89,11 @@ class State:
     def versions(self) -> list[str]:
         """In order of registration: a version's number is its place."""
         return list(self.registered)
+
+    @property
+    def layers(self) -> Mapping[str, events.Layer]:
+        """Of the recalibrated versions, in order of registration."""
+        return self._view("layers", events.Layer)
 
     @property
     def aliases(self) -> Mapping[str, str]:
@@ -172,6 +160,10 @@ class State:
         """A version's number, from 1 on."""
         return self.versions.index(version) + 1
 
+    def base_of(self, version: str) -> str:
+        """The version that was trained: of a recalibrated one that whose booster it has, else itself."""
+        return self.layers[version].base if version in self.layers else version
+
     def last_judged(self, version: str) -> events.Judged | None:
         """The gate's last verdict on a version."""
         last = self._view("last_judged", str).get(version)
@@ -229,6 +221,8 @@ def fold(state: State, event: Event) -> State:
     match data:
         case events.Registered():
             put("registered", data.version, data)
+            if data.layer:
+                put("layers", data.version, data.layer)
         case events.Judged():
             put("judged", str(event.seq), data)
             put("last_judged", data.version, str(event.seq))
@@ -237,7 +231,8 @@ def fold(state: State, event: Event) -> State:
         case events.Promoted():
             put("promoted", data.version, event)
             put(CURRENT, "champion", data.version)
-            put(CURRENT, "refusals", 0)
+            if data.version not in state.layers:  # a recalibration says nothing of trainings
+                put(CURRENT, "refusals", 0)
             _push(state, data.version)
         case events.RolledBack():
             put(CURRENT, "champion", data.to)

@@ -8,7 +8,7 @@ from datetime import datetime
 from threading import Event
 from typing import TYPE_CHECKING
 
-from contracts.core.errors import Conflict, Corrupt, NotFound
+from contracts.core.errors import Conflict, Corrupt, NotFound, Unavailable
 from registry import layout
 from registry.context import ModelContext
 from registry.layout import PROFILES
@@ -40,14 +40,27 @@ def ship(context: ModelContext, wait_for_batch: bool = False) -> int:
 
 
 def ship_periodically(context: ModelContext, seconds: float) -> int:
-    """Ship every so many seconds; SIGTERM and SIGINT end it after a last time,
-    when the replica in the same pod has written its traffic."""
+    """Ship every so many seconds, and have the replicas that share the folder answer as the champion if it is
+    recalibrated; SIGTERM and SIGINT end it after a last time, when the replica in the same pod has written
+    its traffic."""
     stopping, shipped = Event(), 0
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signal_number, lambda *_: stopping.set())
+    _publish(context)
     while not stopping.wait(seconds):
         shipped += ship(context, wait_for_batch=True)
+        _publish(context)
     return shipped + ship(context)
+
+
+def _publish(context: ModelContext) -> None:
+    """Tell the replicas the champion's layer; a store that does not answer is asked again the next time."""
+    from registry.layers import publish_champion  # imported here: scipy is slow, and `status` does without
+
+    try:
+        publish_champion(context)
+    except (Unavailable, OSError) as error:
+        log.warning("%s: the champion's layer could not be read: %s", context.name, error)
 
 
 def _put_profile(context: ModelContext, key: str, content: bytes) -> bool:

@@ -4,10 +4,13 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from time import monotonic, sleep
 from typing import Any, Protocol
 
 from contracts.core.errors import ClientDisconnected, Overloaded
 from service.limits import MAX_BATCH, MAX_WAITING, MAX_WAITING_BYTES
+
+QUIET = 1.0  # seconds within which a request that has begun is read and queued
 
 
 class Client(Protocol):
@@ -46,6 +49,16 @@ class Batcher:
         """Raise Overloaded if the queue has no room for a body of `size` bytes; an empty one always has."""
         if self._waiting and (len(self._waiting) >= MAX_WAITING or self._bytes + size > MAX_WAITING_BYTES):
             raise Overloaded
+
+    def wait_until_empty(self, seconds: float) -> None:
+        """Wait, in another thread than the loop's, until no request waits, at most so many seconds.
+
+        It waits a little in any case: a request that has begun may not be in the queue yet.
+        """
+        deadline = monotonic() + seconds
+        sleep(min(QUIET, seconds))
+        while self._waiting and monotonic() < deadline:
+            sleep(0.05)
 
     def answers(self, records: list[Any], size: int,
                 caller: Client | None = None) -> asyncio.Future[list[Any]]:

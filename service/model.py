@@ -8,16 +8,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import xgboost
 
+from contracts.core.calibration import CALIBRATION_FILE, Calibration
 from contracts.core.contract import Contract
 from contracts.core.errors import PerennialError
 from contracts.core.features import Columns, Record
 from contracts.core.loading import load_contract
 
 # Of a saved model: raise it with a change that an older reader can't follow. `is_of` reads format 1.
-FORMAT = 2
+# Without a recalibration layer a model is written as before there were layers, to the same bytes.
+FORMAT, FORMAT_WITHOUT_LAYER = 3, 2
 UNKNOWN = 0  # the category code of every value that training did not see often enough
 SERVED = "model"  # the stem of the files of the model that serves
 TWIN = "twin"  # and of the same model trained without the newest rows, by which the gate judges
@@ -26,11 +29,13 @@ PANDAS_ROWS = 10_000  # from which on importing and calling pandas is faster
 
 @dataclass(frozen=True)
 class Model:
-    """A fitted model: category vocabularies and a booster, under one contract."""
+    """A fitted model: category vocabularies and a booster, under one contract, and the layer by which it was
+    recalibrated since, if it was."""
 
     contract: Contract
     vocabularies: Mapping[str, tuple[str, ...]]
     booster: xgboost.Booster
+    calibration: Calibration | None = None
 
     @cached_property
     def _codes(self) -> dict[str, dict[Any, float]]:
@@ -42,19 +47,22 @@ class Model:
 
     def probabilities(self, columns: Columns) -> np.ndarray:
         """Each class's probability, float32 (n, classes)."""
-        return self.booster.inplace_predict(self.matrix(columns))
+        answers = self.booster.inplace_predict(self.matrix(columns))
+        return answers if self.calibration is None else self.calibration.apply(answers)
 
     def classes(self, probabilities: np.ndarray) -> np.ndarray:
         """The index of the predicted class, int64 (n,)."""
         return self.contract.label.predicted(probabilities)
 
     def files(self, stem: str = SERVED) -> dict[str, bytes]:
-        """The model's files by name: JSON for the preprocessing, UBJSON for the booster."""
-        state = {"format": FORMAT, "serving": self.contract.serving_digest,
+        """The model's files by name: JSON for preprocessing and layer, UBJSON for the booster."""
+        state = {"format": FORMAT if self.calibration else FORMAT_WITHOUT_LAYER,
+                 "serving": self.contract.serving_digest,
                  "vocabularies": {name: list(values) for name, values in self.vocabularies.items()}}
         return {
             f"{stem}.json": json.dumps(state, sort_keys=True, indent=1).encode(),
             f"{stem}.ubj": bytes(self.booster.save_raw("ubj")),
+            **({CALIBRATION_FILE: msgspec.json.encode(self.calibration)} if self.calibration else {}),
         }
 
 
@@ -82,7 +90,14 @@ def load_model(contract: Contract, folder: Path, stem: str = SERVED, threads: in
                              f"{contract.name}")
     booster = xgboost.Booster({"nthread": threads},
                               model_file=bytearray((folder / f"{stem}.ubj").read_bytes()))
-    return Model(contract, {name: tuple(values) for name, values in state["vocabularies"].items()}, booster)
+    layer = read_calibration(folder) if state["format"] > FORMAT_WITHOUT_LAYER else None
+    return Model(contract, {name: tuple(values) for name, values in state["vocabularies"].items()}, booster,
+                 layer)
+
+
+def read_calibration(folder: Path) -> Calibration:
+    """The recalibration layer of a saved model."""
+    return msgspec.json.decode((folder / CALIBRATION_FILE).read_bytes(), type=Calibration)
 
 
 def _category_codes(vocabularies: Mapping[str, tuple[str, ...]]) -> dict[str, dict[Any, float]]:

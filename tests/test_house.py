@@ -198,7 +198,7 @@ def test_every_deployment_names_a_flow_that_exists():
         assert (function in {node.name for node in ast.parse((ROOT / file).read_text()).body
                              if isinstance(node, ast.FunctionDef)})
     assert ({one["entrypoint"].rpartition(":")[2] for one in declared}
-            == {"ingest", "train", "release", "monitor", "reconcile"})
+            == {"ingest", "train", "recalibrate", "release", "monitor", "reconcile"})
 
 
 def test_the_locks_name_no_index_and_pin_every_package_by_hash():

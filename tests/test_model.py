@@ -1,16 +1,26 @@
 """Preprocessing and booster are one object; the same bytes from the same rows; loading runs no code."""
 
 import json
+from dataclasses import replace
 from datetime import datetime
 
 import numpy as np
 import pytest
 
+from contracts.core.calibration import CALIBRATION_FILE, Calibration
 from contracts.core.errors import PerennialError
 from contracts.flights import contract as flights
 from contracts.pumps import contract as pumps
 from flows.training.dataset import read_training_set
-from service.model import FORMAT, PANDAS_ROWS, SERVED, columns_of_records, load_model, records_of_columns
+from service.model import (
+    FORMAT,
+    FORMAT_WITHOUT_LAYER,
+    PANDAS_ROWS,
+    SERVED,
+    columns_of_records,
+    load_model,
+    records_of_columns,
+)
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +68,29 @@ def test_records_survive_json(january, model):
     back = columns_of_records(flights, records)
     assert np.array_equal(model.matrix(back), model.matrix(columns), equal_nan=True)
     assert any(record["wind_gust"] is None for record in records)
+
+
+LAYER = Calibration((0.3, -0.1, -0.2), 1.2)
+
+
+def test_a_layer_is_saved_beside_the_same_booster_and_restored_to_the_last_bit(january, model, tmp_path):
+    recalibrated = replace(model, calibration=LAYER)
+    files, before = recalibrated.files(), model.files()
+    assert {*files} - {*before} == {CALIBRATION_FILE}
+    assert files[f"{SERVED}.ubj"] == before[f"{SERVED}.ubj"]
+    again = load_model(flights, saved(recalibrated, tmp_path))
+    answers = again.probabilities(january[0])
+    assert again.calibration == LAYER and np.array_equal(answers, recalibrated.probabilities(january[0]))
+    assert np.array_equal(answers, LAYER.apply(model.probabilities(january[0])))
+    assert np.abs(answers - model.probabilities(january[0])).max() > 0.01
+    one_by_one = [again.probabilities(some(january[0], slice(i, i + 1))) for i in range(40)]
+    assert np.array_equal(np.vstack(one_by_one), answers[:40]) and answers.dtype == np.float32
+
+
+def test_an_older_reader_is_not_served_a_layer_that_it_would_leave_out(model):
+    formats = [json.loads(one.files()[f"{SERVED}.json"])["format"]
+               for one in (model, replace(model, calibration=LAYER))]
+    assert formats == [FORMAT_WITHOUT_LAYER, FORMAT] and FORMAT > FORMAT_WITHOUT_LAYER
 
 
 def test_unknown_and_missing_categories_are_told_apart_and_predicted(january, model):

@@ -7,16 +7,22 @@ from itertools import count
 
 import numpy as np
 import pytest
+from msgspec.structs import replace as replace_struct
 
 import flows.ingest
 import flows.training.judging
 from contracts.core import windows
+from contracts.core.policies import Recalibration
+from contracts.core.verdict import Outcome
 from contracts.pumps import contract, readings
 from deployments import fleet, processes, replicas, routes
 from flows.ingest import ingest_batch
 from flows.monitoring.decision import record_and_decide
 from flows.monitoring.evaluation import evaluate_window
 from flows.monitoring.windows import known_labels
+from flows.recalibration.due import DueRecalibration, due_recalibration
+from flows.recalibration.judging import evaluate_recalibrated, record_recalibrated
+from flows.recalibration.version import register_recalibrated, save_recalibrated
 from flows.releasing import bento, rollout
 from flows.releasing.bento import build_bento
 from flows.training.judging import champion_probabilities, judge
@@ -178,6 +184,30 @@ def test_a_windows_verdict(base, fuse):
         return kinds(context), context.ledger.state().windows.keys(), context.store.list("profiles/")
 
     assert in_every_way_it_may_fail(base, fuse, run, end_state) == 3
+
+
+def test_a_recalibration_and_its_promotion(base, fuse):
+    train_and_promote(base)
+    ingest_batch(base, END, END + WEEK)
+    first = base.ledger.state().champion
+
+    def run(context):
+        context = replace(context, contract=replace(contract, recalibration=Recalibration()))
+        due = due_recalibration(context)
+        if not isinstance(due, DueRecalibration):  # the run before has promoted it
+            return
+        version = register_recalibrated(context, save_recalibrated(context, due))
+        verdict = replace_struct(evaluate_recalibrated(context, version, due.champion),
+                                 outcome=Outcome.PASSED)
+        record_recalibrated(context, version, due.champion, verdict)
+        context.ledger.promote(version, expect=due.champion)
+
+    def end_state(context):
+        state = context.ledger.state()
+        assert state.base_of(state.champion) == first
+        return state.champion, state.layers, kinds(context), {*context.store.list("models/")}
+
+    assert in_every_way_it_may_fail(base, fuse, run, end_state) > 8
 
 
 STEPS = [(replicas, "start"), (Ledger, "promote"), (routes, "route")]

@@ -27,7 +27,7 @@ from deployments import fleet, processes, replicas
 from flows.releasing.replica_check import answers_like_trainer
 from registry.context import fetch_version
 from service import profiles
-from service.app import PredictionApi
+from service.app import AnsweringVersion, PredictionApi
 from service.limits import MAX_WAITING
 from service.model import load_model
 from service.schema import BAD_BODY, BOUNDS, PREDICATES, RequestSchema
@@ -193,8 +193,9 @@ def test_one_request_that_cannot_be_scored_fails_alone(flights_version):
     """Whatever its fault is: the requests that came in the same turn of the event loop are answered."""
     context, version = flights_version
     api = PredictionApi(flights, fetch_version(context, version), {"version": version})
-    api.replica, api.answered, api.model = "x", 0, Fussy(load_model(flights, fetch_version(context, version)))
     api.predicted = MagicMock()
+    model = Fussy(load_model(flights, fetch_version(context, version)))
+    api.answering = AnsweringVersion({"version": version}, model, api._score)
 
     async def turn():
         bodies = [json.dumps({"records": [GOOD | {"carrier": carrier}]}).encode()

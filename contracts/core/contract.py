@@ -17,7 +17,7 @@ from contracts.core.dependencies import helpers_of
 from contracts.core.digests import JsonObject, digest_of, plain_json, source_of
 from contracts.core.errors import ContractError
 from contracts.core.features import Columns, Feature
-from contracts.core.policies import Drift, Gate, Rollout, Schedule, TrainingLimits
+from contracts.core.policies import Drift, Gate, Recalibration, Rollout, Schedule, TrainingLimits
 from contracts.core.schema import FIELD_RULES
 from contracts.core.sources import DeltaSource, ParquetFiles, SqlQuery
 from contracts.core.windows import window_of
@@ -57,6 +57,7 @@ class Contract:
     rollout: Rollout = Rollout()  # noqa: RUF009
     schedule: Schedule = Schedule()  # noqa: RUF009
     training: TrainingLimits = TrainingLimits()  # noqa: RUF009
+    recalibration: Recalibration | None = None
     source: Callable[[datetime, datetime], Any] | ParquetFiles | SqlQuery | DeltaSource | None = None
     key: tuple[str, ...] = ()
     rounds: int = 300
@@ -147,6 +148,7 @@ class Contract:
         yield "stop_share", self.stop_share, 0 < self.stop_share < 1, "a share between 0 and 1"
         yield from self.schedule.settings()
         yield from self.training.settings()
+        yield from self.recalibration.settings() if self.recalibration else ()
 
     @cached_property
     def columns(self) -> dict[str, pa.Column]:
@@ -244,6 +246,7 @@ class Contract:
              "rollout": asdict(self.rollout), "schedule": asdict(self.schedule),
              "training": asdict(self.training), "checks": source_of(self.schema),
              **({"source": vars(self.source)} if declared else {}),
+             **({"recalibration": asdict(self.recalibration)} if self.recalibration else {}),
              **{name: getattr(self, name) for name in settings}})
         return facts
 

@@ -113,6 +113,33 @@ class Drift:
 
 
 @dataclass(frozen=True)
+class Recalibration:
+    """How the champion is recalibrated on labels between its trainings: the same booster, with a layer on its
+    probabilities that is fitted anew. It is no training: no cooldown and no budget count it.
+
+    `every`: event time between two recalibrations. `labels`: how old a labelled answer may be that counts, at
+    `half_life` it counts half. `shrinkage`: how much speaks for no layer beside what the labels say: 0
+    nothing; 1 as much as they do, so that about half of what they show is done, as a calm week follows a bad
+    one; and `prior_rows` labels more, so that few labels do little.
+    """
+
+    every: timedelta = timedelta(days=7)
+    labels: timedelta = timedelta(days=28)
+    half_life: timedelta = timedelta(days=7)
+    shrinkage: float = 1.0
+    prior_rows: int = 1_000
+
+    def settings(self) -> Iterator[tuple[str, Any, bool, str]]:
+        """Each setting that can be invalid: its name, its value, whether it is valid, and the rule."""
+        for name in ("every", "labels", "half_life"):
+            value = getattr(self, name)
+            yield f"recalibration.{name}", value, value > timedelta(0), "more than 0"
+        for name in ("shrinkage", "prior_rows"):
+            value = getattr(self, name)
+            yield f"recalibration.{name}", value, value >= 0, "0 or more"
+
+
+@dataclass(frozen=True)
 class Rollout:
     """How a version takes over the traffic, and what it must keep while it has a `share` of it.
 

@@ -43,7 +43,9 @@ def report_figures(callers: Sequence[ReplayTraffic], frozen: np.ndarray, calenda
         end = week.pop("end")
         week |= compare(answered & ((times >= week["window"]) & (times < end)).to_numpy())
     events = context.ledger.events()
-    judged = {event.data.version: event.data.verdict for event in events if isinstance(event.data, Judged)}
+    judged = {event.data.version: event.data.verdict for event in events
+              if isinstance(event.data, Judged) and event.data.version not in state.layers}
+    promoted = [event.data.version for event in events if isinstance(event.data, Promoted)]
     refused = [version for version, verdict in judged.items() if not verdict.passed]
     requests = [request for caller in callers for request in caller.requests]
     return {"model": contract.name, "models": [caller.model for caller in callers],
@@ -52,7 +54,8 @@ def report_figures(callers: Sequence[ReplayTraffic], frozen: np.ndarray, calenda
             "requests_failed": sum(not worked for _, worked, _ in requests),
             "records_scored": int(answered.sum()),
             "retrains_triggered": sum(week["action"] == "retrain" for week in weeks),
-            "promotions": sum(isinstance(event.data, Promoted) for event in events), "refusals": len(refused),
+            "promotions": sum(version not in state.layers for version in promoted), "refusals": len(refused),
+            "recalibrations": sum(version in state.layers for version in promoted),
             "drift_events": sum("drift" in week["kind"] or "worse" in week["kind"] for week in weeks),
             "months": [{"month": month, **compare(answered & (months == month))}
                        for month in dict.fromkeys(months)], "distance_limit": 1.0,
@@ -83,7 +86,8 @@ def _data_end(context: Any, version: str) -> str:
 def _versions(events: list[Event], state: Any, context: Any) -> list[JsonObject]:
     from registry import models
 
-    promoted = [event.data.version for event in events if isinstance(event.data, Promoted)]
+    promoted = [event.data.version for event in events
+                if isinstance(event.data, Promoted) and event.data.version not in state.layers]
     manifests = {version: models.manifest(context.store, context.name, version) for version in promoted}
     return [{"version": version, "number": state.number(version),
              "promoted": max(manifest["data"]["end"][:10], "2013-03-01"), "rows": manifest["rows"],

@@ -140,8 +140,10 @@ async def _move_clock(callers: Sequence[ReplayTraffic], to: datetime, say: Any) 
 
 
 async def _follow_chain(caller: ReplayTraffic, since: datetime, to: datetime, say: Any) -> None:
-    """Wait until new data is judged and a retraining, if the product starts one, has ended."""
+    """Wait until new data is judged and a retraining or recalibration, if the product starts one, has
+    ended."""
     from flows.demo.chain import ended_run
+    from flows.recalibration.due import DueRecalibration, due_recalibration
 
     say(f"{caller.model}: data is looked for")
     ingested = await ended_run("ingest", caller.model, since)
@@ -151,6 +153,9 @@ async def _follow_chain(caller: ReplayTraffic, since: datetime, to: datetime, sa
     if caller.is_retraining():
         say(f"{caller.model}: retraining")
         await caller.send_singly(to.date().isoformat())
+    if isinstance(await asyncio.to_thread(due_recalibration, caller.context), DueRecalibration):
+        say(f"{caller.model}: recalibration")
+        await ended_run("recalibrate", caller.model, since)
 
 
 def _summary(report: JsonObject) -> Table:
@@ -161,7 +166,8 @@ def _summary(report: JsonObject) -> Table:
                       *(f"{row[f'logloss_{name}']:.4f}" for name in ("live", "frozen", "calendar")))
     shown.caption = (f"{report['requests_sent']:,} requests, {report['requests_failed']} failed; "
                      f"{report['retrains_triggered']} retrainings, {report['promotions']} promotions, "
-                     f"{report['refusals']} refusals; {report['drift_events']} windows drifted")
+                     f"{report['refusals']} refusals; {report['recalibrations']} recalibrations; "
+                     f"{report['drift_events']} windows drifted")
     for model, chains in report["chains"].items():
         outcomes = ", ".join(f"{chain['window'][:10]} {chain['outcome']}" for chain in chains)
         shown.caption += f"\n{model}: {len(chains)} trainings: {outcomes}"

@@ -17,10 +17,11 @@ from flows.monitoring.gate_alerts import record_gate_alerts
 from flows.monitoring.missing_labels import record_missing_labels
 from flows.monitoring.staleness import record_stale_alert
 from flows.orchestration.events import post_event
+from registry.alerts import Alert
 from registry.context import ModelContext
 from registry.events import ALERT_KEYS, AlertOver, AlertRaised, AlertSent, AlertState
 from registry.ledger import Ledger
-from registry.state import Alert, State
+from registry.state import State
 
 # The actions that raise an alert.
 ALERTING = (Action.PAGE, Action.RETRAIN, Action.WAIT)

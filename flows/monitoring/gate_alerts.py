@@ -6,9 +6,10 @@ from enum import StrEnum
 from contracts.core.contract import Contract
 from contracts.core.limits import broken_limits
 from contracts.core.metrics import BrokenLimit
+from registry.alerts import Alert
 from registry.context import ModelContext
 from registry.events import AlertOver, AlertRaised
-from registry.state import Alert, State
+from registry.state import State
 
 STALLED_AFTER = 3  # windows in a row for which the gate had too little to judge by
 

@@ -51,8 +51,8 @@ def labelled_sums(context: ModelContext, model: Model, outcomes: Outcomes, start
     if sums.whole.rows or not outcomes.events or outcomes.can_join:
         return sums
     for batch in _events(context, start):
-        columns = contract.columns_of(batch)
-        slices = {name: columns[name] for name in contract.gate.slices if name in columns}
+        columns = contract.columns_of(batch, (*contract.request_columns, *contract.gate.slices))
+        slices = {name: columns[name] for name in contract.gate.slices}
         blocks = block_of(columns[contract.event_time], np.timedelta64(contract.drift.window))
         sums += SlicedSums.of(contract.labels_of(batch), model.probabilities(columns),
                               {BLOCKS: blocks, **slices})
@@ -62,7 +62,7 @@ def labelled_sums(context: ModelContext, model: Model, outcomes: Outcomes, start
 def _events(context: ModelContext, start: datetime) -> Iterator[pd.DataFrame]:
     """The window's ingested events, in frames of bounded size."""
     contract = context.contract
-    names = [*dict.fromkeys((*contract.request_columns, *contract.label.needs))]
+    names = [*dict.fromkeys((*contract.request_columns, *contract.label.needs, *contract.gate.slices))]
     for batch in data.batches(context.store, data.newest(context.store, context.name), start,
                               start + contract.drift.window, names):
         yield pa.Table.from_batches([batch]).to_pandas()

@@ -25,6 +25,7 @@ from registry.context import ROOT
 TAG = "perennial"
 WITHOUT_CONTRACT = "perennial:without-contract"  # the tag of a deployment that is paused for that
 FOR_ALL = ("reconcile",)  # flows with one deployment for all models
+RECALIBRATE = "recalibrate"  # the flow of contracts that ask for recalibrations
 T = TypeVar("T")
 PREFECT = [sys.executable, "-m", "prefect", "--no-prompt"]
 
@@ -51,8 +52,9 @@ def derived(contracts: Iterable[Contract], models: Sequence[str]) -> dict[str, J
     entries = {f"{flow['name']}/{flow['name']}": flow | {"parameters": names} for flow in flows
                if flow["name"] in FOR_ALL}
     for contract in contracts:
+        left_out = (*FOR_ALL, *(() if contract.recalibration else (RECALIBRATE,)))
         entries |= {f"{flow['name']}/{contract.name}": _of_model(flow, contract) for flow in flows
-                    if flow["name"] not in FOR_ALL}
+                    if flow["name"] not in left_out}
     # The folder is where runs start, so that a deployment from another clone counts as changed.
     return {name: entry | {"version": digest_of(plain_json([entry, str(ROOT)]))[:16]}
             for name, entry in entries.items()}

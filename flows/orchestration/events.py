@@ -19,6 +19,7 @@ log = logging.getLogger("perennial.flows")
 # Each event's name; its resource is the model.
 INGESTED = "perennial.data.ingested"
 RETRAIN, STARTED = "perennial.window.retrain", "perennial.training.started"
+RECALIBRATE = "perennial.recalibration.due"
 CLOCK_REACHED = "perennial.clock.reached"  # a replay's clock has reached a time of a contract's schedule
 
 

@@ -25,8 +25,14 @@ def ship_image(context: ModelContext, version: str, bento: Path) -> str:
     return reference
 
 
-def artifact_of(context: ModelContext, version: str) -> Path | str:
-    """The image of a version that the ledger names, or a new one; without configured images its bento."""
+def artifact_of(context: ModelContext, version: str, with_layer: bool = False) -> Path | str:
+    """The image of a version that the ledger names, or a new one; without configured images its bento.
+
+    A recalibrated version is served by those of its base, whose replicas follow its layer; `with_layer`: by
+    one of its own, for replicas that follow none.
+    """
+    if not with_layer:
+        version = context.ledger.state().base_of(version)
     if not images.configured():
         return build_bento(context, version)
     state = context.ledger.state()

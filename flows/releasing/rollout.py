@@ -11,11 +11,14 @@ from contracts.core.errors import ReleaseFailed
 from contracts.core.verdict import as_json
 from deployments import fleet, load_balancer, processes, routes
 from deployments.fleet import Server
+from deployments.replicas import FOLLOW
 from flows.releasing.canary import end_canary, is_allowed, run_canary
+from flows.releasing.layers import followers, switch_layer
 from flows.releasing.replica_check import CheckedReplica, answers_like_trainer
 from flows.releasing.rollout_lock import exclusive_rollout, is_rollback_waiting, is_under_way, record_release
 from registry.context import ModelContext
 from registry.events import Released, RolloutFailed
+from registry.layers import publish_layer
 
 INTERRUPTIONS = (KeyboardInterrupt, SystemExit, TerminationSignal)  # Ctrl-C, and Prefect's for SIGTERM
 REPLICAS = 2
@@ -53,7 +56,8 @@ def roll_out_version(context: ModelContext, version: str, artifact: Path | str,
     version, send it all traffic, and stop the old replicas.
 
     `artifact` is a bento's folder or an image's reference. `decide`, for a rollback, appends another event
-    than the promotion, given the champion so far, and leaves out the canary. A failure before that event
+    than the promotion, given the champion so far, and leaves out the canary. Replicas that have the version's
+    booster take its layer over in place, and no other is started. A failure before that event
     leaves everything as it was. After a kill, running again goes on with the replicas that run. If the
     canary refuses the challenger, nothing is raised: the `outcome` is "refused".
     """
@@ -63,30 +67,33 @@ def roll_out_version(context: ModelContext, version: str, artifact: Path | str,
         if not is_rollback:
             # The promotion checks it again; here it is checked before anything is started.
             context.ledger.must_allow(version)
+        champion = before
+        if _take_over_in_place(context, before, version, decide, step):
+            champion = version  # what is left to do is as if it had been released before
         servers = [server for server in fleet.running(context.run, context.name)
                    if server.version == version and fleet.is_made_from(server, artifact)]
         # Replicas that serve the champion stay, whatever fails.
-        kept_urls = {server.url for server in servers} if version == before else set()
+        kept_urls = {server.url for server in servers} if version == champion else set()
         try:
             checked = step("start", lambda: _start(context, version, artifact, servers, is_rollback,
                                                    at_full_speed=before is None or is_rollback))
             verdict = None if decide else step(
-                "canary", lambda: run_canary(context, before, version, servers))
+                "canary", lambda: run_canary(context, champion, version, servers))
             if verdict and not is_allowed(context, verdict):
-                _withdraw(context, before, version, servers, kept_urls, "; ".join(verdict.reasons))
+                _withdraw(context, champion, version, servers, kept_urls, "; ".join(verdict.reasons))
                 return {"outcome": "refused", "version": version, "before": before,
                         "canary": as_json(verdict), "checked": checked}
-            step("promote", lambda: decide(before) if decide
-                 else context.ledger.promote(version, expect=before))
+            step("promote", lambda: decide(champion) if decide
+                 else context.ledger.promote(version, expect=champion))
         except (Exception, *INTERRUPTIONS) as error:
             # Otherwise the challenger would keep its share of the traffic, and nobody would judge it.
-            _withdraw(context, before, version, servers, kept_urls, f"{type(error).__name__}: {error}")
+            _withdraw(context, champion, version, servers, kept_urls, f"{type(error).__name__}: {error}")
             raise
         try:
             step("shift traffic", lambda: routes.route(context.run, context.name,
                                                        [server.url for server in servers], version))
         except Exception as error:
-            _restore_champion(context, before, version, servers, error)
+            _restore_champion(context, champion, version, servers, error)
             raise
         step("retire", lambda: _stop_others(context, servers, seconds=10 if is_rollback else 30))
         image = artifact if isinstance(artifact, str) else None
@@ -96,12 +103,28 @@ def roll_out_version(context: ModelContext, version: str, artifact: Path | str,
             "checked": checked}
 
 
+def _take_over_in_place(context: ModelContext, before: str | None, version: str,
+                        decide: Callable[[str | None], Any] | None, step: Step) -> bool:
+    """Where replicas of the same booster run, have them answer as the version, if they do not yet; else have
+    those that will be started answer so from their first request on. Whether it is champion now."""
+    running = followers(context, version)
+    if not running:
+        publish_layer(context, version)
+    if all(server.version == version for server in running):
+        return False
+    step("switch layer", lambda: switch_layer(
+        context, before, version,
+        lambda: decide(before) if decide else context.ledger.promote(version, expect=before)))
+    return True
+
+
 def _start(context: ModelContext, version: str, artifact: Path | str, servers: list[Server],
            is_rollback: bool, at_full_speed: bool) -> list[CheckedReplica]:
     """Start the replicas that `servers` lacks, add them to it, and check all of them."""
     load_balancer.start(context.run)
-    servers += fleet.start(artifact, version, REPLICAS - len(servers), context.run, context.name,
-                           {"PERENNIAL_PROFILES": str(context.spool)}, urgent=at_full_speed)
+    servers += fleet.start(artifact, context.ledger.state().base_of(version), REPLICAS - len(servers),
+                           context.run, context.name,
+                           {"PERENNIAL_PROFILES": str(context.spool), FOLLOW: "1"}, urgent=at_full_speed)
     _wait_ready(context, servers, urgent=is_rollback)
     checked = [answers_like_trainer(context, server) for server in servers]
     fleet.raise_cpu_shares(servers)

@@ -18,7 +18,7 @@ from contracts.core.verdict import Verdict, as_json
 from flows.reporting.gate_summary import gate_facts, gate_lines, not_run
 from registry import layout, models
 from registry.context import open_model
-from registry.events import Recorded, encode_data
+from registry.events import Layer, Recorded, Registered, encode_data
 from registry.ledger import Ledger
 
 
@@ -38,6 +38,7 @@ def facts(model: str) -> JsonObject:
     windows = [{"window": key, **encode_data(state.windows[key])} for key in [*state.windows][-1:]]
     return {"model": context.name, "store": context.store.address, "versions": len(state.versions),
             "champion": state.champion, "previous": state.previous, "aliases": dict(state.aliases),
+            "recalibrated": layer_text(layer) if (layer := state.layers.get(state.champion or "")) else None,
             "data": versions[-1].as_json() if versions else None,
             "last_window": windows[-1] if windows else None, **gate_facts(context, state),
             "unlabelled": [{"window": window} | as_json(estimate)
@@ -59,6 +60,7 @@ def table(facts: JsonObject) -> Table:
     window = facts["last_window"]
     rows = {
         "store": facts["store"], "champion": facts["champion"] or "none: perennial train " + facts["model"],
+        **({"recalibrated": facts["recalibrated"]} if facts["recalibrated"] else {}),
         "previous": facts["previous"] or "", "versions": str(facts["versions"]),
         "data": (f"{facts['data']['rows']:,} rows up to {facts['data']['newest']}" if facts["data"]
                  else "none"),
@@ -111,6 +113,8 @@ def events(ledger: Ledger, first: int, end: int) -> list[EventRow]:
 
 def _about(event: Recorded) -> str:
     parts = [digest[:12] for name in ("version", "to", "data") if (digest := getattr(event, name, None))]
+    if isinstance(event, Registered) and event.layer:
+        parts.append(layer_text(event.layer))
     parts += [str(text) for name in ("key", "outcome", "reason", "why")
               if (text := getattr(event, name, None))]
     verdict: Verdict | None = getattr(event, "verdict", None)
@@ -119,6 +123,12 @@ def _about(event: Recorded) -> str:
         parts.append(f"{verdict.outcome} {getattr(verdict, 'kind', '')}".strip()
                      + (": " + "; ".join(why) if why else ""))
     return " ".join(parts)
+
+
+def layer_text(layer: Layer) -> str:
+    """What a version was recalibrated from, in words."""
+    return (f"recalibrated from {layer.base[:12]} on {layer.rows:,} labels of {layer.start[:10]} to "
+            f"{layer.until[:10]}")
 
 
 def described(name: str) -> JsonObject:

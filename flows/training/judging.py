@@ -77,8 +77,9 @@ def evaluate_version(context: ModelContext, version: str, champion: str | None) 
 
 def champion_probabilities(context: ModelContext, champion: str | None,
                            rows: pd.DataFrame) -> np.ndarray | None:
-    """The champion's probabilities for the judged rows, (n, classes); None without a champion.
-    Raises PerennialError for rows that it was trained on, where no challenger could win."""
+    """The champion's probabilities for the judged rows, (n, classes); None without a champion. One that was
+    recalibrated on labels of these rows answers as it did before that. Raises PerennialError for rows that it
+    was trained on, where no challenger could win."""
     if champion is None:
         return None
     source = data.DataVersion.from_json(models.manifest(context.store, context.name, champion)["data"])
@@ -89,10 +90,21 @@ def champion_probabilities(context: ModelContext, champion: str | None,
                              f"ingest {context.name}")
     contract, files = context.contract, fetch_version(context, champion)
     if is_compatible(contract, files):
-        return load_model(contract, files).probabilities(contract.columns_of(rows))
+        before = calibrated_before(context, champion, rows[contract.event_time].min())
+        return load_model(contract, fetch_version(context, before)).probabilities(contract.columns_of(rows))
     request_columns = json.loads((files / "contract.json").read_bytes())["request"]
     known = contract.columns_of(rows, tuple(name for name in request_columns if name in contract.columns))
     return answered_by(context, champion, records_of_columns(contract, known))
+
+
+def calibrated_before(context: ModelContext, champion: str, time: datetime) -> str:
+    """The champion, or the version that was champion before its last recalibrations on labels of events from
+    `time` on: its layer must not have seen the rows on which a challenger, too, is judged unseen."""
+    manifest = models.manifest(context.store, context.name, champion)
+    while "layer" in manifest and datetime.fromisoformat(manifest["layer"]["until"]) > time:
+        champion = manifest["layer"]["before"]
+        manifest = models.manifest(context.store, context.name, champion)
+    return champion
 
 
 def latency(model: Model, files: Path) -> float:
