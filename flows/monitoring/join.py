@@ -21,7 +21,7 @@ from registry.predictions import NUMBER, REPLICA
 # Columns of a prediction that was joined: whether an event has its key, or else a label was sent for its id.
 HAS_EVENT, HAS_LABEL = "has_event", "has_label"
 LABEL = "label"  # the index of a sampled prediction's class
-STREAMED_ROWS = 400_000  # joined rows in memory at a time
+STREAMED_ROWS = 200_000  # joined rows in memory at a time
 
 
 @dataclass
