@@ -5,7 +5,7 @@ BIN := $(ENV)/bin
 ROOMS := contracts service registry deployments flows
 
 .PHONY: help demo test lint types test-containers lock clean bench bench-page bench-startup bench-profile bench-loop \
-	bench-check bench-train bench-serve bench-flows bench-rollout bench-drift bench-sources bench-outage
+	bench-check bench-train bench-monitor bench-serve bench-flows bench-rollout bench-drift bench-sources bench-outage
 
 help:  ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-16s %s\n", $$1, $$2}' Makefile
@@ -64,6 +64,9 @@ bench-check: $(ENV)/installed  ## The contract's check and the features of 1,000
 
 bench-train: $(ENV)/installed  ## Training beside plain XGBoost, and memory up to 10 million rows; ARGS=--long to 30 million.
 	@$(BIN)/python -m tests.bench.train $(ARGS)
+
+bench-monitor: $(ENV)/installed  ## Judging windows of up to 16 million predictions; ARGS="--rows 60000000" for one more, of which it needs 20 GB of disk.
+	@$(BIN)/python -m tests.bench.monitor $(ARGS)
 
 bench-serve: $(ENV)/installed  ## Requests of all sizes on one core, beside alternatives; ARGS=--long for minutes under load. Needs wrk.
 	@$(BIN)/python -m tests.bench.serve $(ARGS)

@@ -98,7 +98,7 @@ def labels(model: Model, file: Annotated[str, typer.Argument(
         help="A .parquet or .csv file with each prediction's `id` and the columns that the contract's "
              "label is made from.")]) -> None:
     """Attach ground-truth labels to predictions by id, for callers who can't send the event's key."""
-    from flows.monitoring.outcomes import store_labels
+    from flows.monitoring.sent_labels import store_labels
     from registry.context import open_model
 
     console.print(f"{model}: {store_labels(open_model(model), file):,} labels are stored; the next monitor "

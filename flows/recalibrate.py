@@ -6,7 +6,8 @@ from msgspec import convert
 from prefect import flow, task
 
 from contracts.core.digests import JsonObject
-from contracts.core.verdict import GateVerdict, as_json
+from contracts.core.gate_verdict import GateVerdict
+from contracts.core.verdict import as_json
 from flows.monitoring.faults import RunFault, tell_of_failure, tell_of_success
 from flows.orchestration.events import begin_run, run_name
 from flows.orchestration.results import RESUMED, resumable

@@ -1,12 +1,15 @@
 """Read .parquet and .csv files."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow.parquet as pq
 
 from contracts.core.errors import PerennialError
+from registry.frames import to_frame
 
 
 def read_table(path: Path, condition: Any = None) -> pd.DataFrame:
@@ -17,7 +20,7 @@ def read_table(path: Path, condition: Any = None) -> pd.DataFrame:
     if path.suffix not in (".parquet", ".csv"):
         raise PerennialError(f"{path} is a {path.suffix!r}; name a .parquet or .csv file")
     try:
-        rows = (pd.read_parquet(path, filters=condition) if path.suffix == ".parquet"
+        rows = (_read_parquet(path, condition) if path.suffix == ".parquet"
                 else pd.read_csv(path, dtype="str"))
     except (ValueError, OSError) as error:  # pandas' and Arrow's errors are subclasses
         raise PerennialError(f"{path} can't be read as {path.suffix}: {error}; correct it or name another "
@@ -26,4 +29,12 @@ def read_table(path: Path, condition: Any = None) -> pd.DataFrame:
         heads = [re.findall(r"^(.+?)(?: \[(.+)\])?$", head)[0] for head in rows]  # "dep_delay [min]"
         rows.columns = [name for name, _ in heads]
         rows.attrs["units"] = {name: unit for name, unit in heads if unit}
+    return rows
+
+
+def _read_parquet(path: Path, condition: Any) -> pd.DataFrame:
+    """As `pandas.read_parquet`, which would make floats of integers where some are missing."""
+    table = pq.read_table(path, filters=condition)
+    rows = to_frame(table)
+    rows.attrs = json.loads((table.schema.metadata or {}).get(b"PANDAS_ATTRS", b"{}"))
     return rows

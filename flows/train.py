@@ -8,7 +8,8 @@ from prefect.cache_policies import INPUTS, NO_CACHE
 from prefect.client.schemas import FlowRun
 
 from contracts.core.digests import JsonObject
-from contracts.core.verdict import GateVerdict, as_json
+from contracts.core.gate_verdict import GateVerdict
+from contracts.core.verdict import as_json
 from flows.orchestration.events import STARTED, begin_run, emit, run_name
 from flows.orchestration.results import RESUMED, resumable
 from flows.orchestration.runs import is_alive

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from botocore.exceptions import BotoCoreError, ClientError
 from deltalake import write_deltalake
 from deltalake.exceptions import DeltaError, TableNotFoundError
+from pyarrow.dataset import ParquetFragmentScanOptions
 
 from contracts.core.contract import Contract
 from contracts.core.digests import JsonObject, digest_of
@@ -22,6 +23,7 @@ from contracts.core.errors import NotFound, PerennialError
 from registry import layout
 from registry.clock import machine_time
 from registry.delta import MAX_ATTEMPTS, METADATA_KEY, create_table, delta_options, open_table, transaction
+from registry.frames import to_frame
 from registry.store import Store
 
 STORE_FAULTS = (BotoCoreError, ClientError, DeltaError)  # of a store that may answer at the next attempt
@@ -198,7 +200,7 @@ def _rows_with_keys(store: Store, version: DataVersion, keys: pd.DataFrame) -> p
             continue
         for batch in file.to_batches(whole.schema, filter=condition, batch_size=CHUNK_ROWS,
                                      batch_readahead=1, fragment_readahead=1):
-            rows = batch.to_pandas()
+            rows = to_frame(batch)
             found.append(rows[pd.MultiIndex.from_frame(rows[list(keys)]).isin(wanted)])
     return pd.concat(found).sort_values(version.event_time, kind="stable", ignore_index=True)
 
@@ -231,8 +233,14 @@ def versions(store: Store, model: str) -> list[DataVersion]:
 
 
 def newest(store: Store, model: str) -> DataVersion:
-    """The newest version; raises NotFound."""
-    existing = versions(store, model)
+    """The newest version, read without those before it; raises NotFound."""
+    try:
+        [last] = open_table(store, layout.data_table(model)).history(1)
+    except (TableNotFoundError, ValueError):
+        last = {}
+    # The newest commit may be someone's OPTIMIZE, or the one that made the table.
+    existing = ([DataVersion.from_json(json.loads(last[METADATA_KEY]))] if METADATA_KEY in last
+                else versions(store, model))
     if not existing:
         raise NotFound(f"{model}: nothing ingested in {store.address}; run: perennial ingest {model} --start "
                        f"… --end …")
@@ -245,8 +253,24 @@ def read(store: Store, version: DataVersion, start: datetime | None = None,
     table = open_table(store, version.table, version.version)
     limits = [] if start is None else [(version.event_time, ">=", start)]
     limits += [] if end is None else [(version.event_time, "<", end)]
-    frame = table.to_pyarrow_table(filters=limits or None).to_pandas()
+    frame = to_frame(table.to_pyarrow_table(filters=limits or None))
     return frame.sort_values(version.event_time, kind="stable", ignore_index=True)
+
+
+def batches(store: Store, version: DataVersion, start: datetime, end: datetime,
+            columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """Columns of this version's rows of [start, end), as they are stored, CHUNK_ROWS or fewer at a time; the
+    files' statistics spare those that hold no such row."""
+    time, whole = pc.field(version.event_time), open_table(store, version.table, version.version)
+    yield from whole.to_pyarrow_dataset().to_batches(
+        columns=list(columns), filter=(time >= pa.scalar(start)) & (time < pa.scalar(end)),
+        batch_size=CHUNK_ROWS, batch_readahead=1, fragment_readahead=1,
+        fragment_scan_options=ParquetFragmentScanOptions(pre_buffer=False))
+
+
+def count(store: Store, version: DataVersion, start: datetime, end: datetime) -> int:
+    """How many rows of this version are of [start, end)."""
+    return sum(map(len, batches(store, version, start, end, [version.event_time])))
 
 
 def chunks(store: Store, version: DataVersion, columns: Sequence[str],

@@ -13,8 +13,9 @@ import msgspec
 from msgspec import Struct
 
 from contracts.core.digests import JsonObject
+from contracts.core.gate_verdict import GateVerdict
 from contracts.core.retraining import RefusalRule
-from contracts.core.verdict import CanaryVerdict, DataVerdict, GateVerdict, WindowVerdict
+from contracts.core.verdict import CanaryVerdict, DataVerdict, WindowVerdict
 
 # Raise it with a change that an older reader can't follow, and add the step from the old form to `upgraded`.
 FORMAT = 2
@@ -54,10 +55,12 @@ class IngestRefused(Recorded, frozen=True, kw_only=True, tag="ingest_refused"):
 
 
 class LabelsStored(Recorded, frozen=True, kw_only=True, tag="labelled"):
-    """Labels came for the ids of predictions; `labels` is the digest of their file."""
+    """Labels came for the ids of predictions; `labels` is the digest of them all. `by_replica`: whether they
+    are stored in files by replica, or in one."""
 
     labels: str
     rows: int
+    by_replica: bool = False
 
 
 class Layer(Struct, frozen=True, kw_only=True):

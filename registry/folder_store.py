@@ -67,10 +67,20 @@ class FolderStore:
             with suppress(FileNotFoundError):
                 os.unlink(temporary)
 
-    def list(self, prefix: str) -> list[str]:
+    def folders(self, prefix: str, after: str = "") -> list[str]:
+        first = after.removeprefix(prefix).rstrip("/")
+        try:
+            names = sorted(entry.name for entry in os.scandir(self._path(prefix))
+                           if entry.is_dir() and entry.name >= first)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        return [name for name in names if any(path.is_file() and not path.name.startswith(".")
+                                              for path in self._path(prefix + name).rglob("*"))]
+
+    def list(self, prefix: str, after: str = "") -> list[str]:
         start = self.folder / prefix.rpartition("/")[0]
         keys = (path.relative_to(self.folder).as_posix() for path in start.rglob("*") if path.is_file())
-        return sorted(key for key in keys if key.startswith(prefix)
+        return sorted(key for key in keys if key.startswith(prefix) and key > after
                       and not key.rpartition("/")[2].startswith("."))
 
     def remove(self, key: str) -> None:

@@ -1,22 +1,24 @@
 """The ledger of a model: a chain of events in the store, each with the digest of the one before."""
 
-import json
+import logging
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import reduce
+from threading import RLock
 
-from msgspec import ValidationError
+import msgspec
 
 from contracts.core import retraining
-from contracts.core.digests import JsonObject, canonical_json, digest_of
-from contracts.core.errors import Conflict, Corrupt, PerennialError
+from contracts.core.errors import Conflict, PerennialError
+from contracts.core.gate_verdict import GateVerdict
 from contracts.core.policies import Drift
 from contracts.core.retraining import GAVE_UP, Claim, ClaimState
-from contracts.core.verdict import GateVerdict, WindowVerdict
-from registry import layout, promotion, settings
+from contracts.core.verdict import WindowVerdict
+from registry import promotion, settings
 from registry.clock import machine_time
+from registry.event_log.chain import link
+from registry.event_log.snapshots import opened
 from registry.events import (
-    FORMAT,
     Aliased,
     Data,
     Event,
@@ -30,13 +32,11 @@ from registry.events import (
     RetrainStarted,
     Tagged,
     WindowJudged,
-    decode_data,
-    encode_data,
-    kind_of,
 )
-from registry.state import State, fold
+from registry.state import State, after, earlier, fold
 from registry.store import Store
 
+log = logging.getLogger(__name__)
 MAX_ATTEMPTS = 100  # after which a writer that other writers are always ahead of gives up
 DERIVED_ALIASES = ("champion", "previous")
 
@@ -48,82 +48,101 @@ class Ledger:
 
     def __init__(self, store: Store, model: str):
         self.store, self.model = store, model
-        self._verified: list[Event] = []
+        self._lock = RLock()
+        self._state: State | None = None
+        self._indexes: dict[tuple[type[Recorded], tuple[str, ...]], set[bytes]] = {}
 
-    def events(self) -> list[Event]:
-        """All events, their chain verified; raises Corrupt."""
-        keys = [key for key in self.store.list(layout.events(self.model)) if layout.is_event(key)]
-        for seq, key in enumerate(keys[len(self._verified):], start=len(self._verified)):
-            if key != self._key(seq):
-                raise Corrupt(f"{self.model}: {key} is where {self._key(seq)} should be in "
-                              f"{self.store.address}; restore event {seq} from a backup")
-            self._verified.append(self._read(seq))
-        return list(self._verified)
+    @property
+    def length(self) -> int:
+        """How many events there are now; raises Corrupt."""
+        return self.state().length
 
-    def _read(self, seq: int) -> Event:
-        try:
-            stored = json.loads(self.store.get(self._key(seq)))
-            stored_format, digest = stored.pop("format"), stored.pop("digest")
-            is_linked = (stored["seq"], stored["prev"], digest_of(stored)) == (seq, self._head(seq), digest)
-        except (ValueError, KeyError, TypeError, AttributeError):  # cut off, or not an event's JSON
-            is_linked = False
-        if not is_linked:
-            raise Corrupt(f"{self.model}: event {seq} is not the one that was appended; restore "
-                          f"{self._key(seq)} in {self.store.address} from a backup")
-        try:
-            data = decode_data(stored["kind"], stored["data"], stored_format)
-        except (ValidationError, LookupError, TypeError) as error:
-            raise Corrupt(f"{self.model}: event {seq} is of format {stored_format} and kind "
-                          f"{stored['kind']!r}, which this release can't read ({error}); it reads up to "
-                          f"format {FORMAT}: upgrade perennial") from error
-        return Event(seq=seq, prev=stored["prev"], at=stored["at"], by=stored["by"], digest=digest, data=data)
+    def events(self, first: int = 0, end: int | None = None) -> list[Event]:
+        """The events with the numbers [first, end), by default all, their chain verified; raises Corrupt."""
+        with self._lock:
+            length = self._newest().length
+            return self._log.events(first, length if end is None else min(end, length))
 
-    def _head(self, seq: int) -> str:
-        return self._verified[seq - 1].digest if seq else ""
-
-    def _key(self, seq: int) -> str:
-        return layout.event(self.model, seq)
+    def events_with(self, *texts: str) -> list[Event]:
+        """The events that hold one of the texts, as a version or a window's start, in a value; raises
+        Corrupt. All are searched and only these are read: cheaper than `events`."""
+        with self._lock:
+            self._newest()
+            return self._log.events_with(texts)
 
     def state(self, at: str | None = None) -> State:
         """The state after the last event, or after the last one until
         the time `at` (ISO-8601, UTC where it has no zone)."""
-        events = self.events()
-        if at is not None:
-            # Clocks may go backwards: what precedes an event in the chain had happened by its time.
-            until = _utc(at)
-            happened = (n for n, event in enumerate(events, 1) if datetime.fromisoformat(event.at) <= until)
-            events = events[:max(happened, default=0)]
-        return reduce(fold, events, State())
+        with self._lock:
+            return self._newest() if at is None else self._state_at(_utc(at))
+
+    def _state_at(self, time: datetime) -> State:
+        # Clocks may go backwards: what precedes an event in the chain had happened by its time.
+        newest, length = self._newest(), self._log.last_until(time)
+        if length >= self._snapshots.end:
+            return earlier(newest, length)
+        older = self._snapshots.before(length)
+        return reduce(fold, self._log.events(older.end, length), after(older, older.end))
+
+    def _newest(self) -> State:
+        """The state after the events that are there now. Those that were known before are not read again."""
+        known, self._state = self._state, None  # what fails between the two is read anew
+        if known is None:
+            self._log, self._snapshots, known = opened(self.store, self.model)
+            self._indexes.clear()
+        else:
+            for event in self._log.new_events():
+                known = self._fold(known, event)
+        self._state = known
+        return known
+
+    def _fold(self, state: State, event: Event) -> State:
+        for (kind, names), index in self._indexes.items():
+            if type(event.data) is kind:
+                index.add(_values(event.data, names))
+        return fold(state, event)
 
     def decide(self, decision: Decision) -> Event | None:
         """Append the event that `decision` returns for the state, if
         it returns one; it is called again when another writer was first."""
         for _ in range(MAX_ATTEMPTS):
-            data = decision(self.state())
-            if data is None:
-                return None
-            event = self._link(data)
-            try:
-                self.store.create(self._key(event.seq), canonical_json(
-                    {"format": FORMAT, "digest": event.digest, **_hashed(event, encode_data(data))}))
-            except Conflict:
-                continue
-            return event
+            with self._lock:
+                state = self._newest()
+                data = decision(state)
+                if data is None:
+                    return None
+                content = link(state.length, self._log.digest, machine_time(), settings.user(), data)
+                try:
+                    event = self._log.append(content)
+                except Conflict:
+                    continue
+                self._state = None
+                self._state = self._fold(state, event)
+                self._save(self._state)
+                return event
         raise Conflict(f"{self.model}: {MAX_ATTEMPTS} other writers came first; try again")
 
-    def _link(self, data: Data) -> Event:
-        seq, at = len(self._verified), machine_time().isoformat(timespec="microseconds")
-        event = Event(seq=seq, prev=self._head(seq), at=at, by=settings.user(), digest="", data=data)
-        return Event(seq=seq, prev=event.prev, at=at, by=event.by, data=data,
-                     digest=digest_of(_hashed(event, encode_data(data))))
+    def _save(self, state: State) -> None:
+        """Keep the copies up that others read; the event is appended whether or not that works."""
+        try:
+            self._snapshots.save(self._log.save(), state)
+        except Conflict:  # another writer does it
+            return
+        except Exception as error:
+            log.warning("%s: the copies of the ledger's events were not written, and will be after a later "
+                        "event: %s: %s", self.model, type(error).__name__, error)
 
     def record(self, data: Data, once: tuple[str, ...] = ()) -> Event | None:
         """Append an event; if `once` names fields, then only the first with these values in them."""
-        def is_known(recorded: Recorded) -> bool:
-            return (type(recorded) is type(data)
-                    and all(getattr(recorded, name) == getattr(data, name) for name in once))
+        return self.decide(lambda state: None if once and self._is_recorded(state, data, once) else data)
 
-        return self.decide(lambda state: None if once and any(map(is_known, state.recorded)) else data)
+    def _is_recorded(self, state: State, data: Data, names: tuple[str, ...]) -> bool:
+        """Whether an event of this kind has the same values. They are indexed when first asked for."""
+        index = self._indexes.get((type(data), names))
+        if index is None:
+            index = self._indexes[type(data), names] = {_values(known, names)
+                                                        for known in state.of_kind(type(data))}
+        return _values(data, names) in index
 
     def registered(self, data: Registered) -> Event | None:
         return self.decide(lambda state: promotion.registration(state, data))
@@ -152,14 +171,14 @@ class Ledger:
                               else Aliased(name=name, version=version))
 
     def tag(self, version: str, key: str, value: str) -> Event | None:
-        return self._annotate(version, lambda state: None if state.tags.get(version, {}).get(key) == value
+        return self._annotate(version, lambda state: None if state.tag(version, key) == value
                               else Tagged(version=version, key=key, value=value))
 
     def note(self, version: str, text: str) -> Event | None:
         return self._annotate(version, lambda state: Noted(version=version, text=text))
 
     def _annotate(self, version: str, decision: Decision) -> Event | None:
-        if version not in self.state().versions:
+        if version not in self.state().registered:
             raise PerennialError(f"{self.model}: no version {version!r} is registered; see: perennial "
                                  f"history {self.model}")
         return self.decide(decision)
@@ -243,10 +262,8 @@ class Ledger:
         return self.decide(decision)
 
 
-def _hashed(event: Event, data: JsonObject) -> JsonObject:
-    """What an event's digest is taken over."""
-    return {"seq": event.seq, "prev": event.prev, "at": event.at, "by": event.by, "kind": kind_of(event.data),
-            "data": data}
+def _values(data: Recorded, names: tuple[str, ...]) -> bytes:
+    return msgspec.json.encode([getattr(data, name) for name in names])
 
 
 def _utc(at: str) -> datetime:

@@ -170,6 +170,7 @@ def resolve(ledger: Ledger, ref: str) -> str:
 
 def lineage(store: Store, ledger: Ledger, version: str) -> JsonObject:
     """A version's manifest, and the ledger's events that name it."""
-    events = [{"at": event.at, "kind": event.kind, **encode_data(event.data)} for event in ledger.events()
+    events = [{"at": event.at, "kind": event.kind, **encode_data(event.data)}
+              for event in ledger.events_with(version)
               if version in (getattr(event.data, name, None) for name in ("version", "to", "from_"))]
     return {"version": version, "manifest": manifest(store, ledger.model, version), "events": events}

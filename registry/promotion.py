@@ -2,7 +2,8 @@
 event that each decision appends to the ledger, as pure functions of the state."""
 
 from contracts.core.errors import Conflict, NotAllowed, NotFound
-from contracts.core.verdict import GateVerdict, Outcome
+from contracts.core.gate_verdict import GateVerdict
+from contracts.core.verdict import Outcome
 from registry.events import Judged, Promoted, Registered, RolledBack
 from registry.state import State
 
@@ -13,7 +14,7 @@ def registration(state: State, data: Registered) -> Registered | None:
     layer = data.layer
     is_second = layer and any((other.base, other.until) == (layer.base, layer.until)
                               for other in state.layers.values())
-    return None if is_second or data.version in state.versions else data
+    return None if is_second or data.version in state.registered else data
 
 
 def judgement(state: State, version: str, verdict: GateVerdict, against: str | None,

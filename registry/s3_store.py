@@ -51,9 +51,19 @@ class S3Store:
         except NotFound:
             return False
 
-    def list(self, prefix: str) -> list[str]:
-        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket,
-                                                                      Prefix=self.prefix + prefix)
+    def folders(self, prefix: str, after: str = "") -> list[str]:
+        whole = self.prefix + prefix
+        # Without its slash, as some servers take "after" to leave out the folder itself.
+        asked = {"StartAfter": (self.prefix + after).rstrip("/")} if after else {}
+        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=whole,
+                                                                      Delimiter="/", **asked)
+        return sorted(entry["Prefix"].removeprefix(whole).rstrip("/") for page in pages
+                      for entry in page.get("CommonPrefixes", ()))
+
+    def list(self, prefix: str, after: str = "") -> list[str]:
+        start = {"StartAfter": self.prefix + after} if after else {}
+        pages = self.client.get_paginator("list_objects_v2").paginate(
+            Bucket=self.bucket, Prefix=self.prefix + prefix, **start)
         return sorted(entry["Key"].removeprefix(self.prefix) for page in pages
                       for entry in page.get("Contents", ()))
 

@@ -12,9 +12,10 @@ from contracts.core.errors import PerennialError
 STORE, RUN, DEMO, USER = "PERENNIAL_STORE", "PERENNIAL_RUN", "PERENNIAL_DEMO", "PERENNIAL_USER"
 IMAGES, BASE, BUILD_NETWORK = "PERENNIAL_IMAGES", "PERENNIAL_BASE", "PERENNIAL_BUILD_NETWORK"
 DASK, KUSTOMIZATION, ALERT_WEBHOOK = "PERENNIAL_DASK", "PERENNIAL_KUSTOMIZATION", "PERENNIAL_ALERT_WEBHOOK"
-CLOCK = "PERENNIAL_CLOCK"
+CLOCK, JOIN_MEMORY = "PERENNIAL_CLOCK", "PERENNIAL_JOIN_MEMORY"
 
 BASE_IMAGE = "python:3.11-slim"
+JOIN_MB, LEAST_JOIN_MB = 400, 300
 
 
 def store_address() -> str:
@@ -60,6 +61,16 @@ def dask_address() -> str | None:
         raise PerennialError(f"{DASK} is {address!r}; it must be an address such as tcp://host:8786: "
                              f"correct it, or unset it")
     return address
+
+
+def join_memory_mb() -> int:
+    """The memory in which predictions are joined with labels, in MB; what does not fit is on disk. Raises
+    PerennialError."""
+    text = os.environ.get(JOIN_MEMORY) or str(JOIN_MB)
+    if not text.isascii() or not text.isdigit() or int(text) < LEAST_JOIN_MB:
+        raise PerennialError(f"{JOIN_MEMORY} is {text!r}; it must be a number of MB, {LEAST_JOIN_MB} or "
+                             f"more: correct it, or unset it")
+    return int(text)
 
 
 def kustomization() -> Path | None:

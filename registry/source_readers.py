@@ -1,7 +1,7 @@
 """Read the rows of a span from Parquet files, a Delta table or a query, in chunks."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 from fnmatch import fnmatch
 from pathlib import PurePosixPath
@@ -67,7 +67,7 @@ def query_frames(source: SqlQuery, contract: Contract, start: datetime, end: dat
                                         execution_options={"yield_per": CHUNK_ROWS})  # and stream_results
             for rows in answer.partitions(CHUNK_ROWS):
                 frame = pd.DataFrame([tuple(row) for row in rows], columns=list(answer.keys()))
-                yield _with_bools(contract, frame)
+                yield _with_bools(contract, _with_integers(contract, frame, rows))
     except sqlalchemy.exc.OperationalError as error:
         raise Unavailable(f"{contract.name}: the database does not answer, or refuses the query: "
                           f"{credentials.masked(str(error.orig))}; is it up, and its url right?"
@@ -85,6 +85,15 @@ def _shortest_text(time: datetime) -> str:
     """
     text = time.isoformat(" ")
     return text.rstrip("0") if time.microsecond else text.removesuffix(" 00:00:00")
+
+
+def _with_integers(contract: Contract, frame: pd.DataFrame, rows: Sequence[Any]) -> pd.DataFrame:
+    """The frame with the integers that the query gave, where pandas has made floats of them for a missing
+    one."""
+    places = {name: place for place, name in enumerate(frame) if name in contract.columns
+              and contract.python_type(name) is int and frame[name].dtype.kind == "f"}
+    return frame.assign(**{name: pd.Series([row[place] for row in rows], dtype=object)
+                           for name, place in places.items()})
 
 
 def _with_bools(contract: Contract, frame: pd.DataFrame) -> pd.DataFrame:

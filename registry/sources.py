@@ -13,6 +13,7 @@ from contracts.core.contract import Contract
 from contracts.core.errors import PerennialError, SourceFailed
 from contracts.core.sources import DeltaSource, ParquetFiles, SqlQuery
 from registry.credentials import Credentials, Secret
+from registry.frames import to_frame
 from registry.source_readers import delta_batches, parquet_batches, query_frames
 
 EXPECTED = "a data frame, or an iterator of data frames or Arrow record batches, is expected"
@@ -93,7 +94,7 @@ def _chunks(contract: Contract, start: datetime, end: datetime, credentials: Cre
 
 def _checked(contract: Contract, chunk: Any, start: datetime, end: datetime) -> pd.DataFrame:
     """A chunk as a frame whose rows are all of [start, end); raises SourceFailed."""
-    frame = chunk.to_pandas() if isinstance(chunk, (pa.RecordBatch, pa.Table)) else chunk
+    frame = to_frame(chunk) if isinstance(chunk, (pa.RecordBatch, pa.Table)) else chunk
     if not isinstance(frame, pd.DataFrame):
         raise SourceFailed(f"{contract.name}: {_name(contract)} gave {type(chunk).__name__}; {EXPECTED}")
     if twice := sorted({str(name) for name in frame.columns[frame.columns.duplicated()]}):

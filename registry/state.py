@@ -1,62 +1,156 @@
 """The state that follows from a ledger's events: champion, versions, windows, retrainings and alerts."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from datetime import datetime
-from typing import TypeVar
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+from typing import TypeVar, cast
 
-from msgspec import Struct
+import msgspec
 from msgspec.structs import replace
 
-from contracts.core.retraining import GAVE_UP, Claim, ClaimState
+from contracts.core.retraining import GAVE_UP, Claim
 from contracts.core.verdict import Outcome
 from registry import events
+from registry.alerts import Alert
+from registry.claims import claim_after
+from registry.event_log.entries import Encoded, Entries, Snapshots, View, encoded
 from registry.events import AlertState, Event, Recorded
 
 Kind = TypeVar("Kind", bound=Recorded)
+Value = TypeVar("Value")
 
 
-class Alert(Struct, frozen=True, kw_only=True, rename=events.ALERT_KEYS | {"ended_by": "over"}):
-    """An alert, with the fields of `AlertRaised` and `AlertOver`. `sent`: its states that Prefect has."""
-
-    key: str
-    kind: str
-    window: str
-    message: str
-    drift_scores: dict[str, float]
-    since: str
-    response: str
-    version: str
-    state: AlertState = AlertState.RAISED
-    sent: tuple[AlertState, ...] = ()
-    ended_by: str | None = None
-    ended: str | None = None
+CURRENT = "current"
+UNJUDGED = "windows"  # the one key of its collection
+SCALARS = ("champion", "refusals", "height")  # the keys of CURRENT; `height`: of the stack of champions
+# What is put under keys, by collection. Events in order ("judged", "recorded/…") have their numbers as keys.
+TYPES: Mapping[str, object] = {
+    CURRENT: str | int | None, "registered": events.Registered, "stack": str, "aliases": str, "tags": str,
+    "noted": events.Noted, "judged": events.Judged, "last_judged": str,
+    "layers": events.Layer, "unjudged": dict[str, str], "windows": events.WindowJudged,
+    "claims": Claim, "promoted": Event, "alerts": Alert,
+    **{f"recorded/{name}": kind for name, kind in events.KINDS.items()}}
 
 
-@dataclass
+@cache
+def fold_version() -> str:
+    """A name for this code's fold. A change of this file, or of what it stores, is another fold, which does
+    not use the snapshots of the one before."""
+    schema = msgspec.json.encode(msgspec.json.schema_components([*TYPES.values()]))
+    return sha256(schema + Path(__file__).read_bytes()).hexdigest()[:12]
+
+
 class State:
-    """A model's state after some of its events."""
+    """A model's state after `length` of its events; it can't be changed, and more events make another one."""
 
-    # In order of registration: a version's number is its place.
-    versions: list[str] = field(default_factory=list)
-    layers: dict[str, events.Layer] = field(default_factory=dict)  # of the recalibrated ones, in that order
-    champion: str | None = None
-    # Champions, the present one last; a rollback goes back along it.
-    stack: list[str] = field(default_factory=list)
-    aliases: dict[str, str] = field(default_factory=dict)
-    tags: dict[str, dict[str, str]] = field(default_factory=dict)
-    notes: dict[str, list[str]] = field(default_factory=dict)
-    verdicts: dict[str, list[events.Judged]] = field(default_factory=dict)
-    windows: dict[str, events.WindowJudged] = field(default_factory=dict)
-    claims: dict[str, Claim] = field(default_factory=dict)
-    promoted: dict[str, Event] = field(default_factory=dict)
-    refusals: int = 0  # of retrained challengers, since the last promotion
-    alerts: dict[str, Alert] = field(default_factory=dict)  # in the order they were raised
-    recorded: list[Recorded] = field(default_factory=list)  # events that change nothing above
+    def __init__(self, entries: Entries | None = None, length: int | None = None):
+        """`length`: fewer events than `entries` has folded, and no fewer than its snapshots are of."""
+        self._entries = Entries(TYPES) if entries is None else entries
+        self.length = self._entries.length if length is None else length
+
+    def _view(self, collection: str, _: type[Value]) -> View[Value]:
+        return View(self._entries, collection, self.length)
+
+    def _current(self, name: str) -> str | int | None:
+        return cast("str | int | None", self._entries.get(CURRENT, name, self.length))
+
+    @property
+    def champion(self) -> str | None:
+        return cast("str | None", self._current("champion"))
+
+    @property
+    def refusals(self) -> int:
+        """Of retrained challengers, since the last promotion."""
+        return cast(int, self._current("refusals") or 0)
+
+    @property
+    def height(self) -> int:
+        """Of the stack of champions."""
+        return cast(int, self._current("height") or 0)
+
+    @property
+    def stack(self) -> list[str]:
+        """Champions, the present one last; a rollback goes back along it."""
+        known = self._view("stack", str)
+        return [known[str(place)] for place in range(self.height)]
 
     @property
     def previous(self) -> str | None:
-        return self.stack[-2] if len(self.stack) > 1 else None
+        return self._view("stack", str)[str(self.height - 2)] if self.height > 1 else None
+
+    @property
+    def registered(self) -> Mapping[str, events.Registered]:
+        """By version, in order of registration."""
+        return self._view("registered", events.Registered)
+
+    @property
+    def versions(self) -> list[str]:
+        """In order of registration: a version's number is its place."""
+        return list(self.registered)
+
+    @property
+    def layers(self) -> Mapping[str, events.Layer]:
+        """Of the recalibrated versions, in order of registration."""
+        return self._view("layers", events.Layer)
+
+    @property
+    def aliases(self) -> Mapping[str, str]:
+        return self._view("aliases", str)
+
+    @property
+    def tags(self) -> dict[str, dict[str, str]]:
+        """By version and key."""
+        tags: dict[str, dict[str, str]] = {}
+        for both, value in self._view("tags", str).items():
+            version, key = both.split("\n", 1)
+            tags.setdefault(version, {})[key] = value
+        return tags
+
+    def tag(self, version: str, key: str) -> str | None:
+        return self._view("tags", str).get(f"{version}\n{key}")
+
+    @property
+    def notes(self) -> dict[str, list[str]]:
+        """By version, oldest first."""
+        notes: dict[str, list[str]] = {}
+        for noted in self._view("noted", events.Noted).values():
+            notes.setdefault(noted.version, []).append(noted.text)
+        return notes
+
+    @property
+    def verdicts(self) -> dict[str, list[events.Judged]]:
+        """All verdicts of the gate by version, oldest first; the last one alone is `last_judged`."""
+        verdicts: dict[str, list[events.Judged]] = {}
+        for judged in self._view("judged", events.Judged).values():
+            verdicts.setdefault(judged.version, []).append(judged)
+        return verdicts
+
+    @property
+    def unjudged(self) -> dict[str, str]:
+        """By gate's window, the version for which it had too little to judge by, since it last could."""
+        return dict(self._view("unjudged", dict).get(UNJUDGED, {}))
+
+    @property
+    def windows(self) -> Mapping[str, events.WindowJudged]:
+        """The last verdict on each window, by its start."""
+        return self._view("windows", events.WindowJudged)
+
+    @property
+    def claims(self) -> Mapping[str, Claim]:
+        """Retrainings by the window that asked for them."""
+        return self._view("claims", Claim)
+
+    @property
+    def promoted(self) -> Mapping[str, Event]:
+        """The last promotion of each version that was ever champion by one."""
+        return self._view("promoted", Event)
+
+    @property
+    def alerts(self) -> Mapping[str, Alert]:
+        """In the order they were raised."""
+        return self._view("alerts", Alert)
 
     @property
     def open_alerts(self) -> list[Alert]:
@@ -72,79 +166,122 @@ class State:
 
     def last_judged(self, version: str) -> events.Judged | None:
         """The gate's last verdict on a version."""
-        judged = self.verdicts.get(version)
-        return judged[-1] if judged else None
+        last = self._view("last_judged", str).get(version)
+        return self._view("judged", events.Judged)[last] if last else None
 
     def of_kind(self, kind: type[Kind]) -> list[Kind]:
-        """The recorded events of a kind, oldest first."""
-        return [data for data in self.recorded if isinstance(data, kind)]
+        """The events of a kind that change nothing above, oldest first."""
+        return list(self._view(_recorded(kind), kind).values())
+
+    def numbered(self, kind: type[Kind]) -> Mapping[str, Kind]:
+        """As `of_kind`, by the numbers of the events."""
+        return self._view(_recorded(kind), kind)
+
+    @property
+    def recorded(self) -> list[Recorded]:
+        """The events of all kinds that change nothing above, oldest first."""
+        of_all = [(int(number), data) for kind in events.KINDS.values()
+                  for number, data in self.numbered(kind).items()]
+        return [data for _, data in sorted(of_all, key=lambda one: one[0])]
+
+
+def _recorded(kind: type[Recorded]) -> str:
+    return f"recorded/{kind.__struct_config__.tag}"
+
+
+def earlier(state: State, length: int) -> State:
+    """The state after the first `length` events, none of which may be in a snapshot."""
+    return State(state._entries, length)
+
+
+def forget_changes(state: State, end: int) -> None:
+    """Of no event before `end` it will be asked what it `changed`."""
+    state._entries.forget_changes(end)
+
+
+def changed(state: State, first: int) -> Encoded:
+    """What the events from `first` on have put, as JSON. The values that are there once are among them in any
+    case, so that a reader finds them in the newest snapshot."""
+    values = state._entries.changed(first, state.length)
+    return values | {CURRENT: {name: encoded(state._current(name)) for name in SCALARS}}
+
+
+def after(snapshots: Snapshots, length: int) -> State:
+    """The state that snapshots of the first `length` events amount to."""
+    return State(Entries(TYPES, snapshots, length))
 
 
 def fold(state: State, event: Event) -> State:
-    """The state after one more event."""
-    data = event.data
+    """The state after one more event; raises ValueError for a state that has been folded further already."""
+    entries, data = state._entries, event.data
+    if state.length != entries.length:
+        raise ValueError(f"the state after {state.length} events was folded up to {entries.length}: fold "
+                         f"the newest one")
+    put = entries.put
     match data:
         case events.Registered():
-            state.versions.append(data.version)
+            put("registered", data.version, data)
             if data.layer:
-                state.layers[data.version] = data.layer
+                put("layers", data.version, data.layer)
         case events.Judged():
-            state.verdicts.setdefault(data.version, []).append(data)
+            put("judged", str(event.seq), data)
+            put("last_judged", data.version, str(event.seq))
+            if data.verdict.outcome is Outcome.INSUFFICIENT or state.unjudged:
+                put("unjudged", UNJUDGED, _unjudged(state.unjudged, data))
         case events.Promoted():
-            state.champion, state.promoted[data.version] = data.version, event
-            state.stack.append(data.version)
+            put("promoted", data.version, event)
+            put(CURRENT, "champion", data.version)
             if data.version not in state.layers:  # a recalibration says nothing of trainings
-                state.refusals = 0
+                put(CURRENT, "refusals", 0)
+            _push(state, data.version)
         case events.RolledBack():
-            state.champion, state.stack = data.to, _stack_after_rollback(state.stack, data.to)
+            put(CURRENT, "champion", data.to)
+            _roll_back(state, data.to)
         case events.Aliased():
-            state.aliases[data.name] = data.version
+            put("aliases", data.name, data.version)
         case events.Tagged():
-            state.tags.setdefault(data.version, {})[data.key] = data.value
+            put("tags", f"{data.version}\n{data.key}", data.value)
         case events.Noted():
-            state.notes.setdefault(data.version, []).append(data.text)
+            put("noted", str(event.seq), data)
         case events.WindowJudged():
-            state.windows[data.key] = data
+            put("windows", data.key, data)
         case (events.RetrainClaimed() | events.RetrainRefused() | events.RetrainStarted()
               | events.RetrainFailed() | events.RetrainFinished()):
-            state.claims[data.key] = _claim(state.claims.get(data.key), data,
-                                            datetime.fromisoformat(event.at))
-            if isinstance(data, events.RetrainFinished):
-                # By the gate, by the canary, or because every run of it failed.
-                state.refusals += data.outcome in (Outcome.FAILED, "refused", GAVE_UP)
+            put("claims", data.key, claim_after(state.claims.get(data.key), data,
+                                                datetime.fromisoformat(event.at)))
+            if (isinstance(data, events.RetrainFinished)
+                    # By the gate, by the canary, or because every run of it failed.
+                    and data.outcome in (Outcome.FAILED, "refused", GAVE_UP)):
+                put(CURRENT, "refusals", state.refusals + 1)
         case events.AlertRaised():
-            state.alerts[data.key] = Alert(**{name: getattr(data, name) for name in data.__struct_fields__})
+            put("alerts", data.key, Alert(**{name: getattr(data, name) for name in data.__struct_fields__}))
         case events.AlertOver():
-            state.alerts[data.key] = replace(
-                state.alerts[data.key], state=AlertState.OVER, ended_by=data.ended_by, ended=data.ended)
+            put("alerts", data.key, replace(state.alerts[data.key], state=AlertState.OVER,
+                                            ended_by=data.ended_by, ended=data.ended))
         case events.AlertSent():
             alert = state.alerts[data.key]
-            state.alerts[data.key] = replace(alert, sent=(*alert.sent, data.state))
+            put("alerts", data.key, replace(alert, sent=(*alert.sent, data.state)))
         case _:
-            state.recorded.append(data)
-    return state
+            put(_recorded(type(data)), str(event.seq), data)
+    entries.length += 1
+    return State(entries)
 
 
-def _stack_after_rollback(stack: Sequence[str], to: str) -> list[str]:
-    if to in stack:
-        return [*stack[:stack.index(to) + 1]]
-    return [*stack, to]  # a champion that an earlier rollback had left
+def _unjudged(before: Mapping[str, str], data: events.Judged) -> dict[str, str]:
+    """Several challengers of one window are one; a verdict of older releases names no window."""
+    if data.verdict.outcome is not Outcome.INSUFFICIENT:
+        return {}
+    return {**before, data.verdict.figures.since or data.version: data.version}
 
 
-def _claim(claim: Claim | None,
-           data: events.RetrainClaimed | events.RetrainRefused | events.RetrainStarted
-           | events.RetrainFailed | events.RetrainFinished, at: datetime) -> Claim:
-    """A retraining after one more event about it."""
-    match data:
-        case events.RetrainClaimed():
-            return Claim(key=data.key, state=ClaimState.CLAIMED, now=data.now, reason=data.reason, at=at)
-        case events.RetrainRefused():
-            return Claim(key=data.key, state=ClaimState.REFUSED, now=data.now, reason=data.reason, at=at,
-                         why=data.why, rule=data.rule)
-    known = claim or Claim(key=data.key, state=ClaimState.CLAIMED)
-    if isinstance(data, events.RetrainStarted):
-        return replace(known, run=data.run, at=at)
-    if isinstance(data, events.RetrainFailed):
-        return replace(known, failures=data.failures, run=None, why=data.why, at=at)
-    return replace(known, run=None, state=ClaimState.FINISHED, outcome=data.outcome, version=data.version,
-                   why=data.why or known.why)
+def _push(state: State, version: str) -> None:
+    state._entries.put("stack", str(state.height), version)
+    state._entries.put(CURRENT, "height", state.height + 1)
+
+
+def _roll_back(state: State, to: str) -> None:
+    """Down to a champion on the stack; one that an earlier rollback had left comes on top."""
+    if to in (stack := state.stack):
+        state._entries.put(CURRENT, "height", stack.index(to) + 1)
+    else:
+        _push(state, to)

@@ -33,8 +33,12 @@ class Store(Protocol):
     def swap(self, key: str, content: bytes, tag: str) -> None:
         """Put if the tag is still current; raises Conflict."""
 
-    def list(self, prefix: str) -> list[str]:
-        """The keys that start with the prefix, sorted."""
+    def folders(self, prefix: str, after: str = "") -> list[str]:
+        """The names between the prefix, which ends in a slash, and the next slash of keys that lie deeper,
+        sorted; with `after`, a folder below the prefix, only this and later ones are looked through."""
+
+    def list(self, prefix: str, after: str = "") -> list[str]:
+        """The keys that start with the prefix and come after the key `after`, sorted."""
 
     def remove(self, key: str) -> None:
         """Remove a probe's key; nothing else is ever removed."""

@@ -1,8 +1,10 @@
 """The log of answered predictions, with their ids, as files that are safe from a crash."""
 
 import logging
+import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -13,9 +15,12 @@ from contracts.core.features import Columns
 from service.atomic_files import write_atomically
 
 SUFFIX = ".rows"
+EXACT = ".exact"  # behind a column's name: its values as they were sent, which the log takes instead
 MAX_WAITING_BYTES = 128 * 2**20  # kept in memory while the disk fails; the oldest file is lost first
 # Its multiples, less their whole part, fill 0 to 1 evenly: a sample without random numbers.
 GOLDEN_RATIO = (5 ** 0.5 - 1) / 2
+ID = re.compile("(.*)-(0|[1-9a-f][0-9a-f]{0,14})", re.DOTALL)
+NO_NUMBER = -1
 UNREADABLE = (msgspec.DecodeError, ValueError, KeyError, TypeError)  # what `unpack_log` raises
 
 _ENCODE = msgspec.msgpack.encode
@@ -36,7 +41,9 @@ class PredictionLog:
         """Queue n predictions of one window, whose ids end in `numbers`, int64 (n,)."""
         logged = numbers * GOLDEN_RATIO % 1 < self._share
         if logged.any():
-            values = {**columns, **self._label.probability_columns(probabilities)}
+            values = {name: values for name, values in columns.items() if not name.endswith(EXACT)}
+            values |= {name: columns[f"{name}{EXACT}"] for name in values if f"{name}{EXACT}" in columns}
+            values |= self._label.probability_columns(probabilities)
             path = self._folder / window / f"{self._replica}-{self._turn}{SUFFIX}"
             index = slice(None) if logged.all() else logged  # without a copy where it is all of them
             packed = {name: msgspec.Raw(_ENCODE(_packed(values[name][index]))) for name in steps(values)}
@@ -62,17 +69,36 @@ def prediction_id(replica: str, number: int) -> str:
     return f"{replica}-{number:x}"
 
 
-def unpack_log(content: bytes) -> dict[str, np.ndarray]:
-    """The columns of a log file, the predictions' `id` first; raises one of NOT_A_LOG."""
+def parse_id(text: str) -> tuple[str, int]:
+    """The replica and the number of a prediction's id; a text that is none is a replica with NO_NUMBER, so
+    that two texts give the same pair only if they are the same.
+
+    >>> [parse_id(text) for text in ("4f1c-1a", "a-b-0", "4f1c-01", "order 7")]
+    [('4f1c', 26), ('a-b', 0), ('4f1c-01', -1), ('order 7', -1)]
+    """
+    found = ID.fullmatch(text)
+    return (found[1], int(found[2], 16)) if found else (text, NO_NUMBER)
+
+
+class LogFile(NamedTuple):
+    """The predictions of a log file: ids end in `numbers`, int64 (n,); a column's missing numbers are NaN,
+    of integers, texts and times None or NaT."""
+
+    replica: str
+    numbers: np.ndarray
+    columns: Columns
+
+
+def unpack_log(content: bytes) -> LogFile:
+    """Read a log file; raises one of UNREADABLE."""
     stored = msgspec.msgpack.decode(content)
-    ids = [prediction_id(stored["replica"], number) for number in _array(stored["numbers"]).tolist()]
-    columns = {name: _array(values) for name, values in stored["columns"].items()}
-    return {"id": np.array(ids, object)} | columns
+    return LogFile(stored["replica"], _array(stored["numbers"]),
+                   {name: _array(values) for name, values in stored["columns"].items()})
 
 
 def _packed(values: np.ndarray) -> JsonObject:
     if values.dtype == object:
-        return {"texts": values.tolist()}
+        return {"texts": values.tolist()}  # also integers of which some are missing
     return {"type": values.dtype.str, "numbers": np.ascontiguousarray(values).tobytes()}
 
 

@@ -15,11 +15,13 @@ from msgspec.structs import astuple
 from contracts.core.contract import Contract
 from contracts.core.features import Columns
 from service.limits import MAX_RECORDS
+from service.prediction_log import EXACT
 
 # Headers of a release's own check: its requests are answered, but not counted as traffic.
 SAMPLE_HEADERS = {"perennial-sample": "1"}
 BAD_BODY = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)  # a ValidationError is a DecodeError
-EPOCH, SECOND, NO_TIME = datetime(1970, 1, 1), timedelta(seconds=1), np.iinfo(np.int64).min
+EPOCH, NO_TIME = datetime(1970, 1, 1), np.iinfo(np.int64).min
+SECOND, MICROSECOND = timedelta(seconds=1), timedelta(microseconds=1)
 
 Rules = dict[str, Any]  # the rules of a column: short name → bound
 
@@ -90,6 +92,12 @@ class RequestSchema:
         self.others = {name: rules for name in self.types if (rules := self._other_rules(name))}
         arrays = {str: _texts, datetime: _seconds}
         self.arrays = {name: arrays.get(contract.python_type(name), _numbers) for name in self.types}
+        # What identifies an event is logged as it was sent: features take floats, and times in seconds.
+        exact = {int: _integers, datetime: _microseconds}
+        keys = {name: exact[kind] for name in contract.key if name in self.types
+                and (kind := contract.python_type(name)) in exact}
+        self.arrays |= {name: array for name, array in keys.items() if name in contract.identifying_columns}
+        self.exact = {name: array for name, array in keys.items() if name in contract.request_columns}
 
     def _type(self, name: str) -> Any:
         kind, rules = self.contract.python_type(name), self._msgspec_rules(name)
@@ -121,9 +129,14 @@ class RequestSchema:
         return records
 
     def columns(self, records: Sequence[Any]) -> Columns:
-        """The records, one or more, as arrays."""
+        """The records, one or more, as arrays; what identifies an event and is read by features is there
+        twice, the second time exactly, as NAME.exact."""
         values = dict(zip(self.record.__struct_fields__, zip(*map(astuple, records))))
-        return {name: array(values[name]) for name, array in self.arrays.items()}
+        columns = {f"{name}{EXACT}": array(values[name]) for name, array in self.exact.items()}
+        for name, array in self.arrays.items():
+            times = columns.get(f"{name}{EXACT}") if array is _seconds else None
+            columns[name] = array(values[name]) if times is None else times.astype("datetime64[s]")
+        return columns
 
     def _broken_rule(self, name: str, value: Any) -> str | None:
         for rule, bound in self.others.get(name, {}).items():
@@ -210,6 +223,19 @@ def _seconds(values: tuple[Any, ...]) -> np.ndarray:
     # numpy's own conversion of datetimes takes five times as long.
     seconds = (NO_TIME if value is None else (value - EPOCH) // SECOND for value in values)
     return np.fromiter(seconds, np.int64, len(values)).view("datetime64[s]")
+
+
+def _microseconds(values: tuple[Any, ...]) -> np.ndarray:
+    times = (NO_TIME if value is None else (value - EPOCH) // MICROSECOND for value in values)
+    return np.fromiter(times, np.int64, len(values)).view("datetime64[us]")
+
+
+def _integers(values: tuple[Any, ...]) -> np.ndarray:
+    """int64, or Python's own where one is missing or larger: a float64 has 53 bits."""
+    try:
+        return np.fromiter(values, np.int64, len(values))
+    except (TypeError, OverflowError):
+        return np.array(values, object)
 
 
 def _within_type(largest: np.iinfo, rules: Rules) -> Rules:

@@ -13,10 +13,11 @@ from contracts.core.diff import diff_contracts
 from contracts.core.digests import digest_of
 from contracts.core.errors import ContractError
 from contracts.core.features import number
+from contracts.core.gate_verdict import GateVerdict
 from contracts.core.loading import load_contract
 from contracts.core.policies import Rollout, Schedule, TrainingLimits
 from contracts.core.schema import column
-from contracts.core.verdict import GateVerdict, as_json
+from contracts.core.verdict import as_json
 from contracts.flights import contract as flights
 from contracts.pumps import Pumps
 from contracts.pumps import contract as pumps
@@ -60,6 +61,7 @@ def test_a_feature_of_a_column_that_the_schema_lacks_is_refused():
      ({"label": replace(pumps.label, classes=("runs",))}, "two names or more"),
      ({"label": replace(pumps.label, matures=timedelta(hours=-1))}, "label.matures"),
      ({"gate": replace(pumps.gate, window=timedelta(0))}, "gate.window"),
+     ({"gate": replace(pumps.gate, absolute="lenient")}, "gate.absolute is 'lenient'"),
      ({"drift": replace(pumps.drift, window=timedelta(0))}, "one or more whole minutes"),
      ({"drift": replace(pumps.drift, window=timedelta(seconds=90))}, "one or more whole minutes"),
      ({"drift": replace(pumps.drift, retrain_on=("inputdrift",))}, "out of .'decayed'"),

@@ -8,12 +8,8 @@ import pytest
 
 from contracts.core.decay import judge_outcomes
 from contracts.core.decay_reasons import decay_reasons, missing_evidence
-from contracts.core.outcome_baseline import (
-    OutcomeBaseline,
-    decode_baseline,
-    encode_baseline,
-    learn_baseline,
-)
+from contracts.core.ordinary import OutcomeBaseline, decode_baseline, encode_baseline, expected_loss
+from contracts.core.outcome_baseline import learn_baseline
 from contracts.core.outcome_measures import (
     BLOCKS,
     BLOCKS_A_WINDOW,
@@ -229,3 +225,13 @@ def test_probabilities_of_nought_and_one_and_few_rows_give_finite_figures():
     assert all(np.isfinite([value.value, value.error, value.skewness]).all() for value in found.values())
     assert calibration_bins(OutcomeSums.of(labels, sure), 0)
     assert measures(SlicedSums.empty(3)) == {}
+
+
+def test_the_interval_of_an_estimate_is_that_of_its_own_errors():
+    from scipy.stats import t
+
+    errors = [0.02, -0.01, 0.05, 0.0, 0.03]
+    low, high = expected_loss(0.5, errors)
+    margin = t.isf(0.025, 4) * np.std(errors, ddof=1) * np.sqrt(1 + 1 / 5)
+    assert (low, high) == (pytest.approx(0.518 - margin, abs=1e-3), pytest.approx(0.518 + margin, abs=1e-3))
+    assert expected_loss(0.5, errors[:2]) is None and expected_loss(0.01, errors)[0] == 0

@@ -140,7 +140,8 @@ def test_the_loop_closes_by_itself(servers, hooked):
     state, found = context.ledger.state(), judged()
     assert [found[window][1] for window in ("02-12", "02-19", "02-26", "03-11", "03-18")] == [
         "fine", "fine", "fine", "wait", "retrain"]
-    assert b"heat the most" in context.store.get(f"reports/pumps/{SHIFT:%Y-%m-%dT%H%M}.html")
+    page = context.store.get(f"reports/pumps/{SHIFT:%Y-%m-%dT%H%M}.html")
+    assert b"worse on labels than it promised" in page and b"<li>heat: distance" in page
     assert state.champion != first and state.previous == first
     outcomes = [claim.outcome for claim in state.claims.values() if claim.outcome]
     assert outcomes == ["released", "failed", "released"]

@@ -6,6 +6,7 @@ import shutil
 from dataclasses import replace
 from datetime import datetime, timedelta
 
+import msgspec
 import numpy as np
 import pandas as pd
 import pytest
@@ -15,15 +16,19 @@ from contracts.core.windows import WINDOW_FORMAT
 from contracts.flights import contract, source
 from flows.ingest import ingest_batch
 from flows.monitor import judge_window
-from flows.monitoring.outcomes import ingested_events, join_outcomes, store_labels, unlabelled_windows
+from flows.monitoring.estimates import estimates
+from flows.monitoring.outcomes import join_outcomes
+from flows.monitoring.sent_labels import store_labels
+from flows.monitoring.unlabelled import unlabelled_windows
 from flows.monitoring.windows import due, stale_labels
 from registry.context import ModelContext, fetch_version, open_model
 from registry.folder_store import FolderStore
-from registry.traffic import logged_predictions, ship
+from registry.traffic import ship
 from service.model import load_model
 from service.prediction_log import SUFFIX, PredictionLog, unpack_log
 from service.profiler import Profiler
 from service.profiles import bins_in
+from tests.logged import logged_predictions
 from tests.verdicts import gate_verdict
 
 WEEK, WINDOW = timedelta(days=7), datetime(2013, 2, 4)
@@ -89,14 +94,16 @@ def test_a_crash_between_the_store_and_the_spool_logs_nothing_twice(context, ver
     answer(context, version, week().head(40), replica="two")
     ship(context)
     ship(context)
-    assert len(logged_predictions(context, version, WINDOW)) == 70
+    found = logged_predictions(context, version, WINDOW)
+    assert len(found) == 100 and found["id"].nunique() == 70
+    assert join_outcomes(context, version, WINDOW).promised.rows == 70
 
 
 def test_what_nobody_waits_for_is_packed_together(context, version, monkeypatch):
     answer(context, version, week().head(30))
     assert ship(context, wait_for_batch=True) == 1  # the profile alone
     assert list(context.spool.rglob(f"*{SUFFIX}"))
-    monkeypatch.setattr("registry.traffic.BATCH_BYTES", 100)
+    monkeypatch.setattr("registry.predictions.BATCH_BYTES", 100)
     ship(context, wait_for_batch=True)
     assert (not list(context.spool.rglob(f"*{SUFFIX}"))
             and len(logged_predictions(context, version, WINDOW)) == 30)
@@ -119,7 +126,7 @@ def test_the_contract_says_which_share_is_logged(context, version, share, tmp_pa
     numbers, columns = np.arange(5_000), contract.columns_of(week().head(5_000))
     log.add("x", numbers, columns, np.full((5_000, 3), 1 / 3, np.float32))
     log.save()
-    kept = [unpack_log(path.read_bytes())["id"] for path in (tmp_path / "log").rglob(f"*{SUFFIX}")]
+    kept = [unpack_log(path.read_bytes()).numbers for path in (tmp_path / "log").rglob(f"*{SUFFIX}")]
     assert sum(map(len, kept)) == pytest.approx(share * 5_000, abs=5)
 
 
@@ -154,9 +161,14 @@ def test_a_window_without_labels_shows_an_estimate(context, version):
     ship(context)
     [(window, estimate)] = unlabelled_windows(context).items()
     assert (window, estimate.rows) == (WINDOW.isoformat(), len(week()))
+    [waiting] = estimates(context).values()
     ingest_batch(context, WINDOW, WINDOW + WEEK)
     figures = judged(context)[0].figures
-    assert unlabelled_windows(context) == {} and figures.estimate == estimate
+    assert unlabelled_windows(context) == {}
+    assert msgspec.structs.replace(figures.estimate, low=None, high=None) == estimate
+    # The errors of such estimates, on the windows at training, give an interval; it is shown before, too.
+    assert waiting.low == figures.estimate.low < figures.outcomes.loss < figures.estimate.high == waiting.high
+    assert figures.outcomes.rows == len(week()) and figures.outcomes.checks
 
 
 def test_labels_that_come_late_are_waited_for_and_then_judged_again(context, version):
@@ -314,6 +326,7 @@ def test_labels_that_stay_away_page(context, version):
 
 def test_the_log_of_a_version_that_logged_nothing_is_empty(context, version):
     assert isinstance(context.store, FolderStore)
-    found = join_outcomes(context, version, WINDOW, ingested_events(context, datetime(2013, 1, 7)))
-    assert found.logged.empty and found.joined.empty and not found.can_join
+    found = join_outcomes(context, version, WINDOW)
+    assert found.promised.rows == found.joined == found.sums.whole.rows == 0 and not found.can_join
+    assert found.sample.empty and found.estimate is None and found.events == 0
     assert WINDOW.strftime(WINDOW_FORMAT) == "2013-02-04T0000"

@@ -3,6 +3,7 @@
 
 import json
 import tarfile
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,14 @@ from contracts.core.errors import Corrupt
 from contracts.core.retraining import ClaimState, RefusalRule
 from contracts.pumps import contract, readings
 from flows.monitoring.decision import decided
-from flows.monitoring.outcomes import ingested_events, join_outcomes
+from flows.monitoring.outcomes import join_outcomes
 from flows.monitoring.windows import due
 from registry import data, layout
 from registry.context import ModelContext, fetch_version, open_model
 from registry.events import FORMAT, encode_data, kind_of
-from registry.traffic import labels_by_id, logged_predictions, window_counts
+from registry.traffic import window_counts
 from service.model import load_model
+from tests.logged import logged_predictions
 
 DATA = Path(__file__).parent / "data"
 
@@ -40,7 +42,9 @@ def expected() -> dict:
 
 def test_the_ledger_adds_up_to_the_same_state(context, expected):
     state = context.ledger.state()
-    read = to_builtins(state, str_keys=True) | {"promoted": list(state.promoted), "recorded": {}}
+    read = {name: to_builtins(dict(value) if isinstance(value, Mapping) else value, str_keys=True)
+            for name in expected if (value := getattr(state, name, None)) is not None}
+    read |= {"promoted": list(state.promoted), "recorded": {}}
     for event in state.recorded:
         read["recorded"].setdefault(kind_of(event), []).append(encode_data(event))
     assert_holds(read, {name: value for name, value in expected.items() if name in read})
@@ -103,6 +107,6 @@ def test_traffic_is_read_and_meets_its_labels(context):
     champion, start = context.ledger.state().champion, datetime(2024, 2, 26)
     counts, logged = window_counts(context, champion, start), logged_predictions(context, champion, start)
     assert counts.rows == len(logged) > 0
-    assert list(labels_by_id(context)["id"]) == ["r8-3"]
-    assert (list(join_outcomes(context, champion, start, ingested_events(context, start)).labelled["id"])
-            == ["r8-3"])
+    outcomes = join_outcomes(context, champion, start)
+    assert outcomes.promised.rows == len(logged) and outcomes.sums.whole.rows == 1
+    assert [*outcomes.sample.dropna(subset="label")["id"]] == ["r8-3"]

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from contracts.core.binning import MAX_BINS, Bins
 from contracts.core.errors import PerennialError
+from contracts.core.outcome_verdict import OutcomeFigures
 from contracts.core.reference import BinnedComparison, Reference
 from contracts.core.retraining import RefusalRule
 from contracts.core.verdict import Action, Estimate, Performance
@@ -34,7 +35,7 @@ from registry.traffic import ship
 from service import profiles
 from tests.conftest import PUMPS
 from tests.test_monitor import LAST, WEEK, leave, profile, trained  # noqa: F401  a fixture
-from tests.verdicts import window_verdict
+from tests.verdicts import outcome_check, window_verdict
 
 EVIL = "<script>alert(1)</script>\"' & ‮{{ 777 * 777 }}"
 
@@ -165,8 +166,12 @@ def test_alerts_and_slow_drift_are_told_where_there_are_some(context, first):
      ("broken contract", {}, "page", "breaks its contract (heat: missing): a person must look"),
      ("input drift", {}, "noted", "under this contract that starts no retraining"),
      ("input drift", {}, "watch", "once 1 of 1 windows show it"),
-     ("worse on labels", {"performance": Performance(rows=900, log_loss=0.5, gap=0.05)}, "noted",
-      "by 0.050 nats, the limit is 0.02"),
+     ("worse on labels", {"performance": Performance(rows=900, log_loss=0.5, gap=0.05),
+                          "outcomes": OutcomeFigures(rows=900, checks=[outcome_check("class shares", 0.05)])},
+      "noted", "by 0.050 nats, the limit is 0.02"),
+     ("decayed", {"outcomes": OutcomeFigures(rows=900, checks=[
+         outcome_check("AUC below promised", 0.12), outcome_check("class shares", 0.01)])}, "noted",
+      "than it did at training: AUC below promised by 0.120 more than is ordinary"),
      ("training/serving skew", {}, "page", "Callers send other values than training reads (heat: missing)")])
 def test_one_sentence_for_whoever_is_on_call(context, kind, figures, action, said):
     verdict = window_verdict(kind, "heat: missing", **figures)
@@ -178,7 +183,7 @@ def test_one_sentence_for_whoever_is_on_call(context, kind, figures, action, sai
 def test_a_window_of_too_few_records_is_shown_as_such(context, first):
     assert judge(context, first, rows=10) == "insufficient"
     page = shown(context)
-    assert ("too little traffic to judge: it is judged again" in page.text
+    assert ("too few records or labels to judge: it is judged again" in page.text
             and "10 records of traffic, 200 are needed" in page.text)
 
 
@@ -308,7 +313,7 @@ def test_the_store_keeps_the_newest_page_whole(context, first):
     judge(context, first)
     draw_window.fn(PUMPS, LAST.isoformat())
     after = context.store.get("reports/pumps/2024-02-05T0000.html")
-    assert (b"too little traffic" in before and b"like the training data" in after
+    assert (b"too few records or labels" in before and b"like the training data" in after
             and after == report(context, LAST.isoformat()))
 
 

@@ -2,10 +2,10 @@
 
 from typing import Any
 
+from contracts.core.gate_verdict import GateFigures, GateVerdict
+from contracts.core.metrics import Metrics
+from contracts.core.outcome_verdict import OutcomeCheck, OutcomeMeasure
 from contracts.core.verdict import (
-    GateFigures,
-    GateVerdict,
-    Metrics,
     Outcome,
     WindowFigures,
     WindowKind,
@@ -13,6 +13,11 @@ from contracts.core.verdict import (
 )
 
 OUTCOMES = {WindowKind.FINE: Outcome.PASSED, WindowKind.INSUFFICIENT: Outcome.INSUFFICIENT}
+
+
+def outcome_check(measure: str, effect: float, threshold: float = 0.02) -> OutcomeCheck:
+    return OutcomeCheck(measure=OutcomeMeasure(measure), effect=effect, low=effect - 0.01, high=effect + 0.01,
+                        threshold=threshold, p_value=0.001, failed=effect > threshold, rows=900)
 
 
 def gate_verdict(outcome: str = "passed", *reasons: str, class_distance: float | None = None) -> GateVerdict:

@@ -1,11 +1,13 @@
 """Read the cells of a text file as the types that a contract names."""
 
+from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+MAX_EXACT, MAX_INTEGER = 2**53, 2**63  # of a float64, of an int64
 TEXT_DTYPE = pd.StringDtype(na_value=np.nan)  # what `astype("str")` gives
 
 
@@ -32,7 +34,20 @@ def _read(plain: pd.Series, kind: type) -> pd.Series:
         return pd.to_datetime(plain.map(_time)).astype("datetime64[us]")
     numbers = pd.to_numeric(plain if plain.dtype.kind in "iufO" else plain.map(lambda _: None),
                             errors="coerce")
-    return numbers.where(numbers % 1 == 0).astype("Int64") if kind is int else numbers.astype(float)
+    return _integers(plain, numbers) if kind is int else numbers.astype(float)
+
+
+def _integers(plain: pd.Series, numbers: pd.Series) -> pd.Series:
+    """The whole ones of the numbers in these cells: where one is missing they are floats, which have 53 bits,
+    so the larger ones are read again. One with more than 64 bits is missing."""
+    whole = numbers.where(numbers % 1 == 0)
+    integers = whole.where(whole.abs() < MAX_INTEGER).astype("Int64")
+    if numbers.dtype.kind == "f" and plain.dtype.kind == "O":
+        for place in np.flatnonzero(whole.abs() >= MAX_EXACT):
+            with suppress(ValueError):  # "1e16" is what its float is
+                exact = int(plain.iloc[place])
+                integers.iloc[place] = exact if -MAX_INTEGER <= exact < MAX_INTEGER else pd.NA
+    return integers
 
 
 def _time(cell: Any) -> datetime | None:

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from contracts.core.verdict import Estimate, Metrics, Performance
+from contracts.core.metrics import Metrics
+from contracts.core.verdict import Estimate, Performance
 
 if TYPE_CHECKING:
     from contracts.core.contract import Contract
+    from contracts.core.outcome_sums import OutcomeSums, PromisedSums
 
 
 PREDICTION = "prediction"  # the column of the predicted class, in profiles
@@ -158,23 +160,34 @@ def measure_performance(
     contract: "Contract", labels: np.ndarray, probabilities: np.ndarray, coverage: float | None = None,
 ) -> Performance:
     """The performance on one or more labelled rows; labels int (n,), probabilities (n, classes)."""
+    losses, classes = row_losses(labels, probabilities), len(contract.label.classes)
+    return _performance(contract, len(labels), float(losses.mean()), float(losses.std()),
+                        np.bincount(labels, minlength=classes) / len(labels),
+                        probabilities.astype(np.float64).mean(axis=0), coverage)
+
+
+def performance_of_sums(contract: "Contract", sums: "OutcomeSums",
+                        coverage: float | None = None) -> Performance:
+    """The same performance from the sums over one or more labelled rows."""
+    n, loss = sums.rows, sums.loss / sums.rows
+    deviation = max(sums.loss_squared / n - loss ** 2, 0.0) ** 0.5
+    return _performance(contract, n, loss, deviation, sums.observed / n, sums.probabilities.sum(axis=1) / n,
+                        coverage)
+
+
+def _performance(contract: "Contract", rows: int, loss: float, deviation: float, observed: np.ndarray,
+                 expected: np.ndarray, coverage: float | None) -> Performance:
+    """`deviation`: the standard deviation of the rows' losses; shares of the classes, (classes,)."""
     from scipy.special import rel_entr  # imported here: slow, and replicas do without
 
     names = contract.label.classes
-    observed = np.bincount(labels, minlength=len(names)) / len(labels)
-    expected = probabilities.astype(np.float64).mean(axis=0)
     gap = float(rel_entr(observed, np.maximum(expected, MIN_SHARE)).sum())
-    losses = row_losses(labels, probabilities)
-    loss = float(losses.mean())
-    margin = float(NormalDist().inv_cdf(0.975) * losses.std() / len(losses) ** 0.5)
+    margin = float(NormalDist().inv_cdf(0.975) * deviation / rows ** 0.5)
     return Performance(
-        rows=len(labels), log_loss=loss, low=loss - margin, high=loss + margin, gap=gap, coverage=coverage,
+        rows=rows, log_loss=loss, low=loss - margin, high=loss + margin, gap=gap, coverage=coverage,
         observed=dict(zip(names, observed.tolist())), expected=dict(zip(names, expected.tolist())))
 
 
-def estimate_performance(probabilities: np.ndarray) -> Estimate:
-    """The performance of n predictions if their probabilities, (n, classes), are right."""
-    clipped = np.clip(probabilities.astype(np.float64), 1e-7, 1.0)
-    entropy = -(clipped * np.log(clipped)).sum(axis=1)
-    return Estimate(rows=len(clipped), log_loss=float(entropy.mean()),
-                    accuracy=float(clipped.max(axis=1).mean()))
+def estimate_of_sums(sums: "PromisedSums") -> Estimate:
+    """The performance of one or more predictions if their probabilities are right."""
+    return Estimate(rows=sums.rows, log_loss=sums.promised / sums.rows, accuracy=sums.largest / sums.rows)

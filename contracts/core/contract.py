@@ -130,6 +130,8 @@ class Contract:
         yield "the event time's known", known, known == "before", "'before', for callers send it"
         yield from self.label.settings()
         yield "gate.window", gate.window, gate.window > none, "more than nothing"
+        yield ("gate.absolute", gate.absolute, gate.absolute in ("relative", "strict"),
+               "'relative' or 'strict'")
         yield ("drift.window", drift.window, drift.window > none and not drift.window % minute,
                "one or more whole minutes")
         yield "drift.false_alarms", drift.false_alarms, 0 < drift.false_alarms < 1, "a share between 0 and 1"

@@ -7,12 +7,11 @@ from math import sqrt
 from msgspec.structs import replace
 from scipy.stats import false_discovery_control, gamma, norm, t
 
+from contracts.core.ordinary import Ordinary, OutcomeBaseline
 from contracts.core.outcome_baseline import (
     IN_SLICES,
     MIN_SLICE,
     SQUARED,
-    Ordinary,
-    OutcomeBaseline,
     above_naive,
     naive_loss,
     slice_measures,

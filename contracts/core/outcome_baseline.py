@@ -5,18 +5,15 @@ from dataclasses import dataclass
 from functools import reduce
 from math import hypot, log, sqrt
 
-import msgspec
 import numpy as np
-from msgspec import Struct
 from msgspec.structs import replace
 
 from contracts.core.classification import MIN_SHARE
+from contracts.core.ordinary import Ordinary, OutcomeBaseline
 from contracts.core.outcome_measures import BLOCKS, Measured, RankedClasses, measures_of, ranked
 from contracts.core.outcome_sums import OutcomeSums, SlicedSums
 from contracts.core.outcome_verdict import OutcomeMeasure
 
-# The file of a version that holds what is ordinary in its performance.
-BASELINE_FILE = "performance.json"
 MIN_SLICE = 200  # labelled rows from which on a slice is measured
 SEVENTHS = 7  # of a window: windows are compared with one another in steps of a seventh
 RUN = 2  # consecutive sevenths that are drawn together, as what a storm does lasts
@@ -24,40 +21,6 @@ RESAMPLES = 100
 # Sums of squares: their cube roots are nearly normal (Wilson and Hilferty), and are what is learnt.
 SQUARED = (OutcomeMeasure.CALIBRATION, OutcomeMeasure.CLASS_SHARES)
 IN_SLICES = (OutcomeMeasure.LOSS_PROMISED, OutcomeMeasure.AUC_PROMISED)
-
-
-class Ordinary(Struct, frozen=True):
-    """A measure in ordinary windows: its mean, that mean's standard error, and the standard deviation from
-    window to window beyond what sampling gives, as estimated from `windows` independent parts; `furthest`:
-    the largest value seen."""
-
-    mean: float = 0.0
-    error: float = 0.0
-    spread: float = 0.0
-    windows: float = 1.0
-    furthest: float = 0.0
-
-
-class OutcomeBaseline(Struct, frozen=True):
-    """What is ordinary by measure, and by slice's column and measure; the `shares` of the classes.
-
-    `slices`: by column, value and measure, where a slice had enough rows; `columns`: pooled over a column's.
-    `estimate_errors`: of each window, by how much the log loss that came true exceeded the promised one.
-    """
-
-    whole: dict[OutcomeMeasure, Ordinary]
-    columns: dict[str, dict[OutcomeMeasure, Ordinary]]
-    slices: dict[str, dict[str, dict[OutcomeMeasure, Ordinary]]]
-    shares: list[float]
-    estimate_errors: list[float] = []
-
-
-def encode_baseline(baseline: OutcomeBaseline) -> bytes:
-    return msgspec.json.encode(baseline)
-
-
-def decode_baseline(content: bytes) -> OutcomeBaseline:
-    return msgspec.json.decode(content, type=OutcomeBaseline)
 
 
 def learn_baseline(blocks: Sequence[SlicedSums], per_window: int) -> OutcomeBaseline | None:

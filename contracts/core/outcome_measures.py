@@ -6,7 +6,6 @@ from math import sqrt
 from typing import Any, TypeAlias
 
 import numpy as np
-from scipy.special import rel_entr
 
 from contracts.core.classification import MIN_SHARE
 from contracts.core.outcome_sums import OutcomeSums, SlicedSums
@@ -207,6 +206,8 @@ def _calibration_gap(sums: OutcomeSums) -> Measured:
 def _class_gap(sums: OutcomeSums) -> Measured:
     """The Kullback-Leibler divergence of the observed class shares from the promised ones, in nats, less
     sampling noise; twice it times the rows is nearly a noncentral chi-square."""
+    from scipy.special import rel_entr  # imported here: slow, and `perennial status` does without
+
     n, free = sums.rows, len(sums.counts) - 1
     expected = np.maximum(sums.probabilities.sum(axis=1) / n, MIN_SHARE)
     gap = float(rel_entr(sums.observed / n, expected).sum()) - free / (2 * n)

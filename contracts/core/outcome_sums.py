@@ -4,20 +4,46 @@ Probabilities are counted in bins of equal width in their logit, so that the are
 calibration follow from the sums alone, for a rare class as for a common one.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 
 import numpy as np
 import pandas as pd
 
-from contracts.core.classification import row_losses
-
 BINS, MAX_LOGIT = 400, 10.0  # of a probability; beyond this logit (p = 0.00005) all share the last bin
 CLIP = 1e-7  # to which probabilities are clipped before their logarithm, as `row_losses` does
 # The slices of rows without a value, and of values beyond the MAX_SLICES first ones of a column.
 MISSING, OTHERS = "(missing)", "(others)"
 MAX_SLICES = 500
+
+
+@dataclass(frozen=True)
+class PromisedSums:
+    """Sums over `rows` predictions without a label: of the log loss that their probabilities promise, and of
+    the largest probability of each."""
+
+    rows: int = 0
+    promised: float = 0.0
+    largest: float = 0.0
+
+    @classmethod
+    def of(cls, probabilities: np.ndarray) -> "PromisedSums":
+        """Of probabilities (n, classes)."""
+        clipped = np.clip(probabilities.astype(np.float64), CLIP, 1.0)
+        return cls(len(clipped), float(-(clipped * np.log(clipped)).sum()), float(clipped.max(axis=1).sum()))
+
+    def __add__(self, other: "PromisedSums") -> "PromisedSums":
+        return PromisedSums(self.rows + other.rows, self.promised + other.promised,
+                            self.largest + other.largest)
+
+
+@dataclass(frozen=True)
+class CodedValues:
+    """The values of n rows by their number: `codes`, int (n,), each the index of one of the `names`."""
+
+    codes: np.ndarray
+    names: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -77,7 +103,7 @@ class SlicedSums:
 
     @classmethod
     def of(cls, labels: np.ndarray, probabilities: np.ndarray,
-           slices: Mapping[str, np.ndarray]) -> "SlicedSums":
+           slices: Mapping[str, np.ndarray | CodedValues]) -> "SlicedSums":
         """Of class indices (n,), probabilities (n, classes) and the n values of each slice's column."""
         rows, by_column = _Rows(labels, probabilities), {}
         for column, values in slices.items():
@@ -101,11 +127,17 @@ def _added(first: Mapping[str, OutcomeSums], second: Mapping[str, OutcomeSums]) 
     return added
 
 
-def _named(values: np.ndarray) -> tuple[list[str], np.ndarray]:
+def _named(values: np.ndarray | CodedValues) -> tuple[list[str], np.ndarray]:
     """The distinct values as text, the commonest first and at most MAX_SLICES of them, and each row's."""
-    codes, distinct = pd.factorize(values)  # -1: missing
-    names = [*map(str, distinct), MISSING]
-    order = np.argsort(-np.bincount(codes % len(names), minlength=len(names)), kind="stable")
+    if isinstance(values, CodedValues):
+        codes, names = values.codes, list(values.names)
+    else:
+        codes, distinct = pd.factorize(values)  # -1: missing
+        names = [*map(str, distinct), MISSING]
+    counts = np.bincount(codes % len(names), minlength=len(names))
+    if OTHERS in names:
+        counts[names.index(OTHERS)] = -1  # the last, where the values beyond the first ones go, too
+    order = np.argsort(-counts, kind="stable")
     place = np.empty(len(names), np.int64)
     place[order] = np.minimum(np.arange(len(names)), MAX_SLICES)
     kept = [names[index] for index in order[:MAX_SLICES]]
@@ -116,25 +148,29 @@ class _Rows:
     """The terms that are summed, of labelled predictions: labels (n,), probabilities (n, classes)."""
 
     def __init__(self, labels: np.ndarray, probabilities: np.ndarray):
-        clipped = np.clip(probabilities.astype(np.float64), CLIP, 1.0)
+        # By class, so that each class's values lie together.
+        by_class = np.ascontiguousarray(probabilities.T, np.float64)
+        clipped = np.clip(by_class, CLIP, 1.0)
         surprisal = -np.log(clipped)  # the loss of each label that may come
-        promised, losses = (clipped * surprisal).sum(axis=1), row_losses(labels, probabilities)
-        apart = surprisal - promised[:, None]
+        promised = (clipped * surprisal).sum(axis=0)
+        losses = surprisal[labels, np.arange(len(labels))]
+        apart = surprisal - promised
+        weighted = clipped * apart * apart
         self.moments = {"loss": losses, "loss_squared": losses ** 2, "promised": promised,
-                        "variance": (clipped * apart ** 2).sum(axis=1),
-                        "third": (clipped * apart ** 3).sum(axis=1), "surprise": (losses - promised) ** 2}
-        self.labels, self.probabilities, self.bins = labels, probabilities, bin_of(probabilities)
+                        "variance": weighted.sum(axis=0), "third": (weighted * apart).sum(axis=0),
+                        "surprise": (losses - promised) ** 2}
+        self.labels, self.probabilities, self.bins = labels, by_class, bin_of(by_class)
 
     def sums(self, groups: np.ndarray, count: int) -> list[OutcomeSums]:
         """The sums of each group's rows; `groups`: the group of each row, below `count`."""
-        classes, size = self.probabilities.shape[1], count * BINS
-        counts, hits, whole = (np.zeros((count, classes, BINS)) for _ in range(3))
+        classes, size = len(self.probabilities), count * BINS
+        counts, hits, whole = (np.zeros((count, classes, BINS), kind)
+                               for kind in (np.int64, np.int64, np.float64))
         for index in range(classes):
-            cells = groups * BINS + self.bins[:, index]
-            has_label = self.labels == index
+            cells = groups * BINS + self.bins[index]
             counts[:, index] = np.bincount(cells, minlength=size).reshape(count, BINS)
-            hits[:, index] = np.bincount(cells[has_label], minlength=size).reshape(count, BINS)
-            whole[:, index] = np.bincount(cells, self.probabilities[:, index], size).reshape(count, BINS)
+            hits[:, index] = np.bincount(cells[self.labels == index], minlength=size).reshape(count, BINS)
+            whole[:, index] = np.bincount(cells, self.probabilities[index], size).reshape(count, BINS)
         rows = np.bincount(groups, minlength=count)
         moments = {name: np.bincount(groups, values, count) for name, values in self.moments.items()}
 
@@ -142,7 +178,7 @@ class _Rows:
             loss, squared, promised, variance, third, surprise = (
                 float(sums[group]) for sums in moments.values())
             return OutcomeSums(int(rows[group]), loss, squared, promised, variance, third, surprise,
-                               counts[group].astype(np.int64), hits[group].astype(np.int64), whole[group])
+                               counts[group], hits[group], whole[group])
         return [of_group(group) for group in range(count)]
 
 

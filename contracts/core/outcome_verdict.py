@@ -89,5 +89,10 @@ class OutcomeFigures(Struct, frozen=True, kw_only=True):
     slice: str | None = None
 
     @property
+    def excess(self) -> float | None:
+        """The log loss that came true above the promised one; None without rows."""
+        return None if self.loss is None or self.loss_promised is None else self.loss - self.loss_promised
+
+    @property
     def failed(self) -> list[OutcomeCheck]:
         return [check for check in self.checks if check.failed]

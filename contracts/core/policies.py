@@ -25,6 +25,11 @@ class Gate:
     the judged model and the one refitted on every row. Against the champion: the upper end of the log loss
     difference's interval of `confidence` must not exceed `margin`, and in no value of the `slices`' columns
     with `slice_rows` rows or more may the challenger be behind by more than `slice_margin`.
+
+    `absolute`: which of the limits on metrics (log loss, calibration error, AUC, recall) hold where there is
+    a champion. "relative": a challenger whose log loss is the smaller by the interval may break those that
+    the champion breaks on the same rows, no worse than it does; "strict": each of them, always. Limits of
+    costs, and all limits of a first version, are always strict.
     """
 
     window: timedelta
@@ -41,6 +46,7 @@ class Gate:
     latency_ms: float = 50.0
     size_mb: float = 50.0
     refit_shift: float = 0.1
+    absolute: Literal["relative", "strict"] = "relative"
 
 
 @dataclass(frozen=True)

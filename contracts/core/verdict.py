@@ -1,9 +1,9 @@
 """The answer to a "may this pass?": outcome, kind, reasons, and the figures behind them.
 
-Each of the four questions has its verdict: `DataVerdict` (a batch), `GateVerdict` (a challenger),
-`CanaryVerdict` (a challenger that serves a share of the traffic) and `WindowVerdict` (a window of
-traffic). All are stored as JSON: a field that came later has a default, and a renamed one keeps its first
-name there (`rename`), so that older JSON still reads.
+Each of the four questions has its verdict: `DataVerdict` (a batch), `GateVerdict` (a challenger, in
+`gate_verdict.py`), `CanaryVerdict` (a challenger that serves a share of the traffic) and `WindowVerdict`
+(a window of traffic). All are stored as JSON: a field that came later has a default, and a renamed one keeps
+its first name there (`rename`), so that older JSON still reads.
 """
 
 from collections.abc import Sequence
@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Struct
 
 from contracts.core.digests import JsonObject
+from contracts.core.metrics import Metrics
 from contracts.core.outcome_verdict import OutcomeFigures
 
 
@@ -23,6 +24,22 @@ class Outcome(StrEnum):
     PASSED = "passed"
     FAILED = "failed"
     INSUFFICIENT = "insufficient"
+
+
+class CheckOutcome(StrEnum):
+    """`NOT_RUN`: there was nothing to check, or too little; never the same as passed."""
+
+    PASSED = "passed"
+    FAILED = "failed"
+    NOT_RUN = "not run"
+
+
+class CheckResult(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What one check of a verdict came to; `why`: it failed, wasn't run, or passed by an exception."""
+
+    name: str
+    outcome: CheckOutcome
+    why: str = ""
 
 
 class WindowKind(StrEnum):
@@ -108,52 +125,6 @@ class DataFigures(Struct, frozen=True, kw_only=True):
     limit: float | None = None
 
 
-class Metrics(Struct, frozen=True, kw_only=True):
-    """A classifier on labelled rows; None where undefined, as the AUC of a class that is absent."""
-
-    rows: int
-    log_loss: float | None = None
-    auc: float | None = None
-    calibration_error: float | None = None
-    recall: dict[str, float | None] = {}
-
-
-class Difference(Struct, frozen=True, kw_only=True):
-    """Challenger minus champion, mean log loss of the same rows, and its bootstrap interval."""
-
-    difference: float
-    low: float
-    high: float
-
-
-class SliceDifference(Struct, frozen=True, kw_only=True):
-    """By how much the challenger's log loss exceeds the champion's in one slice."""
-
-    column: str
-    value: str
-    rows: int
-    behind: float
-
-
-class GateFigures(Struct, frozen=True, kw_only=True, rename={"class_distance": "apart"}):
-    """What the gate judged by; what compares with a champion is None where there is none to compare with.
-
-    `disagreement`: largest difference of the saved model's probabilities, from a new process, and the
-    trainer's. `refit_shift`: mean difference of the judged model's probabilities and those of the one
-    refitted on every row. `class_distance`: total variation distance of the two models' class shares, 0 to 1.
-    """
-
-    challenger: Metrics
-    latency_ms: float | None = None
-    size_mb: float | None = None
-    disagreement: float | None = None
-    refit_shift: float | None = None
-    champion: Metrics | None = None
-    paired: Difference | None = None
-    class_distance: float | None = None
-    slices: list[SliceDifference] = []
-
-
 class SideFigures(Struct, frozen=True, kw_only=True):
     """One side of a canary: requests (`refused`: answered 4xx, the caller's mistake; `failed`: 5xx or no
     answer), memory growth in MB, 99th percentile in seconds, records by predicted class."""
@@ -217,11 +188,14 @@ class Performance(Struct, frozen=True, kw_only=True):
 
 
 class Estimate(Struct, frozen=True, kw_only=True):
-    """The log loss and accuracy of n predictions if their probabilities are right."""
+    """The log loss and accuracy of n predictions if their probabilities are right; `low` and `high`: the 95 %
+    interval of the log loss that the errors of such estimates on earlier windows give."""
 
     log_loss: float
     rows: int | None = None
     accuracy: float | None = None
+    low: float | None = None
+    high: float | None = None
 
 
 class WindowFigures(Struct, frozen=True, kw_only=True,
@@ -231,6 +205,8 @@ class WindowFigures(Struct, frozen=True, kw_only=True,
     `rows` answered and `bad` refused records; `needed`: rows that the power calculation asks for. A window
     with too few rows is judged together with those before it; `since`: the start of the oldest of them.
     `cumulative`: drift scores against the first champion's training data. `outcomes`: the checks on labels.
+    `results`: what each check came to.
+    `metrics`: of the version, on `Gate.min_rows` labels or more that cover `Drift.coverage` of its answers.
     """
 
     rows: int = 0
@@ -238,8 +214,10 @@ class WindowFigures(Struct, frozen=True, kw_only=True,
     needed: int | None = None
     checks: dict[str, dict[CheckKind, ColumnCheck]] = {}
     performance: Performance | None = None
+    metrics: Metrics | None = None
     outcomes: OutcomeFigures | None = None
     kinds: list[WindowKind] = []
+    results: list[CheckResult] = []
     version: str | None = None
     since: str | None = None
     cumulative: dict[str, float] = {}
@@ -269,10 +247,6 @@ class Verdict(Struct, frozen=True, kw_only=True, tag_field="question"):
 
 class DataVerdict(Verdict, frozen=True, kw_only=True, tag="data"):
     figures: DataFigures
-
-
-class GateVerdict(Verdict, frozen=True, kw_only=True, tag="gate"):
-    figures: GateFigures
 
 
 class CanaryVerdict(Verdict, frozen=True, kw_only=True, tag="canary"):

@@ -27,6 +27,7 @@ from contracts.core.verdict import (
     WindowVerdict,
     gravest,
 )
+from contracts.core.window_checks import window_checks
 
 # By column, the rows in each of its bins; a column that the traffic lacks is absent.
 Counts: TypeAlias = Mapping[str, np.ndarray]
@@ -63,6 +64,7 @@ def drift(
     refused_fields: Mapping[str, int] = MappingProxyType({}),
     skew: Sequence[Skew] = (), logged: LoggedRows | None = None, events: int | None = None,
     previous: Mapping[str, Mapping[CheckKind, ColumnCheck]] = MappingProxyType({}),
+    not_run: Mapping[WindowKind, str] = MappingProxyType({}),
 ) -> WindowVerdict:
     """The verdict on a window of `rows` answered and `bad` refused records.
 
@@ -70,7 +72,7 @@ def drift(
     fault in a refused record. `outcomes`: the checks on labels, None where none is asked for. `events`: how
     many are known to have happened, None where that can't be known.
     `logged`: rows by which drift is dated and localized; `previous`: the checks of the window before, whether
-    drift began there.
+    drift began there. `not_run`: why a kind of finding could not be looked for.
 
     A check finds drift when a test on the counts says that chance did not do it,
     with the false discoveries of all checks together under control, and when its
@@ -100,9 +102,13 @@ def drift(
                                    *missing_evidence(outcomes)]),
     ]
     kind, outcome = gravest(reasons, WindowKind.FINE)
+    if not enough:
+        too_few = dict.fromkeys((WindowKind.INPUT_DRIFT, WindowKind.PREDICTION_DRIFT),
+                                _insufficient(rows, needed))
+        not_run = {**not_run, **too_few}
     figures = WindowFigures(
         rows=rows, bad=bad, needed=needed, checks=_checks(findings, policy), performance=performance,
-        outcomes=outcomes,
+        outcomes=outcomes, results=window_checks(dict(reasons), not_run, outcomes),
         kinds=[kind for kind, found in reasons if found])
     return WindowVerdict(outcome=outcome, kind=kind,
                          reasons=tuple(reason for _, found in reasons for reason in found), figures=figures)

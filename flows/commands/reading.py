@@ -1,4 +1,4 @@
-"""The commands that read and change nothing: status, history, report, metrics, and the contract diff."""
+"""The commands that read and change nothing: status, report, metrics, contract diff; a ledger's beside."""
 
 from datetime import datetime
 from pathlib import Path
@@ -7,9 +7,11 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from flows.commands.terminal import TIMES, AsJson, Model, console, print_json, say
+from flows.commands.history import app as history
+from flows.commands.terminal import TIMES, AsJson, Model, console, print_json
 
 app = typer.Typer()
+app.add_typer(history)
 contracts = typer.Typer(no_args_is_help=True, help="Read and compare contracts.")
 app.add_typer(contracts, name="contract")
 
@@ -41,30 +43,6 @@ def doctor(as_json: AsJson = False) -> None:
     show(found, as_json)
     if any(finding.is_fault for finding in found):
         raise typer.Exit(1)
-
-
-@app.command()
-def history(
-    model: Model,
-    at: Annotated[str | None, typer.Option(help="What served at this time (ISO, UTC)?")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """List the ledger's events of a model, or show its champion at a time."""
-    from flows.reporting.status import events
-    from registry.context import open_model
-
-    context = open_model(model)
-    if at is not None:
-        champion = context.ledger.state(at=at).champion
-        return say({"at": at, "champion": champion}, as_json,
-                    f"{model} at {at}: {champion or 'nothing served'}")
-    rows = events(context)
-    if as_json:
-        return print_json(rows)
-    rows_table = Table("#", "when (UTC)", "by", "what", "about")
-    for row in rows:
-        rows_table.add_row(str(row["seq"]), row["at"][:19], row["by"], row["kind"], row["about"])
-    console.print(rows_table)
 
 
 @app.command()

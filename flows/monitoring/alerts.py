@@ -13,12 +13,15 @@ from contracts.core.retraining import RefusalRule
 from contracts.core.verdict import Action, Outcome, WindowKind, WindowVerdict, as_json
 from flows.monitoring.claims import record_claim_alerts
 from flows.monitoring.decision import record_and_decide
+from flows.monitoring.gate_alerts import record_gate_alerts
+from flows.monitoring.missing_labels import record_missing_labels
 from flows.monitoring.staleness import record_stale_alert
 from flows.orchestration.events import post_event
+from registry.alerts import Alert
 from registry.context import ModelContext
 from registry.events import ALERT_KEYS, AlertOver, AlertRaised, AlertSent, AlertState
 from registry.ledger import Ledger
-from registry.state import Alert, State
+from registry.state import State
 
 # The actions that raise an alert.
 ALERTING = (Action.PAGE, Action.RETRAIN, Action.WAIT)
@@ -72,6 +75,7 @@ def update_claim_alerts(context: ModelContext) -> None:
     """Raise and end the alerts about granted retrainings, and send what Prefect doesn't have yet."""
     _record_ends(context)
     record_claim_alerts(context)
+    record_gate_alerts(context)
     send(context.ledger, unsent(context.name, context.ledger.state()))
 
 
@@ -93,6 +97,8 @@ def record_alerts(context: ModelContext, window: str, verdict: WindowVerdict,
         context.ledger.decide(lambda state: new_alert(state, context.name, window, verdict, action))
     _record_ends(context)
     record_claim_alerts(context)
+    record_missing_labels(context)
+    record_gate_alerts(context)
     return unsent(context.name, context.ledger.state())
 
 

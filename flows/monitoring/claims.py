@@ -3,10 +3,11 @@
 from contracts.core.retraining import GAVE_UP, Claim, ClaimFault, RefusalRule
 from flows.monitoring.windows import labelled_until
 from registry import data
+from registry.alerts import Alert
 from registry.clock import machine_time
 from registry.context import ModelContext
 from registry.events import AlertOver, AlertRaised
-from registry.state import Alert, State
+from registry.state import State
 
 
 def claim_first_training(context: ModelContext) -> Claim | None:

@@ -3,23 +3,22 @@
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 
-import pandas as pd
 from msgspec.structs import replace
 
 from contracts.core.binning import REFERENCE_FILE, monitored_columns
-from contracts.core.classification import estimate_performance, measure_performance
 from contracts.core.errors import NotFound
 from contracts.core.localization import LoggedRows
 from contracts.core.reference import BinnedComparison, decode_references, merge_versions
 from contracts.core.skew import Skew, find_answer_skew, find_clock_skew, find_skew
-from contracts.core.verdict import Outcome, Performance, WindowFigures, WindowKind, WindowVerdict
+from contracts.core.verdict import Estimate, Outcome, WindowFigures, WindowKind, WindowVerdict
 from contracts.core.window_verdict import cumulative_drift, drift
-from flows.monitoring.outcomes import (
-    INGESTED,
-    Outcomes,
-    ingested_events,
-    join_outcomes,
-    joins_if_shifted,
+from flows.monitoring.estimates import with_interval
+from flows.monitoring.outcomes import INGESTED, Outcomes, join_outcomes
+from flows.monitoring.performance import (
+    labelled_sums,
+    metrics_of,
+    outcome_figures,
+    performance_of,
 )
 from flows.monitoring.windows import MAX_WINDOWS, champions, first_traffic, labelled_until, traffic_gap
 from registry import layout, models
@@ -42,24 +41,42 @@ def evaluate_window(context: ModelContext, start: datetime) -> WindowVerdict:
     if gap:
         return _verdict_of_gap(context, *gap)
     contract, (version, counts, others) = context.contract, _traffic_by_version(context, start)
-    model, events = load_model(contract, fetch_version(context, version)), ingested_events(context, start)
-    outcomes = join_outcomes(context, version, start, events)
-    performance = performance_of(context, model, outcomes, events)
-    skew = skew_of(context, model, outcomes, events)
-    logged = logged_rows(context, model, outcomes)
+    model = load_model(contract, fetch_version(context, version))
+    outcomes = join_outcomes(context, version, start)
+    sums = labelled_sums(context, model, outcomes, start)
+    performance = performance_of(contract, outcomes, sums)
+    on_labels = outcome_figures(context, model, version, start, outcomes, sums)
+    skew, logged = skew_of(context, model, outcomes), logged_rows(context, model, outcomes)
     before = context.ledger.state().windows.get((start - contract.drift.window).isoformat())
     for compared in _widening_comparisons(context, start, version, counts, others):
         verdict = drift(contract, compared.reference, compared.counts, rows=compared.rows, bad=counts.bad,
-                        performance=performance, skew=skew, logged=logged, refused_fields=counts.at_fault,
-                        events=len(events) if _must_have_traffic(context, start) else None,
+                        performance=performance, outcomes=on_labels, skew=skew, logged=logged,
+                        refused_fields=counts.at_fault, not_run=_not_run(context, start, outcomes),
+                        events=outcomes.events if _must_have_traffic(context, start) else None,
                         previous=before.verdict.figures.checks if before else {})
         if verdict.outcome is not Outcome.INSUFFICIENT:
             break
-    has_log = len(outcomes.logged) > 0
     return replace(verdict, figures=replace(
         verdict.figures, version=version, since=compared.since.isoformat(),
         cumulative=_cumulative(context, version, compared),
-        estimate=estimate_performance(contract.label.probabilities_in(outcomes.logged)) if has_log else None))
+        metrics=metrics_of(context, model, outcomes, start),
+        estimate=_estimate(context, version, start, outcomes)))
+
+
+def _estimate(context: ModelContext, version: str, start: datetime, outcomes: Outcomes) -> Estimate | None:
+    """The estimated performance of the logged predictions; None if there are none."""
+    estimate = outcomes.estimate
+    return with_interval(context, version, estimate, start.isoformat()) if estimate else None
+
+
+def _not_run(context: ModelContext, start: datetime, outcomes: Outcomes) -> dict[WindowKind, str]:
+    """The kinds of findings that could not be looked for, and why."""
+    not_run = {}
+    if not outcomes.joined:
+        not_run[WindowKind.SKEW] = "no logged prediction met its event by the contract's key"
+    if not _must_have_traffic(context, start):
+        not_run[WindowKind.STALE] = "the window's events are not all in, or no champion had served before it"
+    return not_run
 
 
 def _verdict_of_gap(context: ModelContext, start: datetime, end: datetime) -> WindowVerdict:
@@ -132,24 +149,10 @@ def _traffic_by_version(context: ModelContext,
     return version, counts.get(version, NO_TRAFFIC), others
 
 
-def performance_of(context: ModelContext, model: Model, outcomes: Outcomes,
-                   events: pd.DataFrame) -> Performance | None:
-    """The performance of the logged answers on the window's matured labels. If they can't be joined
-    (no log, or no key) the model predicts the events again. None while there are no labels."""
-    contract, labelled = context.contract, outcomes.labelled
-    if len(labelled):
-        return measure_performance(contract, contract.labels_of(labelled),
-                                   contract.label.probabilities_in(labelled), outcomes.coverage)
-    if events.empty or outcomes.can_join:
-        return None
-    return measure_performance(contract, contract.labels_of(events),
-                               model.probabilities(contract.columns_of(events)))
-
-
-def skew_of(context: ModelContext, model: Model, outcomes: Outcomes, events: pd.DataFrame) -> list[Skew]:
+def skew_of(context: ModelContext, model: Model, outcomes: Outcomes) -> list[Skew]:
     """The differences between requests and ingested events, between answers and
     the registered model's, and between a caller's clock and ours."""
-    contract, joined = context.contract, outcomes.joined
+    contract, joined = context.contract, outcomes.sample_joined
     if joined.empty:
         return []
     sent, times = contract.columns_of(joined), joined[contract.event_time].to_numpy()
@@ -160,13 +163,13 @@ def skew_of(context: ModelContext, model: Model, outcomes: Outcomes, events: pd.
     return [
         *find_skew(contract, sent, ingested),
         *find_answer_skew(contract, answered, model.probabilities(sent), times),
-        *find_clock_skew(contract, len(outcomes.unjoined), joins_if_shifted(contract, outcomes, events)),
+        *find_clock_skew(contract, outcomes.promised.rows - outcomes.joined, outcomes.shifted),
     ]
 
 
 def logged_rows(context: ModelContext, model: Model, outcomes: Outcomes) -> LoggedRows | None:
-    """The logged predictions' times, monitored columns and slices; None if there are none."""
-    contract, logged = context.contract, outcomes.logged
+    """The sampled predictions' times, monitored columns and slices; None if there are none."""
+    contract, logged = context.contract, outcomes.sample
     if logged.empty:
         return None
     columns, probabilities = contract.columns_of(logged), contract.label.probabilities_in(logged)

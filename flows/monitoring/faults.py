@@ -11,10 +11,10 @@ from prefect.variables import Variable
 
 from contracts.core.errors import Stale
 from flows.monitoring.alerts import AlertMessage, key_of, send, send_event, unsent
+from registry.alerts import Alert
 from registry.clock import machine_time
 from registry.context import open_ledger, open_model
 from registry.events import AlertOver, AlertRaised, AlertState
-from registry.state import Alert
 from registry.state import State as LedgerState
 
 RESPONSE = "it is tried again as scheduled: correct what is named"

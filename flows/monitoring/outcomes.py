@@ -1,140 +1,105 @@
-"""Join logged predictions with their labels, by the contract's key or by the prediction's id.
+"""What came true of a window's logged predictions, in bounded memory however many they are."""
 
-An event is a labelled row that was ingested from the source, not one of the ledger's.
-"""
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
 
-from contextlib import suppress
-from dataclasses import dataclass
-from datetime import datetime, timedelta
-from hashlib import sha256
-from pathlib import Path
-
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from contracts.core.classification import estimate_performance
-from contracts.core.contract import Contract
-from contracts.core.errors import Conflict, PerennialError
+from contracts.core.classification import estimate_of_sums
+from contracts.core.outcome_sums import PromisedSums, SlicedSums
 from contracts.core.verdict import Estimate
-from flows.tables import read_table
-from registry import data, layout
+from flows.monitoring.clock_shift import joins_if_shifted
+from flows.monitoring.event_keys import EventKey
+from flows.monitoring.join import LABEL, Joined, join, sent_labels
+from flows.monitoring.logged import CODE, NUMBER_OF, SENT, LoggedPredictions
+from flows.monitoring.spill import spill
+from flows.monitoring.window_events import WindowEvents
+from registry import data
 from registry.context import ModelContext
-from registry.events import LabelsStored
-from registry.traffic import labels_by_id, logged_predictions, parquet, read_predictions, traffic_keys
+from registry.predictions import prediction_files, read_predictions
+from service.prediction_log import NO_NUMBER, prediction_id
 
 INGESTED = ".later"  # suffix of a column as it was ingested, beside the one that the caller sent
-
-SHIFTS = {f"{abs(hours)} hours {'earlier' if hours < 0 else 'later'}": timedelta(hours=hours)
-          for hours in (-24, -12, -1, 1, 12, 24)}
+NO_LABELS = pd.DataFrame({name: np.zeros(0, np.int64) for name in (CODE, NUMBER_OF, LABEL)})
 
 
 @dataclass(frozen=True)
 class Outcomes:
-    """A version's logged predictions of a window: all (`logged`), those `joined` with an ingested
-    event by its key, and those `labelled` by that event or by a label for the prediction's id.
+    """A version's logged predictions of a window, joined with ingested events by the contract's key, and with
+    labels sent for their ids.
 
-    `can_join`: whether callers sent the key, or labels were sent for ids.
+    `promised`: sums over all logged predictions; `sums`: over all that are labelled; how many are `joined`
+    with one of the window's `events`, by the key. `can_join`: whether callers sent the key, or labels were
+    sent for ids. `shifted`: see `joins_if_shifted`. `sample`: some of the logged predictions as they were
+    sent, with their id, probabilities, and `label`, the index of their class, missing where it is unknown;
+    `sample_joined`: those of them with an event, whose columns are there, too, with the suffix INGESTED.
     """
 
-    logged: pd.DataFrame
-    joined: pd.DataFrame
-    labelled: pd.DataFrame
-    can_join: bool
+    promised: PromisedSums
+    sums: SlicedSums
+    joined: int = 0
+    events: int = 0
+    can_join: bool = False
+    shifted: Mapping[str, int] = field(default_factory=dict)
+    sample: pd.DataFrame = field(default_factory=pd.DataFrame)
+    sample_joined: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     @property
     def coverage(self) -> float:
-        return len(self.labelled) / max(len(self.logged), 1)
+        return self.sums.whole.rows / max(self.promised.rows, 1)
 
     @property
-    def unjoined(self) -> pd.DataFrame:
-        return self.logged[~self.logged["id"].isin(self.joined["id"])]
+    def estimate(self) -> Estimate | None:
+        return estimate_of_sums(self.promised) if self.promised.rows else None
 
 
-def unlabelled_windows(context: ModelContext) -> dict[str, Estimate]:
-    """The estimated performance on windows whose labels are not all in, by their starts, oldest first."""
-    contract, promoted = context.contract, context.ledger.state().promoted
-    labelled_until = data.newest(context.store, context.name).complete_until(contract.schedule.stale_after)
-    unlabelled: dict[datetime, list[str]] = {}
-    for path, (version, start) in traffic_keys(context, layout.PREDICTIONS).items():
-        if version in promoted and start + contract.drift.window > labelled_until:
-            unlabelled.setdefault(start, []).append(path)
-    if not unlabelled:
-        return {}
-    return {start.isoformat(): estimate_performance(
-                contract.label.probabilities_in(read_predictions(context, paths)))
-            for start, paths in sorted(unlabelled.items())}
+def join_outcomes(context: ModelContext, version: str, start: datetime) -> Outcomes:
+    """Join a window's predictions with its events, and with labels sent for ids; without a key, or where
+    callers leave it out, with the latter alone."""
+    with spill(context.run) as opened:
+        logged = LoggedPredictions(context.contract, opened)
+        for table in read_predictions(context, prediction_files(context, version, start)):
+            logged.add(table)
+        ingested = data.newest(context.store, context.name)
+        span = start, start + context.contract.drift.window
+        sample, key = logged.sample.table(), EventKey(context.contract, logged.in_seconds)
+        if sample is None:
+            return Outcomes(logged.sums, SlicedSums.empty(len(context.contract.label.classes)),
+                            events=data.count(context.store, ingested, *span))
+        events = WindowEvents(key, opened, sample) if logged.with_key else None
+        if events:
+            events.read(context.store, ingested, *span)
+        joined = join(key, opened, logged, events, sent_labels(context, opened, logged))
+        found = events.of_sample() if events else None
+        rows = _as_frame(logged, sample, joined)
+        return Outcomes(
+            logged.sums, joined.sums, joined.joined,
+            events.rows if events else data.count(context.store, ingested, *span),
+            bool(logged.with_key or joined.sums.whole.rows),
+            joins_if_shifted(key, opened, logged, events, joined),
+            rows, _with_events(context, rows, *found) if found else pd.DataFrame())
 
 
-def join_outcomes(context: ModelContext, version: str, start: datetime, events: pd.DataFrame) -> Outcomes:
-    """A window's predictions joined with its events on the contract's key,
-    and with labels sent for ids; without a key, with the latter alone."""
-    logged, key = logged_predictions(context, version, start), list(context.contract.key)
-    with_key = logged.dropna(subset=key) if key and {*key} <= {*logged} else logged.head(0)
-    joined = (with_key if with_key.empty
-              else with_key.merge(_last_of_key(key, events), on=key, suffixes=("", INGESTED)))
-    by_id = logged[~logged["id"].isin(joined["id"])].merge(labels_by_id(context), on="id",
-                                                           suffixes=(".sent", ""))
-    labelled = pd.concat([_labelled(context.contract, rows) for rows in (joined, by_id)], ignore_index=True)
-    return Outcomes(logged, joined, labelled, bool(len(with_key) or len(by_id)))
+def _as_frame(logged: LoggedPredictions, sample: pa.Table, joined: Joined) -> pd.DataFrame:
+    """The sample with ids and labels."""
+    names, codes, numbers = logged.replicas.names, sample[CODE].to_pylist(), sample[NUMBER_OF].to_pylist()
+    ids = [names[code] if number == NO_NUMBER else prediction_id(names[code], number)
+           for code, number in zip(codes, numbers)]
+    sent = [name for name in sample.column_names if name.startswith(SENT)]
+    frame = sample.select([CODE, NUMBER_OF, *sent]).to_pandas()
+    labels = pa.concat_tables(joined.labelled).to_pandas() if joined.labelled else NO_LABELS
+    labelled = frame[[CODE, NUMBER_OF]].merge(labels, on=[CODE, NUMBER_OF], how="left")[LABEL]
+    return frame[sent].set_axis([name.removeprefix(SENT) for name in sent], axis=1).assign(
+        id=ids, label=labelled.astype("Int64").array)
 
 
-def _labelled(contract: Contract, rows: pd.DataFrame) -> pd.DataFrame:
-    """Ids, probabilities, and the columns that the label is made from."""
-    if rows.empty:
-        return pd.DataFrame()
-    needs = {f"{name}{INGESTED}" if f"{name}{INGESTED}" in rows else name: name
-             for name in contract.label.needs}
-    return rows[["id", *contract.label.probability_names, *needs]].rename(columns=needs)
-
-
-def store_labels(context: ModelContext, file: str) -> int:
-    """Store labels of prediction ids from a .parquet or .csv file; returns how many. The same
-    file again changes nothing; of an id with several labels the first one holds."""
-    from contracts.core.cells import read_cells
-
-    needs, rows = context.contract.label.needs, read_table(Path(file))
-    if lacking := [name for name in ("id", *needs) if name not in rows]:
-        raise PerennialError(f"{file} has no column {', '.join(lacking)}; it holds a prediction's id and "
-                             f"{', '.join(needs)} on each row")
-    if rows.empty:
-        raise PerennialError(f"{file} has no row; name a file with a prediction's id and its label on each")
-    typed = {name: read_cells(rows[name], context.contract.python_type(name)) for name in needs}
-    for name, values in typed.items():
-        if (bad := rows[name].notna() & values.isna()).any():
-            raise PerennialError(f"{file}: {name} is {rows.loc[bad, name].iloc[0]!r} in row "
-                                 f"{int(bad.to_numpy().argmax())}, not of type "
-                                 f"{context.contract.python_type(name).__name__}; {int(bad.sum())} rows are "
-                                 f"like it: correct them")
-    content = parquet(pa.table({"id": rows["id"].astype(str).to_numpy(object),
-                                **{name: values.to_numpy() for name, values in typed.items()}}))
-    digest = sha256(content).hexdigest()
-    with suppress(Conflict):
-        context.store.create(layout.labels(context.name, digest), content)
-    context.ledger.record(LabelsStored(labels=digest, rows=len(rows)), once=("labels",))
-    return len(rows)
-
-
-def _last_of_key(key: list[str], events: pd.DataFrame) -> pd.DataFrame:
-    return events.drop_duplicates(key, keep="last")
-
-
-def joins_if_shifted(contract: Contract, outcomes: Outcomes, events: pd.DataFrame) -> dict[str, int]:
-    """By the name of a time shift, how many of the predictions without an event
-    have one, that no other prediction has, if their event time is shifted."""
-    key, time, unjoined = list(contract.key), contract.event_time, outcomes.unjoined
-    if unjoined.empty:
-        return {}
-    marked = events.merge(outcomes.joined[key].drop_duplicates(), on=key, how="left", indicator="side")
-    free = _last_of_key(key, marked[marked["side"] == "left_only"])[key]
-    shifted = {name: unjoined[key].assign(**{time: unjoined[time] + shift}) for name, shift in SHIFTS.items()}
-    return {name: len(rows.merge(free, on=key)) for name, rows in shifted.items()}
-
-
-def ingested_events(context: ModelContext, start: datetime) -> pd.DataFrame:
-    """The ingested events of a window, as the arrays that serving builds from a request."""
-    contract = context.contract
-    rows = data.read(context.store, data.newest(context.store, context.name), start,
-                     start + contract.drift.window)
-    names = tuple(dict.fromkeys((*contract.sent_columns, *contract.key, *contract.label.needs)))
-    return pd.DataFrame(contract.columns_of(rows, names))
-
+def _with_events(context: ModelContext, sample: pd.DataFrame, rows: np.ndarray,
+                 events: pa.Table) -> pd.DataFrame:
+    """Rows of the sample with their events."""
+    contract, ingested = context.contract, events.to_pandas()
+    columns = {f"{name}{INGESTED}" if name in sample else name: ingested[name].array
+               for name in ingested if name not in contract.key}
+    return sample.iloc[rows].reset_index(drop=True).assign(**columns)

@@ -1,6 +1,7 @@
 """Which windows are closed, and which are due to be judged, or judged again."""
 
 import json
+from collections.abc import Mapping
 from datetime import datetime
 
 from contracts.core.errors import PerennialError
@@ -9,7 +10,7 @@ from contracts.core.verdict import Outcome, WindowFigures, WindowKind, WindowVer
 from registry import data, layout
 from registry.context import ModelContext
 from registry.events import Ingested, LabelsStored, WindowJudged
-from registry.traffic import traffic_keys
+from registry.traffic import windows_of
 
 MAX_WINDOWS = 4  # that are judged together where one has too few rows
 
@@ -51,10 +52,11 @@ def due(context: ModelContext) -> list[datetime]:
         return []
     policy, until, judged = context.contract.drift, labelled_until(context), context.ledger.state().windows
     labels, oldest = known_labels(context), until - (MAX_WINDOWS + 1) * policy.window
+    changes = _oldest_changes(context)
 
     def to_judge(start: datetime) -> bool:
         earlier = judged.get(start.isoformat())
-        if earlier is None or is_outdated(context, earlier):
+        if earlier is None or _is_outdated(context, earlier, changes):
             return True
         return start >= oldest and earlier.labels != labels and is_provisional(earlier.verdict, policy)
 
@@ -72,7 +74,7 @@ def _gaps(context: ModelContext, with_traffic: set[datetime], until: datetime) -
 def traffic_gap(context: ModelContext, start: datetime) -> tuple[datetime, datetime] | None:
     """The stretch of several windows without traffic that begins with the window at `start`, until the next
     traffic or the last closed window; None if there is none."""
-    length, with_traffic = context.contract.drift.window, windows_of_traffic(context)
+    length, with_traffic = context.contract.drift.window, windows_of_traffic(context, start)
     last_closed = context.contract.window_of(labelled_until(context))[0]
     end = min((later for later in with_traffic if later > start), default=last_closed)
     return (start, end) if start not in with_traffic and end - start > length else None
@@ -80,11 +82,24 @@ def traffic_gap(context: ModelContext, start: datetime) -> tuple[datetime, datet
 
 def is_outdated(context: ModelContext, judged: WindowJudged) -> bool:
     """Whether rows of a judged window came late or were corrected after its verdict."""
-    ingested, seen = context.ledger.state().of_kind(Ingested), (judged.labels or "").partition(" ")[0]
+    return _is_outdated(context, judged, _oldest_changes(context))
+
+
+def _is_outdated(context: ModelContext, judged: WindowJudged, changes: Mapping[str, str]) -> bool:
     end = (datetime.fromisoformat(judged.key) + context.contract.drift.window).isoformat()
-    later = [batch.data for batch in ingested]
-    since = ingested[later.index(seen) + 1:] if seen in later else []
-    return any(batch.changed_from and batch.changed_from < end for batch in since)
+    changed_from = changes.get((judged.labels or "").partition(" ")[0])
+    return bool(changed_from and changed_from < end)
+
+
+def _oldest_changes(context: ModelContext) -> dict[str, str]:
+    """By the digest of a data version, the event time of the oldest row that later ones added or replaced;
+    empty where they changed none."""
+    changes, oldest = {}, ""
+    for batch in reversed(context.ledger.state().of_kind(Ingested)):
+        changes[batch.data] = oldest
+        if batch.changed_from:
+            oldest = min(oldest or batch.changed_from, batch.changed_from)
+    return changes
 
 
 def known_labels(context: ModelContext) -> str:
@@ -99,9 +114,10 @@ def first_traffic(context: ModelContext) -> datetime | None:
     return min(windows_of_traffic(context), default=None)
 
 
-def windows_of_traffic(context: ModelContext) -> set[datetime]:
-    versions, keys = champions(context), traffic_keys(context, layout.PROFILES).values()
-    return {start for version, start in keys if version in versions}
+def windows_of_traffic(context: ModelContext, since: datetime | None = None) -> set[datetime]:
+    """The starts of the windows in which a champion answered, by default all, else those from `since` on."""
+    return {start for version in champions(context)
+            for start in windows_of(context, layout.PROFILES, version, since)}
 
 
 def stale_labels(context: ModelContext) -> WindowVerdict | None:

@@ -80,7 +80,8 @@ def _last(state: State, base: str) -> datetime | None:
 def _unfinished(state: State, champion: str, base: str) -> datetime | None:
     """Until when the labels are in of a recalibration that has no verdict yet, or passed and is not champion,
     as its run was killed."""
-    version = next((version for version, layer in reversed(state.layers.items()) if layer.base == base), None)
+    of_base = [version for version, layer in state.layers.items() if layer.base == base]
+    version = of_base[-1] if of_base else None
     if version is None or version in state.promoted:
         return None
     judged = state.last_judged(version)

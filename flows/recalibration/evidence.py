@@ -6,11 +6,12 @@ import numpy as np
 import pandas as pd
 
 from contracts.core.recalibration import LabelledAnswers
-from flows.monitoring.outcomes import ingested_events, join_outcomes
+from flows.monitoring.join import LABEL
+from flows.monitoring.outcomes import join_outcomes
 from flows.monitoring.windows import champions
+from registry import data
 from registry.context import ModelContext
-from registry.layout import PREDICTIONS
-from registry.traffic import traffic_keys
+from registry.predictions import prediction_files
 from service.model import Model
 
 MAX_ROWS = 200_000  # an even sample of more: a layer has few parameters
@@ -33,19 +34,22 @@ def labelled_answers(context: ModelContext, booster: Model, start: datetime,
     rows = rows[(rows[time] >= start) & (rows[time] < until)].sort_values(time, kind="stable")
     rows = rows.iloc[np.unique(np.linspace(0, len(rows) - 1, min(len(rows), MAX_ROWS)).astype(int))]
     columns = contract.columns_of(rows)
-    return LabelledAnswers(columns[time], contract.labels_of(rows), booster.probabilities(columns),
+    return LabelledAnswers(columns[time], rows[LABEL].to_numpy(np.int64), booster.probabilities(columns),
                            {name: rows[name].to_numpy() for name in contract.gate.slices})
 
 
 def _labelled_rows(context: ModelContext, start: datetime) -> pd.DataFrame:
-    """A window's labelled rows: the columns sent, or of events as they were ingested, and the label's."""
-    events, found = ingested_events(context, start), []
+    """A window's labelled rows: the columns sent, or of events as they were ingested, and LABEL."""
+    contract, found = context.contract, []
     for version in champions(context):
-        if not traffic_keys(context, PREDICTIONS, version, start):
+        if not prediction_files(context, version, start):
             continue
-        outcomes = join_outcomes(context, version, start, events)
-        if len(outcomes.labelled):
-            needs = ["id", *context.contract.label.needs]
-            sent = outcomes.logged.drop(columns=[name for name in needs[1:] if name in outcomes.logged])
-            found.append(outcomes.labelled[needs].merge(sent, on="id"))
-    return pd.concat(found, ignore_index=True) if found else events
+        sample = join_outcomes(context, version, start).sample
+        if len(sample) and sample[LABEL].notna().any():
+            found.append(sample[sample[LABEL].notna()])
+    if found:
+        return pd.concat(found, ignore_index=True)
+    names = tuple(dict.fromkeys((*contract.request_columns, *contract.gate.slices, *contract.label.needs)))
+    rows = data.read(context.store, data.newest(context.store, context.name), start,
+                     start + contract.drift.window)
+    return pd.DataFrame(contract.columns_of(rows, names)).assign(**{LABEL: contract.labels_of(rows)})

@@ -7,8 +7,8 @@ import numpy as np
 
 from contracts.core.calibration import Calibration
 from contracts.core.gate import gate
+from contracts.core.gate_verdict import GateVerdict
 from contracts.core.recalibration import cross_fitted
-from contracts.core.verdict import GateVerdict
 from flows.recalibration.evidence import labelled_answers
 from flows.recalibration.version import policy_of
 from flows.training.judging import disagreement, latency, saved_answers

@@ -5,15 +5,14 @@ from pathlib import Path
 from flows.releasing.bento import build_bento
 from registry import images, models
 from registry.context import ModelContext
-from registry.events import Imaged, Registered, Released
+from registry.events import Imaged, Released
 
 
 def ship_image(context: ModelContext, version: str, bento: Path) -> str:
     """Build a version's image, push it and record it; returns its reference by the registry's digest."""
     target, manifest = images.required(), models.manifest(context.store, context.name, version)
     target.repository(context.name)  # raises an error for a bad name before anything is built
-    [registered] = [event.data for event in context.ledger.events()
-                    if isinstance(event.data, Registered) and event.data.version == version]
+    registered = context.ledger.state().registered[version]
     image = images.build(
         target, bento,
         {"org.opencontainers.image.title": context.name, "org.opencontainers.image.version": version,

@@ -7,14 +7,15 @@ from typing import Any
 from msgspec import convert
 from prefect.artifacts import create_markdown_artifact
 
+from contracts.core.gate_verdict import GateVerdict
 from contracts.core.verdict import (
     Action,
     CanaryFigures,
     CanaryVerdict,
     CheckKind,
+    CheckOutcome,
     ColumnCheck,
     DataVerdict,
-    GateVerdict,
     Outcome,
     SideFigures,
     Verdict,
@@ -24,6 +25,8 @@ from registry.data import DataVersion
 
 OUTCOME_MARKS = {Outcome.PASSED: "✅ passed", Outcome.FAILED: "❌ failed",
                  Outcome.INSUFFICIENT: "❔ insufficient"}
+CHECK_MARKS = {CheckOutcome.PASSED: "✅ passed", CheckOutcome.FAILED: "❌ failed",
+               CheckOutcome.NOT_RUN: "❔ not run"}
 
 
 def show_data_check(model: str, version: DataVersion, verdict: DataVerdict) -> None:
@@ -48,9 +51,11 @@ def show_gate(model: str, version: str, verdict: GateVerdict) -> None:
     paired = figures.paired
     compared = paired and (f"Log loss, challenger minus champion, same rows: **{paired.difference:+.4f}** "
                            f"[{paired.low:+.4f}, {paired.high:+.4f}]")
+    checks = [(check.name, CHECK_MARKS[check.outcome], check.why) for check in figures.checks]
     _show(model, "gate", _heading(f"Gate of {model} `{version[:12]}`", verdict),
           table(("figure", "challenger", "champion"), rows),
-          compared or "No champion yet: absolute limits only.",
+          compared or ("No champion yet: absolute limits only." if champion is None else ""),
+          table(("check", "outcome", "why"), checks) if checks else "",
           table(("slice", "value", "rows", "behind the champion"), slices) if slices else "")
 
 

@@ -12,12 +12,12 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from contracts.core.errors import PerennialError
+from contracts.core.errors import NotFound, PerennialError
 from contracts.core.verdict import WindowFigures
 from flows.monitoring.decision import decided
-from registry import data, layout
+from registry import data
 from registry.context import ModelContext, open_model
-from registry.traffic import traffic_keys
+from registry.traffic import newest_window
 
 CLOCK = "now, on the clocks of the contract's time zone, minus event time"
 GAUGES = {  # name: what it says, and its labels besides the model
@@ -102,9 +102,11 @@ def _figures(figures: WindowFigures) -> Iterator[Sample]:
 
 
 def _ages(context: ModelContext, now: datetime) -> Iterator[Sample]:
-    traffic = max((key.start for key in traffic_keys(context, layout.PROFILES).values()), default=None)
-    ingested = data.versions(context.store, context.name)
-    labels = datetime.fromisoformat(ingested[-1].newest) if ingested else None
+    traffic = newest_window(context)
+    try:
+        labels = datetime.fromisoformat(data.newest(context.store, context.name).newest)
+    except NotFound:
+        labels = None
     if traffic:
         yield "perennial_newest_profile_age_seconds", (), (now - traffic).total_seconds()
     if labels:

@@ -8,8 +8,10 @@ from rich.table import Table
 
 from contracts.core.retraining import Claim, ClaimState
 from contracts.core.verdict import Outcome
+from flows.monitoring.gate_alerts import champion_limits
 from registry import data
 from registry.context import ModelContext, open_model
+from registry.state import State
 
 
 class Overview(TypedDict):
@@ -25,6 +27,7 @@ class Overview(TypedDict):
     under_way: list[str]
     waits: list[str]
     alerts: list[str]
+    broken_limits: list[str]
     fault: str | None
 
 
@@ -36,7 +39,7 @@ def overview(models: Sequence[str]) -> list[Overview]:
 def _overview(model: str) -> Overview:
     row: Overview = {"model": model, "champion": None, "next_look": None, "newest_row": None,
                      "labels_until": None, "last_window": None, "under_way": [], "waits": [], "alerts": [],
-                     "fault": None}
+                     "broken_limits": [], "fault": None}
     try:
         row.update(_facts(open_model(model)))  # type: ignore[typeddict-item]  # the same keys
     except Exception as error:  # of the contract's author, the store, the ledger
@@ -49,12 +52,15 @@ def _facts(context: ModelContext) -> dict[str, object]:
 
     state, known = context.ledger.state(), data.versions(context.store, context.name)
     look, windows = next_look(context), sorted(state.windows.items())
+    limits = champion_limits(context.contract, state)
     until = known[-1].complete_until(context.contract.schedule.stale_after) if known else None
     return {"champion": state.champion, "next_look": look and look.isoformat(),
             "newest_row": known[-1].newest if known else None, "labels_until": until and until.isoformat(),
             "last_window": f"{windows[-1][0]}: {windows[-1][1].verdict.kind}" if windows else None,
             "under_way": [_under_way(claim) for claim in state.claims.values() if claim.is_granted],
-            "waits": [*_unfinished_windows(context, until), *_refused(list(state.claims.values()))],
+            "waits": [*_unfinished_windows(context, until), *_unjudged(state),
+                      *_refused(list(state.claims.values()))],
+            "broken_limits": [str(limit) for limit in limits.broken] if limits else [],
             "alerts": [f"{alert.kind} since {alert.since}: {alert.response}" for alert in state.open_alerts]}
 
 
@@ -77,6 +83,13 @@ def _unfinished_windows(context: ModelContext, until: datetime | None) -> list[s
     return [*insufficient, f"window {start.isoformat()}: labels, which mature at {matured.isoformat()}"]
 
 
+def _unjudged(state: State) -> list[str]:
+    """What the gate lacks to judge the last challenger."""
+    version = next(reversed(state.unjudged.values()), None)
+    return [f"gate, of {version[:12]}: {reason}" for reason in
+            state.verdicts[version][-1].verdict.reasons] if version else []
+
+
 def _refused(claims: list[Claim]) -> list[str]:
     """The last retraining that was asked for and may not start yet."""
     return [f"retraining for {claim.key}: {claim.why}" for claim in claims[-1:]
@@ -91,7 +104,9 @@ def overview_table(row: Overview, now: datetime | None) -> Table:
     if row["fault"]:
         table.add_row("can't be read", row["fault"], style="red")
         return table
-    shown = {"champion": (row["champion"] or "none yet")[:12],
+    champion = (row["champion"] or "none yet")[:12]
+    breaks = "".join(f"\nbreaks a limit: {limit}" for limit in row["broken_limits"])
+    shown = {"champion": f"{champion}{breaks}",
              "next look for data": row["next_look"] or "by hand",
              "newest row": _with_age(row["newest_row"], now), "last window": row["last_window"] or "none",
              "under way": "\n".join(row["under_way"]) or "nothing",

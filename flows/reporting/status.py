@@ -12,11 +12,14 @@ from rich.table import Table
 
 from contracts.core.digests import JsonObject
 from contracts.core.errors import PerennialError
+from contracts.core.gate_verdict import GateVerdict
 from contracts.core.loading import contract_of_module, load_contract
 from contracts.core.verdict import Verdict, as_json
+from flows.reporting.gate_summary import gate_facts, gate_lines, not_run
 from registry import layout, models
-from registry.context import ModelContext, open_model
+from registry.context import open_model
 from registry.events import Layer, Recorded, Registered, encode_data
+from registry.ledger import Ledger
 
 
 def facts(model: str) -> JsonObject:
@@ -25,21 +28,21 @@ def facts(model: str) -> JsonObject:
         fleet,  # imported here: `history` and `contract diff` need none of these
         routes,
     )
-    from flows.monitoring.outcomes import unlabelled_windows
+    from flows.monitoring.estimates import estimates
     from flows.reporting.overview import overview
     from registry import data
 
     context = open_model(model)
     state, [brief] = context.ledger.state(), overview([model])
     versions = data.versions(context.store, context.name)
-    windows = [{"window": key, **encode_data(judged)} for key, judged in state.windows.items()]
+    windows = [{"window": key, **encode_data(state.windows[key])} for key in [*state.windows][-1:]]
     return {"model": context.name, "store": context.store.address, "versions": len(state.versions),
-            "champion": state.champion, "previous": state.previous, "aliases": state.aliases,
+            "champion": state.champion, "previous": state.previous, "aliases": dict(state.aliases),
             "recalibrated": layer_text(layer) if (layer := state.layers.get(state.champion or "")) else None,
             "data": versions[-1].as_json() if versions else None,
-            "last_window": windows[-1] if windows else None,
+            "last_window": windows[-1] if windows else None, **gate_facts(context, state),
             "unlabelled": [{"window": window} | as_json(estimate)
-                           for window, estimate in unlabelled_windows(context).items()] if versions else [],
+                           for window, estimate in estimates(context).items()] if versions else [],
             "open_alerts": [as_json(alert) for alert in state.open_alerts],
             "open_claims": [key for key, claim in state.claims.items() if claim.is_granted],
             "next_look": brief["next_look"], "under_way": brief["under_way"], "waits": brief["waits"],
@@ -63,9 +66,11 @@ def table(facts: JsonObject) -> Table:
                  else "none"),
         "next look for data": facts["next_look"] or "by hand: perennial ingest " + facts["model"],
         "last window": f"{window['window']}: {window['verdict']['kind']}" if window else "none judged",
+        "last gate": "\n".join(gate_lines(facts["last_gate"])),
+        "limits": facts["limits"],
         "waits for labels": _lines(
-            facts["unlabelled"],
-            "{window}: {rows:,} predictions, log loss {log_loss:.3f} (estimate)") or "nothing",
+            [waiting | {"interval": _interval(waiting)} for waiting in facts["unlabelled"]],
+            "{window}: {rows:,} predictions, log loss {log_loss:.3f}{interval} (estimate)") or "nothing",
         "under way": "\n".join(facts["under_way"]) or "no retraining",
         "waits for": "\n".join(facts["waits"]) or "nothing",
         "alerts": _lines(facts["open_alerts"], "{kind} since {since}: {doing}") or "none open",
@@ -76,6 +81,12 @@ def table(facts: JsonObject) -> Table:
     for name, value in rows.items():
         table.add_row(name, value)
     return table
+
+
+def _interval(estimate: Mapping[str, Any]) -> str:
+    """The interval of an estimate, in words; empty where its errors are not known."""
+    known = estimate["low"] is not None
+    return ", 95 % of such from {low:.3f} to {high:.3f}".format_map(estimate) if known else ""
 
 
 def _lines(items: Iterable[Mapping[str, Any]], template: str) -> str:
@@ -93,11 +104,11 @@ class EventRow(TypedDict):
     data: JsonObject
 
 
-def events(context: ModelContext) -> list[EventRow]:
-    """Every event with a line on what it is about."""
+def events(ledger: Ledger, first: int, end: int) -> list[EventRow]:
+    """The events with the numbers [first, end), with a line on what each is about."""
     return [{"seq": event.seq, "at": event.at, "by": event.by, "kind": event.kind,
              "about": _about(event.data), "data": encode_data(event.data)}
-            for event in context.ledger.events()]
+            for event in ledger.events(first, end)]
 
 
 def _about(event: Recorded) -> str:
@@ -110,8 +121,9 @@ def _about(event: Recorded) -> str:
               if (text := getattr(event, name, None))]
     verdict: Verdict | None = getattr(event, "verdict", None)
     if verdict:
-        why = "" if verdict.passed else ": " + "; ".join(verdict.reasons)
-        parts.append(f"{verdict.outcome} {getattr(verdict, 'kind', '')}".strip() + why)
+        why = [*verdict.reasons, *(not_run(verdict) if isinstance(verdict, GateVerdict) else ())]
+        parts.append(f"{verdict.outcome} {getattr(verdict, 'kind', '')}".strip()
+                     + (": " + "; ".join(why) if why else ""))
     return " ".join(parts)
 
 

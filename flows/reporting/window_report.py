@@ -14,6 +14,7 @@ from contracts.core.retraining import Claim, ClaimState
 from contracts.core.verdict import Action, CheckKind, WindowFigures, WindowKind, WindowVerdict, as_json
 from contracts.core.window_verdict import all_missing
 from flows.reporting.charts import Bar, Line, bars, line, named
+from flows.reporting.outcome_report import outcome_section, results, share_threshold
 from registry import layout
 from registry.context import ModelContext
 from registry.events import Event, WindowJudged
@@ -26,10 +27,11 @@ CHECKS = {CheckKind.VALUES: "distance of values", CheckKind.MISSING: "missing, s
           CheckKind.NEW: "never seen, share"}
 HEADLINES = {
     WindowKind.FINE: "The traffic is like the training data",
-    WindowKind.INSUFFICIENT: "There is too little traffic to judge",
+    WindowKind.INSUFFICIENT: "There are too few records or labels to judge",
     WindowKind.BROKEN_CONTRACT: "The data breaks its contract",
     WindowKind.SKEW: "Callers send other values than training reads",
     WindowKind.STALE: "Traffic or labels are missing",
+    WindowKind.DECAYED: "The model does worse on labels than it promised, or than it did at training",
     WindowKind.WORSE_ON_LABELS: "The observed class shares differ from those that the model expected",
     WindowKind.INPUT_DRIFT: "Inputs have drifted from the training data",
     WindowKind.PREDICTION_DRIFT: "Predictions have drifted from the training data"}
@@ -78,6 +80,7 @@ def window_report(context: ModelContext, window: str, action: Action, compared: 
             "first": next(iter(history)),
             "trends": [{"name": column["name"], "score": column["score"]}
                        | _trend(history, state, column["name"]) for column in columns[:MAX_TRENDS]],
+            "outcomes": outcome_section(figures), "results": results(figures),
             "scores": scores(context.contract, history, state, window),
             "followed": consequences(context, window)}
 
@@ -96,14 +99,19 @@ def _cumulative(figures: WindowFigures) -> dict[str, float]:
 def headline(state: State, window: str, action: Action, policy: Drift) -> str:
     """One sentence: what was found, how large it is, since when, and what is done about it."""
     verdict = state.windows[window].verdict
-    first, sentence = _first_of_kind(state, window), HEADLINES[verdict.kind] + _how_much(verdict, policy)
+    first, sentence = _first_of_kind(state, window), HEADLINES[verdict.kind] + _how_much(verdict)
     since = "" if first == window else f", in every window since {first.removesuffix('T00:00:00')}"
     return f"{sentence}{since}: {_response(state, window, action, policy)}."
 
 
-def _how_much(verdict: WindowVerdict, policy: Drift) -> str:
+def _how_much(verdict: WindowVerdict) -> str:
     if verdict.kind is WindowKind.WORSE_ON_LABELS and verdict.figures.performance:
-        return f", by {verdict.figures.performance.gap:.3f} nats, the limit is {policy.label_gap:g}"
+        limit = share_threshold(verdict.figures)
+        return (f", by {verdict.figures.performance.gap:.3f} nats"
+                + ("" if limit is None else f", the limit is {limit:.3g}"))
+    if verdict.kind is WindowKind.DECAYED and (outcomes := verdict.figures.outcomes) and outcomes.failed:
+        worst = outcomes.failed[0]
+        return f": {worst.measure} by {worst.effect:.3f} more than is ordinary"
     of_outputs = {WindowKind.INPUT_DRIFT: False, WindowKind.PREDICTION_DRIFT: True}.get(verdict.kind)
     scores = {name: score for name, score in verdict.figures.drift_scores.items()
               if is_output(name) is of_outputs}
@@ -177,14 +185,15 @@ def scores(contract: Contract, history: Mapping[str, WindowFigures], state: Stat
              if performance.low is not None and performance.high is not None}
     log_losses = {start: performance.log_loss for start, performance in performances.items()}
     gaps = {start: performance.gap for start, performance in performances.items()}
+    limit = share_threshold(history[window]) or policy.label_gap
     return {
-        "mine": own, "span": spans.get(window), "limit": policy.label_gap, "least": policy.min_labels,
+        "mine": own, "span": spans.get(window), "limit": limit, "least": policy.min_labels,
         "estimate": {name: value for name, value in as_json(estimate).items() if value is not None}
         if estimate else {},
         "classes": [Bar(name, own.expected[name], own.observed[name])
                     for name in _in_order(contract, own.observed)] if own else [],
         "log_loss": line(history, state, log_losses, spans=spans),
-        "gap": line(history, state, gaps, limit=policy.label_gap)}
+        "gap": line(history, state, gaps, limit=limit)}
 
 
 def _in_order(contract: Contract, names: Iterable[str]) -> list[str]:
@@ -194,8 +203,9 @@ def _in_order(contract: Contract, names: Iterable[str]) -> list[str]:
 
 def consequences(context: ModelContext, window: str) -> list[dict[str, str]]:
     """The ledger's events about the window, its alerts, and the version that its retraining made."""
-    state, events = context.ledger.state(), context.ledger.events()
+    state = context.ledger.state()
     claim = state.claims.get(window)
+    events = context.ledger.events_with(window, *([claim.version] if claim and claim.version else ()))
     related = [event for event in events if _mentions(event, window)
              or (claim and claim.version and getattr(event.data, "version", None) == claim.version)]
     return [{"at": event.at[:19], "kind": event.kind.replace("_", " "), "about": _about(state, event)}

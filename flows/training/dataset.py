@@ -12,6 +12,7 @@ from contracts.core.challenger_policy import ALL_ROWS, Challenger
 from contracts.core.challengers import RowChoice
 from contracts.core.contract import Contract
 from contracts.core.features import Columns
+from flows.sampling import split_mix
 from flows.training.blocks import Block, BlockFile, encode_categories, join_blocks
 from flows.training.booster import StoppingResult, train_booster
 from flows.training.vocabulary import CategoryVocabulary
@@ -121,11 +122,8 @@ def sampled(first: int, rows: int, n: int) -> np.ndarray:
     pseudo-random, so that a sample of rows that repeat a pattern does not pick out a part of it.
     """
     index = np.arange(first, first + rows)
-    # SplitMix64 (Steele, Lea and Flood, 2014).
-    mixed = (index // n).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
-    return (index + ((mixed ^ (mixed >> np.uint64(31))) % np.uint64(n)).astype(np.int64)) % n
+    mixed = split_mix((index // n).astype(np.uint64))
+    return (index + (mixed % np.uint64(n)).astype(np.int64)) % n
 
 
 def read_training_set(contract: Contract, chunks: Iterable[pd.DataFrame], rows: int, cut: datetime,

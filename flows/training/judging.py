@@ -12,11 +12,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from contracts.core.absent_classes import has_every_class
 from contracts.core.challengers import best_challenger
 from contracts.core.errors import PerennialError
 from contracts.core.gate import gate
-from contracts.core.verdict import GateVerdict
+from contracts.core.gate_verdict import GateVerdict
 from flows.releasing.replica_check import answered_by
+from flows.training.class_history import class_history
 from registry import data, models
 from registry.context import ROOT, ModelContext, fetch_version
 from service.model import (
@@ -53,12 +55,15 @@ def evaluate_version(context: ModelContext, version: str, champion: str | None) 
     """The gate's verdict on a version, against the champion on the newest labelled window."""
     contract = context.contract
     if version == champion:  # an earlier run was killed after the promotion, or there was no new data
-        return context.ledger.state().verdicts[version][-1].verdict
+        judged = context.ledger.state().last_judged(version)
+        assert judged is not None  # nothing is promoted without a verdict
+        return judged.verdict
     manifest = models.manifest(context.store, context.name, version)
     source = data.DataVersion.from_json(manifest["data"])
     files = fetch_version(context, version)
+    since = datetime.fromisoformat(manifest["judged_from"])
     with saved_answers(context, files) as process:
-        rows = data.read(context.store, source, start=datetime.fromisoformat(manifest["judged_from"]))
+        rows = data.read(context.store, source, start=since)
         columns, labels = contract.columns_of(rows), contract.labels_of(rows)
         served, twin = (load_model(contract, files, stem).probabilities(columns) for stem in (SERVED, TWIN))
         answers = champion_probabilities(context, champion, rows)
@@ -67,7 +72,8 @@ def evaluate_version(context: ModelContext, version: str, champion: str | None) 
         contract, labels, twin, answers, {name: rows[name].to_numpy() for name in contract.gate.slices},
         latency_ms=latency(load_model(contract, files), files), disagreement=difference,
         size_mb=sum(file.stat().st_size for file in files.iterdir()) / 2**20,
-        refit_shift=float(np.abs(served - twin).mean()))
+        refit_shift=float(np.abs(served - twin).mean()), since=since,
+        history=None if has_every_class(contract, labels) else class_history(context, source, since))
 
 
 def choose_challenger(context: ModelContext, versions: Sequence[str]) -> str:

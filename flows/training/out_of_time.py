@@ -7,7 +7,8 @@ import numpy as np
 
 from contracts.core.contract import Contract
 from contracts.core.features import Columns
-from contracts.core.outcome_baseline import OutcomeBaseline, learn_baseline
+from contracts.core.ordinary import OutcomeBaseline
+from contracts.core.outcome_baseline import learn_baseline
 from contracts.core.outcome_measures import BLOCKS, BLOCKS_A_WINDOW, block_of
 from contracts.core.outcome_sums import SlicedSums
 from flows.training.blocks import Block

@@ -23,7 +23,7 @@ from contracts.core.dependencies import imported_modules
 from contracts.core.digests import JsonObject, digest_of, plain_json
 from contracts.core.errors import PerennialError
 from contracts.core.features import Columns
-from contracts.core.outcome_baseline import BASELINE_FILE, encode_baseline
+from contracts.core.ordinary import BASELINE_FILE, encode_baseline
 from contracts.core.verdict import as_json
 from flows.training import cluster
 from flows.training.dataset import SAMPLE_LABEL, TrainingSet, read_training_set

@@ -31,6 +31,7 @@ BENCHMARKS = {  # in the order in which `make bench` runs them
     "check": Benchmark("the contract check of whole tables"),
     "profile": Benchmark("profiles of the traffic", ("drift",)),
     "train": Benchmark("training, and the memory that it takes"),
+    "monitor": Benchmark("judging windows of any size, and the memory that it takes"),
     "flows": Benchmark("what the flows add to the plain functions"),
     "loop": Benchmark("from a drift event to the new version on all replicas"),
     "serve": Benchmark("requests through the built bento, beside what else one might pick", ("serve", "mlserver")),  # noqa: E501
