@@ -5,7 +5,8 @@ BIN := $(ENV)/bin
 ROOMS := contracts service registry deployments flows
 
 .PHONY: help demo test lint types test-containers lock clean bench bench-page bench-startup bench-profile bench-loop \
-	bench-check bench-train bench-monitor bench-serve bench-flows bench-rollout bench-drift bench-sources bench-outage
+	bench-check bench-train bench-monitor bench-serve bench-flows bench-rollout bench-drift bench-sources bench-outage \
+	bench-ledger
 
 help:  ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-16s %s\n", $$1, $$2}' Makefile
@@ -85,3 +86,6 @@ bench-outage: $(ENV)/installed  ## Two models through a broken source, killed wo
 
 bench-drift: $(ENV)/installed  ## False alarms and power of drift verdicts by window size, and their cost. About 4 minutes.
 	@$(BIN)/python -m tests.bench.drift $(ARGS)
+
+bench-ledger: $(ENV)/installed  ## Appending to a ledger of 100,000 events, its cold start, its requests on S3. About 4 minutes.
+	@$(BIN)/python -m tests.bench.ledger $(ARGS)

@@ -335,6 +335,24 @@ def test_a_snapshot_of_another_chain_is_not_used(folder, tmp_path):
     assert everything(Ledger(folder, "pumps").state()) == expected
 
 
+@pytest.mark.parametrize("times", [1, 9])
+def test_copies_that_are_written_while_they_are_read(folder, monkeypatch, times):
+    """A head is read, then others append: the snapshot that is read after it is of more events."""
+    writer = filled(folder, 80)
+    stale = segments.read_head(folder, "pumps")
+    for number in range(80, LENGTH):
+        writer.record(happened(number))
+    reads = [stale] * times
+
+    def read_head(*arguments):
+        return reads.pop() if reads else segments.read_head(*arguments)
+
+    for segment in stale[0].segments[-1:]:  # it has grown since
+        assert segment.end - segment.first < segments.SEGMENT_EVENTS
+    monkeypatch.setattr(snapshots, "read_head", read_head)
+    assert everything(Ledger(folder, "pumps").state()) == everything(writer.state())
+
+
 def test_a_head_of_another_chain_is_not_used(folder, tmp_path):
     expected = everything(filled(folder).state())
     other = FolderStore(tmp_path / "other")
