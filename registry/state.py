@@ -132,6 +132,11 @@ class State:
         return verdicts
 
     @property
+    def judged(self) -> Mapping[str, events.Judged]:
+        """All verdicts of the gate by the numbers of their events, oldest first."""
+        return self._view("judged", events.Judged)
+
+    @property
     def unjudged(self) -> dict[str, str]:
         """By gate's window, the version for which it had too little to judge by, since it last could."""
         return dict(cast("dict[str, str]", self._current("unjudged") or {}))

@@ -2,6 +2,7 @@
 
 import json
 import signal
+import sqlite3
 import subprocess
 import sys
 from dataclasses import replace
@@ -16,11 +17,14 @@ import pytest
 from deltalake import write_deltalake
 
 from contracts import pumps
+from contracts.core.cells import read_cells
 from contracts.core.classification import measure_performance, performance_of_sums
 from contracts.core.errors import PerennialError
 from contracts.core.schema import column
+from contracts.core.sources import SqlQuery
 from contracts.core.windows import WINDOW_FORMAT
 from contracts.pumps import Pumps
+from flows.ingest import ingest_batch
 from flows.monitoring import sample, spill
 from flows.monitoring.logged import LoggedPredictions, Spans
 from flows.monitoring.outcomes import INGESTED, Outcomes, join_outcomes
@@ -274,6 +278,42 @@ def test_exact_and_older_logs_are_not_packed_together(context):
         written.save()
     assert ship(context) == 2 and not [*context.spool.rglob(f"*{SUFFIX}")]
     assert known_labels(joined(context)) == {"new-0": 1}
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet", "sqlite", "arrow"])
+def test_large_ids_beside_missing_ones_are_ingested_exactly(context, kind, tmp_path):
+    ids = pd.array([LARGE + 1, None, 2**63 - 1], "Int64")
+    frame = rows([START + timedelta(hours=h) for h in range(3)], ids)
+    allowed = replace(contract, bad_rows=0.5)
+    file = None
+    match kind:
+        case "csv":
+            frame.to_csv(file := tmp_path / "rows.csv", index=False)
+        case "parquet":
+            frame.to_parquet(file := tmp_path / "rows.parquet")
+        case "sqlite":
+            address = f"sqlite:///{tmp_path / 'rows.db'}"
+            with sqlite3.connect(tmp_path / "rows.db") as connection:
+                frame.astype({"measured_at": str}).to_sql("readings", connection, index=False)
+            connection.close()
+            allowed = replace(allowed, source=SqlQuery(
+                "SELECT * FROM readings WHERE measured_at >= :start AND measured_at < :end", address))
+        case "arrow":
+            allowed = replace(allowed, source=lambda *_: iter([pa.RecordBatch.from_pandas(frame)]))
+    context = replace(context, contract=allowed)
+    version, verdict = ingest_batch(context, START, START + timedelta(days=7), file and str(file))
+    assert (version.rows, verdict.figures.bad) == (2, 1)
+    assert data.read(context.store, version)["pump"].tolist() == [LARGE + 1, 2**63 - 1]
+
+
+@pytest.mark.parametrize(("cell", "expected"), [
+    (str(LARGE + 1), LARGE + 1), (LARGE + 1, LARGE + 1), (str(-LARGE - 1), -LARGE - 1),
+    (str(2**63 - 1), 2**63 - 1), (str(2**63), None), (str(-2**63), -2**63), (str(-2**63 - 1), None),
+    ("1e3", 1_000), ("1e300", None), ("inf", None), ("1.5", None), ("x", None), (2.0, 2)])
+def test_integers_are_read_exactly_whatever_else_is_in_the_column(cell, expected):
+    for others in ([], [None], ["5"], ["1.5", "7"]):
+        read = read_cells(pd.Series([cell, *others], dtype=object), int)
+        assert (None if pd.isna(read[0]) else read[0]) == expected, others
 
 
 def made_up(n: int, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:

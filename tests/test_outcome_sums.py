@@ -1,10 +1,21 @@
 """Sums over labelled predictions: parts add up to the whole, and slices are told apart."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from contracts.core.classification import row_losses
-from contracts.core.outcome_sums import MAX_SLICES, MISSING, OTHERS, OutcomeSums, SlicedSums
+from contracts.core.classification import (
+    classification_metrics,
+    measure_performance,
+    performance_of_sums,
+    row_losses,
+)
+from contracts.core.loading import load_contract
+from contracts.core.metrics import Metrics
+from contracts.core.outcome_sums import MAX_SLICES, MISSING, OTHERS, CodedValues, OutcomeSums, SlicedSums
+from contracts.core.summed_metrics import metrics_of_sums
+from contracts.flights import contract as flights
 
 
 def drawn(rows: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -60,3 +71,64 @@ def test_a_column_with_very_many_values_keeps_the_commonest_and_sums_the_others(
 def test_no_rows_are_no_sums():
     empty = SlicedSums.of(np.zeros(0, np.int64), np.zeros((0, 3), np.float32), {"v": np.zeros(0, object)})
     assert empty.whole.rows == 0 and empty.slices == {"v": {}}
+
+
+WEIGHTS = replace(flights, label=replace(flights.label, weights=(1.0, 2.0, 9.0)))
+
+
+@pytest.mark.parametrize("contract", [flights, WEIGHTS])
+def test_the_gates_metrics_follow_from_the_sums(contract):
+    """Log loss and recalls exactly; the others but for the width of the bins."""
+    labels, probabilities = drawn(20_000)
+    halves = [OutcomeSums.of(labels[half], probabilities[half], contract.label.class_weights)
+              for half in (slice(0, 9_000), slice(9_000, None))]
+    summed = metrics_of_sums(contract, halves[0] + halves[1])
+    exact = classification_metrics(contract, labels, probabilities)
+    assert summed.rows == 20_000 and summed.log_loss == pytest.approx(exact.log_loss, rel=1e-6)
+    assert summed.recall == pytest.approx(exact.recall)
+    assert summed.auc == pytest.approx(exact.auc, abs=1e-3)
+    assert summed.calibration_error == pytest.approx(exact.calibration_error, abs=3e-3)
+
+
+def test_of_a_class_without_a_row_recall_and_area_are_undefined():
+    labels, probabilities = drawn(2_000)
+    kept = labels != 2
+    summed = metrics_of_sums(flights, OutcomeSums.of(
+        labels[kept], probabilities[kept], flights.label.class_weights))
+    exact = classification_metrics(flights, labels[kept], probabilities[kept])
+    assert summed.auc is exact.auc is None and summed.recall == pytest.approx(exact.recall)
+    assert summed.recall["disrupted"] is None
+    assert metrics_of_sums(flights, OutcomeSums.empty(3)) == Metrics(rows=0)
+
+
+def test_values_by_their_number_are_the_values():
+    labels, probabilities = drawn(3_000)
+    names = [MISSING, OTHERS, *(f"v{index}" for index in range(40))]
+    codes = np.arange(3_000) % 40 + 2
+    codes[:100] = 0
+    texts = np.array(names, object)[codes]
+    texts[:100] = None
+    coded = SlicedSums.of(labels, probabilities, {"v": CodedValues(codes, names)}).slices["v"]
+    plain = SlicedSums.of(labels, probabilities, {"v": texts}).slices["v"]
+    assert coded.keys() == plain.keys() and all(coded[name].rows == plain[name].rows for name in plain)
+    assert coded["v7"].loss == plain["v7"].loss
+
+
+@pytest.mark.parametrize("count", [MAX_SLICES - 10, MAX_SLICES + 10])
+def test_values_that_found_no_number_are_among_the_others(count):
+    labels, probabilities = drawn(4_000)
+    names = [MISSING, OTHERS, *(f"v{index}" for index in range(count))]
+    codes = np.where(np.arange(4_000) < 1_000, 1, np.arange(4_000) % count + 2)
+    parts = SlicedSums.of(labels, probabilities, {"v": CodedValues(codes, names)}).slices["v"]
+    assert sum(part.rows for part in parts.values()) == 4_000 and len(parts) <= MAX_SLICES + 1
+    assert parts[OTHERS].rows == 1_000 if count < MAX_SLICES else parts[OTHERS].rows > 1_000
+
+
+def test_a_performance_follows_from_the_sums():
+    labels, probabilities = drawn(5_000)
+    contract = load_contract("flights")
+    sums = OutcomeSums.of(labels, probabilities)
+    by_rows, by_sums = (measure_performance(contract, labels, probabilities, 0.9),
+                        performance_of_sums(contract, sums, 0.9))
+    for name in ("rows", "log_loss", "low", "high", "gap", "coverage", "observed", "expected"):
+        assert getattr(by_sums, name) == pytest.approx(getattr(by_rows, name), rel=1e-6), name

@@ -409,3 +409,31 @@ def test_a_stopped_replica_leaves_all_its_traffic_in_profiles_and_no_sample(flig
     starts = windows(spool, "flights", version)
     assert starts == [datetime(2013, 1, 14), datetime(2013, 1, 21)]
     assert [profiles.rows(collect(spool, "flights", version, start)) for start in starts] == [7, 2]
+
+
+class Numbered(Pumps):
+    pump: int = column(description="number of the pump")
+
+
+def test_what_identifies_an_event_is_logged_exactly():
+    """Features read floats, and times in seconds."""
+    numbered = replace(pumps, schema=Numbered, key=("measured_at", "starts", "pump"))
+    requests = RequestSchema(numbered)
+    record = {"measured_at": "2024-02-12T00:00:00.000001", "vibration": 1.0, "heat": None,
+              "starts": 2**53 + 1, "pump": 2**63 - 1}
+    before = {**record, "measured_at": "1969-12-31T23:59:59.999999"}
+
+    def columns(*records):
+        return requests.columns(requests.parse(json.dumps({"records": records}).encode()))
+
+    found = columns(record, before)
+    assert found["measured_at"].astype(str).tolist() == ["2024-02-12T00:00:00", "1969-12-31T23:59:59"]
+    assert found["measured_at.exact"].astype(str).tolist() == [
+        "2024-02-12T00:00:00.000001", "1969-12-31T23:59:59.999999"]
+    assert found["starts"].dtype == np.float64 and found["starts.exact"].tolist() == [2**53 + 1] * 2
+    assert found["pump"].tolist() == [2**63 - 1] * 2 and "pump.exact" not in found
+    some = columns(record, {name: value for name, value in record.items() if name != "pump"})
+    assert some["pump"].tolist() == [2**63 - 1, None]
+    without_key = RequestSchema(pumps)
+    parsed = without_key.parse(json.dumps({"records": [record]}).encode())
+    assert {*without_key.columns(parsed)} == {"measured_at", "vibration", "heat", "starts"}

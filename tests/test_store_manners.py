@@ -117,3 +117,23 @@ def test_a_name_in_the_store_is_no_path(name, tmp_path, monkeypatch):
     monkeypatch.setattr(models, "manifest", lambda *_: {"files": {name: "0"}})
     with pytest.raises(Corrupt, match=r"which is a path|leads out"):
         models.fetch(store, "m", "v", tmp_path / "models")
+
+
+@pytest.mark.parametrize("where", ["folder", "s3"])
+def test_folders_are_told_by_their_names(where, tmp_path, request):
+    store = open_store(str(tmp_path / "store") if where == "folder" else request.getfixturevalue("s3"))
+    assert store.folders("traffic/") == []
+    for key in ("a/1.bin", "a/deeper/2.bin", "b/deeper/3.bin", "c/4.bin", "5.bin"):
+        store.create(f"traffic/{key}", b"x")
+    store.create("traffic-else/d/6.bin", b"x")
+    assert store.folders("traffic/") == ["a", "b", "c"]
+    assert store.folders("traffic/", "traffic/b/") == ["b", "c"]
+    assert store.folders("traffic/", "traffic/bb/") == ["c"]
+    assert store.folders("traffic/", "traffic/d/") == store.folders("traffic/5.bin/") == []
+
+
+def test_a_folder_without_a_file_is_none(tmp_path):
+    store = open_store(str(tmp_path / "store"))
+    (tmp_path / "store" / "traffic" / "a").mkdir(parents=True)
+    (tmp_path / "store" / "traffic" / "a" / ".tmp-1").write_bytes(b"of a write that was killed")
+    assert store.folders("traffic/") == []

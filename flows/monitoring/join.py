@@ -21,7 +21,7 @@ from registry.predictions import NUMBER, REPLICA
 # Columns of a prediction that was joined: whether an event has its key, or else a label was sent for its id.
 HAS_EVENT, HAS_LABEL = "has_event", "has_label"
 LABEL = "label"  # the index of a sampled prediction's class
-STREAMED_ROWS = 400_000  # joined rows in memory at a time
+STREAMED_ROWS = 200_000  # joined rows in memory at a time
 
 
 @dataclass
@@ -112,7 +112,8 @@ def _add(joined: Joined, logged: LoggedPredictions, contract: Contract, rows: pa
     labels = contract.labels_of(needs)
     probabilities = np.column_stack([rows[f"{PROBABILITY_OF}{index}"].to_numpy()
                                      for index in range(len(contract.label.classes))])
-    joined.sums += SlicedSums.of(labels, probabilities, _slices(logged, contract, rows))
+    joined.sums += SlicedSums.of(labels, probabilities, _slices(logged, contract, rows),
+                                 contract.label.class_weights)
     sampled = np.flatnonzero(hashes <= logged.sample.limit)
     joined.labelled.append(rows.select([CODE, NUMBER_OF]).take(sampled).append_column(
         LABEL, pa.array(labels[sampled])))

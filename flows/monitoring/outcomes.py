@@ -72,6 +72,7 @@ def join_outcomes(context: ModelContext, version: str, start: datetime) -> Outco
         events = WindowEvents(key, opened, sample) if logged.with_key else None
         if events:
             events.read(context.store, ingested, *span)
+        pa.default_memory_pool().release_unused()  # of both passes: the join needs memory of its own
         joined = join(key, opened, logged, events, sent_labels(context, opened, logged))
         found = events.of_sample() if events else None
         rows = _as_frame(logged, sample, joined)
