@@ -140,6 +140,6 @@ def test_a_model_of_format_1_is_held_to_the_digest_of_its_time(acme, addresses):
         folder / "model.json").write_text(json.dumps(
             state | {"format": 1, "serving": context.contract.serving_digest_format_1}))
     np.testing.assert_array_equal(load_model(context.contract, folder).probabilities(columns), expected)
-    (folder / "model.json").write_text(json.dumps(state | {"format": 3}))
-    with pytest.raises(PerennialError, match="format 3, this code reads up to 2"):
+    (folder / "model.json").write_text(json.dumps(state | {"format": 4}))
+    with pytest.raises(PerennialError, match="format 4, this code reads up to 3"):
         load_model(context.contract, folder)
