@@ -5,7 +5,8 @@ BIN := $(ENV)/bin
 ROOMS := contracts service registry deployments flows
 
 .PHONY: help demo test lint types test-containers lock clean bench bench-page bench-startup bench-profile bench-loop \
-	bench-check bench-train bench-monitor bench-serve bench-flows bench-rollout bench-drift bench-sources bench-outage
+	bench-check bench-train bench-monitor bench-serve bench-flows bench-rollout bench-drift bench-sources bench-outage \
+	bench-ledger bench-decay
 
 help:  ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-16s %s\n", $$1, $$2}' Makefile
@@ -83,5 +84,12 @@ bench-sources: $(ENV)/installed  ## Ten million rows from each kind of source, a
 bench-outage: $(ENV)/installed  ## Two models through a broken source, killed workers and a restarted server; ARGS="--store s3". About 25 minutes.
 	@$(BIN)/python -m tests.bench.outage $(ARGS)
 
-bench-drift: $(ENV)/installed  ## False alarms and power of drift verdicts by window size, and their cost. About 4 minutes.
+bench-drift: $(ENV)/installed  ## False alarms and power of drift verdicts by window size, and their cost, then of checks on labels. About 15 minutes.
 	@$(BIN)/python -m tests.bench.drift $(ARGS)
+	@$(BIN)/python -m tests.bench.decay $(if $(findstring --quick,$(ARGS)),--quick)
+
+bench-decay: $(ENV)/installed  ## False alarms and power of the checks on labels, by the number of labels; ARGS=--quick for a tenth.
+	@$(BIN)/python -m tests.bench.decay $(ARGS)
+
+bench-ledger: $(ENV)/installed  ## Appending to a ledger of 100,000 events, its cold start, its requests on S3. About 4 minutes.
+	@$(BIN)/python -m tests.bench.ledger $(ARGS)

@@ -16,9 +16,15 @@ from flows.orchestration.runs import is_alive
 from flows.orchestration.steps import RETRIED, memory_limit
 from flows.recalibration.due import ask_for_recalibration
 from flows.release import release as release_flow
-from flows.reporting.artifacts import show_gate
-from flows.training.judging import evaluate_version, record_verdict
-from flows.training.version import code_digest, preprocess_rows, register_version, save_version
+from flows.reporting.artifacts import show_challengers, show_gate
+from flows.training.judging import choose_challenger, evaluate_version, record_verdict
+from flows.training.version import (
+    code_digest,
+    forget_rows,
+    preprocess_rows,
+    register_version,
+    save_version,
+)
 from registry import data
 from registry.context import open_model
 from registry.data import DataVersion
@@ -38,7 +44,8 @@ class TrainingResult(TypedDict):
 @flow(name="train", flow_run_name=run_name)
 def train(model: str, window: str = BY_HAND, reason: str = "asked by a person", release: bool = True,
           cause: str | None = None) -> TrainingResult:
-    """Train a challenger on the newest data version, judge it, and release it if it passed.
+    """Train the contract's challengers on the newest data version, judge each, and release the best if it
+    passed.
 
     `window` names the retraining that the ledger granted; a finished or unknown one, or one that another run
     works on, is not run again. `cause`: what started this run, for its page in Prefect.
@@ -51,10 +58,19 @@ def train(model: str, window: str = BY_HAND, reason: str = "asked by a person", 
     pinned = INPUTS if window != BY_HAND else NO_CACHE  # a resumed retraining goes on with its own data
     source = bounded(read_data.with_options(cache_policy=pinned))(model, window)
     rows = bounded(preprocess)(model, source, code_digest(context.contract))
-    version = bounded(fit)(model, source, rows, champion)
-    verdict = convert(bounded(evaluate)(model, version, champion), GateVerdict)
-    register(model, version, champion, as_json(verdict))
+    names = [challenger.name for challenger in context.contract.challengers]
+    versions = {bounded(fit)(model, source, rows, champion, name): name for name in names}
+    forget_rows(context, rows)
+    verdicts = {version: convert(bounded(evaluate)(model, version, champion), GateVerdict)
+                for version in versions}
+    for version, verdict in verdicts.items():
+        register(model, version, champion, as_json(verdict))
+    passed = [version for version, verdict in verdicts.items() if verdict.passed]
+    version = bounded(choose)(model, passed or [*versions][:1])
+    verdict = verdicts[version]
     show_gate(model, version, verdict)
+    if len(versions) > 1:
+        show_challengers(model, versions, verdicts, version)
     outcome, why = str(verdict.outcome), verdict.reasons
     if verdict.passed and release:
         released = release_flow(model, version)
@@ -103,17 +119,25 @@ def preprocess(model: str, source: JsonObject, code: str) -> str:
 
 
 @task(task_run_name="fit {model}", **RETRIED, **RESUMED)
-def fit(model: str, source: JsonObject, rows: str, champion: str | None) -> str:
-    """The version that was trained, its files stored; its bins divide those of the `champion`."""
+def fit(model: str, source: JsonObject, rows: str, champion: str | None, challenger: str) -> str:
+    """The version that was trained, its files stored; its bins divide those of the `champion`. `challenger`:
+    which of the contract's."""
     context = open_model(model)
+    [chosen] = [one for one in context.contract.challengers if one.name == challenger]
     with memory_limit(model, context.contract.training.memory_gb):
-        return save_version(context, DataVersion.from_json(source), rows)
+        return save_version(context, DataVersion.from_json(source), rows, chosen)
 
 
 @task(task_run_name="evaluate {model} {version:.12}", **RETRIED, **RESUMED)
 def evaluate(model: str, version: str, champion: str | None) -> JsonObject:
     """The gate's verdict on a version against the champion, as JSON."""
     return as_json(evaluate_version(open_model(model), version, champion))
+
+
+@task(task_run_name="choose a challenger of {model}", **RETRIED, **RESUMED)
+def choose(model: str, versions: list[str]) -> str:
+    """The challenger to release, of those that the gate passed, the simplest first."""
+    return choose_challenger(open_model(model), versions)
 
 
 @task(task_run_name="register {model} {version:.12}", **RETRIED)

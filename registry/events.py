@@ -75,13 +75,14 @@ class Layer(Struct, frozen=True, kw_only=True):
 
 class Registered(Recorded, frozen=True, kw_only=True, tag="registered"):
     """A version was trained or, if it has a `layer`, recalibrated. `bins_of`: the champion whose bins its own
-    divide."""
+    divide. `challenger`: its name in the contract, if it is not the first of all rows."""
 
     version: str
     data: str = ""
     rounds: int = 0
     git: str | None = None
     bins_of: str | None = None
+    challenger: str | None = None
     layer: Layer | None = None
 
 

@@ -65,6 +65,7 @@ class Manifest(TypedDict):
     code: str
     packages: dict[str, str]
     workers: NotRequired[int]
+    challenger: NotRequired[JsonObject]
     layer: NotRequired[LayerOrigin]
     format: NotRequired[int]
     files: NotRequired[dict[str, str]]

@@ -12,9 +12,8 @@ from msgspec.structs import replace
 
 from contracts.core.retraining import GAVE_UP, Claim
 from contracts.core.verdict import Outcome
-from registry import events
+from registry import claims, events
 from registry.alerts import Alert
-from registry.claims import claim_after
 from registry.event_log.entries import Encoded, Entries, Snapshots, View, encoded
 from registry.events import AlertState, Event, Recorded
 
@@ -23,23 +22,28 @@ Value = TypeVar("Value")
 
 
 CURRENT = "current"
-UNJUDGED = "windows"  # the one key of its collection
-SCALARS = ("champion", "refusals", "height")  # the keys of CURRENT; `height`: of the stack of champions
+# The keys of CURRENT, which every snapshot holds; `height`: of the stack of champions.
+SCALARS = ("champion", "refusals", "height", "unjudged")
 # What is put under keys, by collection. Events in order ("judged", "recorded/…") have their numbers as keys.
 TYPES: Mapping[str, object] = {
-    CURRENT: str | int | None, "registered": events.Registered, "stack": str, "aliases": str, "tags": str,
-    "noted": events.Noted, "judged": events.Judged, "last_judged": str,
-    "layers": events.Layer, "unjudged": dict[str, str], "windows": events.WindowJudged,
+    CURRENT: str | int | dict[str, str] | None, "registered": events.Registered, "stack": str,
+    "aliases": str, "tags": str, "noted": events.Noted, "judged": events.Judged, "last_judged": str,
+    "layers": events.Layer, "windows": events.WindowJudged,
     "claims": Claim, "promoted": Event, "alerts": Alert,
     **{f"recorded/{name}": kind for name, kind in events.KINDS.items()}}
+
+# The files of the code that makes the state of stored events.
+FOLDING = (__file__, *(str(module.__file__) for module in (events, claims)))
 
 
 @cache
 def fold_version() -> str:
-    """A name for this code's fold. A change of this file, or of what it stores, is another fold, which does
-    not use the snapshots of the one before."""
-    schema = msgspec.json.encode(msgspec.json.schema_components([*TYPES.values()]))
-    return sha256(schema + Path(__file__).read_bytes()).hexdigest()[:12]
+    """A name for this code's fold. A change of FOLDING, or of what it stores, is another fold, which does not
+    use the snapshots of the one before."""
+    digest = sha256(msgspec.json.encode(msgspec.json.schema_components([*TYPES.values()])))
+    for file in FOLDING:
+        digest.update(Path(file).read_bytes())
+    return digest.hexdigest()[:12]
 
 
 class State:
@@ -53,8 +57,8 @@ class State:
     def _view(self, collection: str, _: type[Value]) -> View[Value]:
         return View(self._entries, collection, self.length)
 
-    def _current(self, name: str) -> str | int | None:
-        return cast("str | int | None", self._entries.get(CURRENT, name, self.length))
+    def _current(self, name: str) -> object:
+        return self._entries.get(CURRENT, name, self.length)
 
     @property
     def champion(self) -> str | None:
@@ -128,9 +132,14 @@ class State:
         return verdicts
 
     @property
+    def judged(self) -> Mapping[str, events.Judged]:
+        """All verdicts of the gate by the numbers of their events, oldest first."""
+        return self._view("judged", events.Judged)
+
+    @property
     def unjudged(self) -> dict[str, str]:
         """By gate's window, the version for which it had too little to judge by, since it last could."""
-        return dict(self._view("unjudged", dict).get(UNJUDGED, {}))
+        return dict(cast("dict[str, str]", self._current("unjudged") or {}))
 
     @property
     def windows(self) -> Mapping[str, events.WindowJudged]:
@@ -227,7 +236,7 @@ def fold(state: State, event: Event) -> State:
             put("judged", str(event.seq), data)
             put("last_judged", data.version, str(event.seq))
             if data.verdict.outcome is Outcome.INSUFFICIENT or state.unjudged:
-                put("unjudged", UNJUDGED, _unjudged(state.unjudged, data))
+                put(CURRENT, "unjudged", _unjudged(state.unjudged, data))
         case events.Promoted():
             put("promoted", data.version, event)
             put(CURRENT, "champion", data.version)
@@ -247,8 +256,7 @@ def fold(state: State, event: Event) -> State:
             put("windows", data.key, data)
         case (events.RetrainClaimed() | events.RetrainRefused() | events.RetrainStarted()
               | events.RetrainFailed() | events.RetrainFinished()):
-            put("claims", data.key, claim_after(state.claims.get(data.key), data,
-                                                datetime.fromisoformat(event.at)))
+            put("claims", data.key, claims.claim_after(state.claims, data, datetime.fromisoformat(event.at)))
             if (isinstance(data, events.RetrainFinished)
                     # By the gate, by the canary, or because every run of it failed.
                     and data.outcome in (Outcome.FAILED, "refused", GAVE_UP)):

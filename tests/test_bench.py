@@ -53,8 +53,8 @@ def rows(page):
 
 def test_a_figure_is_met_or_missed_by_its_median(folder):
     page = render(found(folder))
-    assert ("1 of 3 ratios are met, 1 missed, 1 not measured; not measured: check, profile, monitor, flows."
-            in page)
+    assert ("1 of 3 ratios are met, 1 missed, 1 not measured; not measured: check, profile, monitor, flows, "
+            "ledger." in page)
     [good], [bad], [none], [slow] = ([row for row in rows(page) if row.startswith(what)]
                                      for what in ("requests", "waits", "memory", "speed"))
     assert "at least 3,000 3,100 2,950 to 3,300" in good and " met " in good and "MISSED" not in good

@@ -8,6 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from registry.events import Noted
+from registry.folder_store import FolderStore
+from registry.ledger import Ledger
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -27,7 +31,7 @@ def test_every_command_explains_itself():
     said = perennial("--help")
     assert said.returncode == 0
     for name in ("demo", "ingest", "train", "release", "monitor", "report", "serve", "status", "history",
-                 "rollback", "metrics", "contract"):
+                 "verify", "rollback", "metrics", "contract"):
         assert name in said.stdout
 
 
@@ -125,3 +129,57 @@ def test_a_contract_against_the_one_a_version_was_trained_under(remembered, tmp_
     assert said.returncode == 1 and len(breaking) == 2
     assert ("answers name other classes" in breaking.values()
             and "values of distance that passed are refused" in breaking.values())
+
+
+@pytest.fixture
+def noted(tmp_path):
+    """A ledger of 130 notes."""
+    ledger = Ledger(FolderStore(tmp_path / "store"), "pumps")
+    for number in range(130):
+        ledger.record(Noted(version="v", text=str(number)))
+    return {"PERENNIAL_STORE": str(tmp_path / "store"), "PERENNIAL_RUN": str(tmp_path / "run"),
+            "COLUMNS": "200"}
+
+
+def test_history_is_listed_by_the_page(noted):
+    def listed(*words: str) -> list[int]:
+        return [event["seq"] for event in json.loads(perennial("history", "pumps", *words, "--json",
+                                                               **noted).stdout)]
+
+    assert listed() == list(range(80, 130)) and listed("--before", "80") == list(range(30, 80))
+    assert listed("--before", "30") == list(range(30)) and listed("--before", "0") == []
+    assert listed("--last", "3", "--before", "900") == [127, 128, 129] and listed("--all") == list(range(130))
+    said = perennial("history", "pumps", "--last", "2", **noted).stdout
+    assert "2 of 130 events; those before: perennial history pumps --before 128" in said
+    assert "those before" not in perennial("history", "pumps", "--all", **noted).stdout
+    wrong = perennial("history", "pumps", "--all", "--before", "3", **noted)
+    assert wrong.returncode == 2 and "exclude each other" in one_line(wrong)
+    assert perennial("history", "pumps", "--last", "0", **noted).returncode == 2
+
+
+def test_verify_says_what_is_wrong_and_ends_with_1(noted, tmp_path):
+    said = perennial("verify", "pumps", **noted)
+    assert said.returncode == 0
+    assert "pumps: 130 events, 0 segments and 0 snapshots verified: all right" in said.stdout
+    told = json.loads(perennial("verify", "--json", **noted).stdout)
+    assert {one["model"]: one["events"] for one in told}["pumps"] == 130 and len(told) > 1
+    event = tmp_path / "store" / "ledger" / "pumps" / "00000007.json"
+    event.write_bytes(event.read_bytes().replace(b'"text":"7"', b'"text":"8"'))
+    said = perennial("verify", "pumps", **noted)
+    assert said.returncode == 1 and "verified: 1 wrong" in said.stdout and "Traceback" not in said.stderr
+    assert "ledger/pumps/00000007.json: pumps: event 7 is not the one that was appended" in said.stdout
+    assert perennial("verify", "pumps", "--repair", **noted).returncode == 1  # no event is written anew
+    told = json.loads(perennial("verify", "pumps", "--json", **noted).stdout)
+    assert [fault["key"] for fault in told[0]["faults"]] == ["ledger/pumps/00000007.json"]
+
+
+def test_verify_repairs_copies(noted, tmp_path):
+    ledger = Ledger(FolderStore(tmp_path / "store"), "pumps")
+    for number in range(130, 700):
+        ledger.record(Noted(version="v", text=str(number)))
+    [segment] = (tmp_path / "store" / "ledger" / "pumps" / "segments").iterdir()
+    segment.write_bytes(segment.read_bytes()[:1_000])
+    said = perennial("verify", "pumps", **noted)
+    assert said.returncode == 1 and "perennial verify --repair" in said.stdout
+    assert perennial("verify", "pumps", "--repair", **noted).returncode == 0
+    assert "1 segments and 1 snapshots verified: all right" in perennial("verify", "pumps", **noted).stdout

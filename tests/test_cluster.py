@@ -5,6 +5,7 @@ from datetime import datetime, timedelta
 import numpy as np
 import pytest
 
+from contracts.core.challenger_policy import Challenger
 from contracts.core.classification import classification_metrics
 from contracts.core.errors import PerennialError, Unavailable
 from flows.ingest import ingest_batch
@@ -60,6 +61,10 @@ def test_two_workers_find_what_one_machine_finds(scheduler, flights, tmp_path):
         mine, theirs = quality(here, flights.contract), quality(there, flights.contract)
         assert mine.rows == theirs.rows > 4_000 and mine.log_loss != 0
         assert abs(mine.log_loss - theirs.log_loss) < 0.01 and abs(mine.auc - theirs.auc) < 0.02
+        for challenger in (Challenger("weighted", half_life=timedelta(days=5)),
+                           Challenger("alone", newest=timedelta(days=14))):
+            chosen, theirs = (quality(rows.of(challenger), flights.contract) for rows in (here, there))
+            assert abs(chosen.log_loss - theirs.log_loss) < 0.01 and chosen.log_loss != mine.log_loss
         history = there.rounds()
         assert 1 <= history["rounds"] <= flights.contract.rounds
         assert abs(history["stop_rows"] / (there.older * flights.contract.stop_share) - 1) < 0.05

@@ -1,5 +1,6 @@
 """A ledger of any length: the copies of its events, the snapshots of its state, and how all are verified."""
 
+import inspect
 import json
 import shutil
 from collections import Counter
@@ -14,6 +15,7 @@ from msgspec import to_builtins
 from contracts.core.errors import Conflict, Corrupt
 from contracts.core.retraining import RefusalRule
 from registry import layout
+from registry import state as state_module
 from registry.clock import machine_time
 from registry.event_log import segments, snapshots
 from registry.event_log.verification import repair, verify
@@ -335,6 +337,24 @@ def test_a_snapshot_of_another_chain_is_not_used(folder, tmp_path):
     assert everything(Ledger(folder, "pumps").state()) == expected
 
 
+@pytest.mark.parametrize("times", [1, 9])
+def test_copies_that_are_written_while_they_are_read(folder, monkeypatch, times):
+    """A head is read, then others append: the snapshot that is read after it is of more events."""
+    writer = filled(folder, 80)
+    stale = segments.read_head(folder, "pumps")
+    for number in range(80, LENGTH):
+        writer.record(happened(number))
+    reads = [stale] * times
+
+    def read_head(*arguments):
+        return reads.pop() if reads else segments.read_head(*arguments)
+
+    for segment in stale[0].segments[-1:]:  # it has grown since
+        assert segment.end - segment.first < segments.SEGMENT_EVENTS
+    monkeypatch.setattr(snapshots, "read_head", read_head)
+    assert everything(Ledger(folder, "pumps").state()) == everything(writer.state())
+
+
 def test_a_head_of_another_chain_is_not_used(folder, tmp_path):
     expected = everything(filled(folder).state())
     other = FolderStore(tmp_path / "other")
@@ -499,15 +519,21 @@ def test_events_are_found_by_what_they_name(folder):
 
 
 def test_the_fold_has_another_version_when_a_stored_struct_changes(monkeypatch):
-    from registry import state
-
-    now = state.fold_version()
-    state.fold_version.cache_clear()
-    monkeypatch.setattr(state, "TYPES", state.TYPES | {"more": int})
+    now = state_module.fold_version()
+    state_module.fold_version.cache_clear()
+    monkeypatch.setattr(state_module, "TYPES", state_module.TYPES | {"more": int})
     try:
-        assert state.fold_version() != now
+        assert state_module.fold_version() != now
     finally:
-        state.fold_version.cache_clear()
+        state_module.fold_version.cache_clear()
+
+
+def test_all_code_that_folds_is_part_of_the_folds_version():
+    own = {Path(inspect.getfile(used)) for used in vars(state_module).values()
+           if inspect.isfunction(used) or inspect.ismodule(used)}
+    here = Path(state_module.__file__).parent.parent
+    assert {file for file in own if file.is_relative_to(here) and ".venv" not in file.parts} - {
+        here / "registry/event_log/entries.py"} == {*map(Path, state_module.FOLDING)}
 
 
 def test_an_older_releases_view_of_the_folder_is_as_before(folder):

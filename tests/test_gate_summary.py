@@ -47,6 +47,11 @@ def status():
     return json.loads(CliRunner().invoke(app, ["status", PUMPS, "--json"]).output), words("status", PUMPS)
 
 
+def last_event(context):
+    length = context.ledger.length
+    return events(context.ledger, length - 1, length)[0]["about"]
+
+
 def test_checks_that_were_not_run_are_told_with_their_cause_once():
     first = gate(pumps, LABELS, SOUND, None, {}, **FINE)
     assert first.passed and not_run(first) == ["not run: better than the champion (no champion yet)"]
@@ -60,7 +65,7 @@ def test_what_is_forgiven_is_in_the_history_and_the_status(context):
     verdict = judged()
     assert verdict.passed and FORGIVEN in verdict.reasons[1]
     context.ledger.judged("two", verdict, "one")
-    assert FORGIVEN in events(context)[-1]["about"]
+    assert FORGIVEN in last_event(context)
     facts, shown = status()
     assert facts["last_gate"]["verdict"]["figures"]["broken_by_both"][0]["forgiven"] is True
     assert "two: passed; checks: 10 passed" in shown and FORGIVEN in shown
@@ -91,7 +96,7 @@ def test_status_says_what_the_gate_waits_for(context):
     context.ledger.judged("two", verdict, "one")
     [row] = overview([PUMPS])
     assert [wait for wait in row["waits"] if wait.startswith("gate, of two: no labelled row of class stops")]
-    assert "not run: log loss, AUC" in events(context)[-1]["about"]
+    assert "not run: log loss, AUC" in last_event(context)
     context.ledger.judged("three", judged(), "one")
     assert not [wait for wait in overview([PUMPS])[0]["waits"] if wait.startswith("gate")]
 

@@ -30,7 +30,8 @@ from flows.training.version import fit_version
 from registry.clock import is_simulated, set_clock
 from registry.context import ModelContext, fetch_version, open_model
 from registry.layers import publish_champion, publish_layer, served_layer
-from registry.traffic import logged_predictions, ship
+from registry.predictions import NUMBER, REPLICA, prediction_files, read_predictions
+from registry.traffic import ship
 from service.layers import LayerFollower, ServedLayer, layer_path, read_layer, write_layer
 from service.model import load_model, records_of_columns
 from tests.conftest import PUMPS
@@ -186,7 +187,9 @@ def test_running_replicas_take_a_layer_over_and_back_and_no_request_fails(served
 
     def logged(one):
         ship(context)
-        return len(logged_predictions(context, one, MONDAY))
+        tables = read_predictions(context, prediction_files(context, one, MONDAY))
+        return len({pair for table in tables
+                    for pair in zip(table[REPLICA].to_pylist(), table[NUMBER].to_pylist())})
     assert wait(lambda: {one: logged(one) for one in answered} == answered), (answered, logged(base))
     ids = [prediction["id"] for answer in answers for prediction in answer["predictions"]]
     assert len({*ids}) == len(ids) == len(answers) * len(records)

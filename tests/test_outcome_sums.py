@@ -1,11 +1,21 @@
 """Sums over labelled predictions: parts add up to the whole, and slices are told apart."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from contracts.core.classification import measure_performance, performance_of_sums, row_losses
+from contracts.core.classification import (
+    classification_metrics,
+    measure_performance,
+    performance_of_sums,
+    row_losses,
+)
 from contracts.core.loading import load_contract
+from contracts.core.metrics import Metrics
 from contracts.core.outcome_sums import MAX_SLICES, MISSING, OTHERS, CodedValues, OutcomeSums, SlicedSums
+from contracts.core.summed_metrics import metrics_of_sums
+from contracts.flights import contract as flights
 
 
 def drawn(rows: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -61,6 +71,34 @@ def test_a_column_with_very_many_values_keeps_the_commonest_and_sums_the_others(
 def test_no_rows_are_no_sums():
     empty = SlicedSums.of(np.zeros(0, np.int64), np.zeros((0, 3), np.float32), {"v": np.zeros(0, object)})
     assert empty.whole.rows == 0 and empty.slices == {"v": {}}
+
+
+WEIGHTS = replace(flights, label=replace(flights.label, weights=(1.0, 2.0, 9.0)))
+
+
+@pytest.mark.parametrize("contract", [flights, WEIGHTS])
+def test_the_gates_metrics_follow_from_the_sums(contract):
+    """Log loss and recalls exactly; the others but for the width of the bins."""
+    labels, probabilities = drawn(20_000)
+    halves = [OutcomeSums.of(labels[half], probabilities[half], contract.label.class_weights)
+              for half in (slice(0, 9_000), slice(9_000, None))]
+    summed = metrics_of_sums(contract, halves[0] + halves[1])
+    exact = classification_metrics(contract, labels, probabilities)
+    assert summed.rows == 20_000 and summed.log_loss == pytest.approx(exact.log_loss, rel=1e-6)
+    assert summed.recall == pytest.approx(exact.recall)
+    assert summed.auc == pytest.approx(exact.auc, abs=1e-3)
+    assert summed.calibration_error == pytest.approx(exact.calibration_error, abs=3e-3)
+
+
+def test_of_a_class_without_a_row_recall_and_area_are_undefined():
+    labels, probabilities = drawn(2_000)
+    kept = labels != 2
+    summed = metrics_of_sums(flights, OutcomeSums.of(
+        labels[kept], probabilities[kept], flights.label.class_weights))
+    exact = classification_metrics(flights, labels[kept], probabilities[kept])
+    assert summed.auc is exact.auc is None and summed.recall == pytest.approx(exact.recall)
+    assert summed.recall["disrupted"] is None
+    assert metrics_of_sums(flights, OutcomeSums.empty(3)) == Metrics(rows=0)
 
 
 def test_values_by_their_number_are_the_values():

@@ -12,12 +12,14 @@ import pandas as pd
 import pytest
 
 from contracts.core.errors import PerennialError
+from contracts.core.outcome_sums import PromisedSums, SlicedSums
 from contracts.core.windows import WINDOW_FORMAT
 from contracts.flights import contract, source
 from flows.ingest import ingest_batch
 from flows.monitor import judge_window
 from flows.monitoring.estimates import estimates
-from flows.monitoring.outcomes import join_outcomes
+from flows.monitoring.outcomes import Outcomes, join_outcomes
+from flows.monitoring.performance import metrics_of
 from flows.monitoring.sent_labels import store_labels
 from flows.monitoring.unlabelled import unlabelled_windows
 from flows.monitoring.windows import due, stale_labels
@@ -152,6 +154,9 @@ def test_a_window_is_scored_by_what_was_answered_when_its_labels_are_in(context,
     verdict, _ = judged(context)
     scores, estimate = verdict.figures.performance, verdict.figures.estimate
     assert scores.coverage == 1 and scores.rows == len(week()) == estimate.rows
+    metrics = verdict.figures.metrics
+    assert metrics.rows == len(week()) and metrics.log_loss == pytest.approx(scores.log_loss)
+    assert 0.5 < metrics.auc < 1 and {*metrics.recall} == {*contract.label.classes}
     assert scores.low < scores.log_loss < scores.high and 0.3 < estimate.log_loss < 1.2
     assert verdict.kind not in ("broken contract", "training/serving skew", "stale")
 
@@ -181,11 +186,13 @@ def test_labels_that_come_late_are_waited_for_and_then_judged_again(context, ver
     verdict, action = judged(context)
     assert (verdict.figures.performance.coverage == pytest.approx(half.mean())
             and verdict.kind != "worse on labels")
+    assert verdict.figures.metrics is None  # those whose labels are in may be others than the rest
     assert due(context) == []
     rows.sample(frac=1, random_state=0).to_parquet(file)
     ingest_batch(context, WINDOW, WINDOW + WEEK, str(file))
     assert due(context) == [WINDOW]
-    assert judged(context)[0].figures.performance.coverage == 1 and due(context) == []
+    figures = judged(context)[0].figures
+    assert figures.performance.coverage == 1 and figures.metrics.rows == len(rows) and due(context) == []
 
 
 def test_labels_may_come_for_ids_before_after_and_twice(context, version):
@@ -235,8 +242,9 @@ def test_labels_that_come_twice_count_once(context, version):
 def test_callers_that_do_not_say_which_event_it_is_are_scored_by_asking_the_model_again(context, version):
     answer(context, version, week(), flight=None)
     ingest_batch(context, WINDOW, WINDOW + WEEK)
-    scores = judged(context)[0].figures.performance
-    assert scores.coverage is None and scores.rows == len(week())
+    figures = judged(context)[0].figures
+    assert figures.performance.coverage is None
+    assert figures.performance.rows == figures.metrics.rows == len(week())
 
 
 def test_a_column_in_another_unit_is_named_with_the_unit_and_since_when_and_where(context, version):
@@ -330,3 +338,17 @@ def test_the_log_of_a_version_that_logged_nothing_is_empty(context, version):
     assert found.promised.rows == found.joined == found.sums.whole.rows == 0 and not found.can_join
     assert found.sample.empty and found.estimate is None and found.events == 0
     assert WINDOW.strftime(WINDOW_FORMAT) == "2013-02-04T0000"
+
+
+@pytest.mark.parametrize(("rows", "logged", "can_join", "has_metrics"), [
+    (500, 500, True, True), (499, 499, True, False), (500, 625, True, True), (500, 626, True, False),
+    (500, 0, False, True), (499, 0, False, False), (0, 0, False, False)])
+def test_the_gates_limits_are_held_against_enough_labels_of_enough_answers(rows, logged, can_join,
+                                                                           has_metrics):
+    """Of the flights' contract: 500 rows, and a coverage of 0.8."""
+    labels = np.arange(rows) % 3
+    sums = SlicedSums.of(labels, np.full((rows, 3), 1 / 3), {})
+    promised = PromisedSums.of(np.full((logged, 3), 1 / 3))
+    own = sums if can_join else SlicedSums.empty(3)
+    found = metrics_of(contract, Outcomes(promised, own, can_join=can_join), sums)
+    assert (found is not None) == has_metrics

@@ -4,6 +4,8 @@ This is the layer of classification: a bias a class and one temperature (Guo et 
 Modern Neural Networks", with the biases of their vector scaling).
 """
 
+from functools import cache
+
 import numpy as np
 from msgspec import Struct
 
@@ -18,7 +20,8 @@ DECIMALS = 6  # of the parameters: the last bits of another machine make no othe
 
 
 class Calibration(Struct, frozen=True):
-    """The layer: probabilities p become softmax(log p / `temperature` + `bias`), `bias` one a class."""
+    """The layer: probabilities p become softmax(log p / `temperature` + `bias`), `bias` one a class; that is
+    p ** (1 / `temperature`) * exp(`bias`), divided by its sum."""
 
     bias: tuple[float, ...]
     temperature: float = 1.0
@@ -38,11 +41,15 @@ class Calibration(Struct, frozen=True):
         without an effect these very ones. What is no number stays none."""
         if self.is_none:
             return probabilities
-        return np.asarray(np.exp(self.log_probabilities(probabilities)), np.float32)
+        weights = probabilities.astype(np.float64) ** (1 / self.temperature)
+        weights *= _factors(self.bias)
+        weights /= weights.sum(axis=1, keepdims=True)
+        return np.asarray(weights, np.float32)
 
-    def log_probabilities(self, probabilities: np.ndarray) -> np.ndarray:
-        """The logarithms of recalibrated probabilities, float64 (n, classes)."""
-        return _log_softmax(_logarithms(probabilities) / self.temperature + np.asarray(self.bias))
+
+@cache
+def _factors(bias: tuple[float, ...]) -> np.ndarray:
+    return np.asarray(np.exp(bias))
 
 
 def fit_calibration(labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray | None = None,

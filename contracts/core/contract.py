@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pandera.pandas as pa
 
+from contracts.core.challenger_policy import ALL_ROWS, Challenger, challenger_settings
 from contracts.core.classification import Label, is_output
 from contracts.core.dependencies import helpers_of
 from contracts.core.digests import JsonObject, digest_of, plain_json, source_of
@@ -42,6 +43,7 @@ class Contract:
     be scored once labels are in. `rounds`, `patience`, `stop_share`: trees at most; rounds without
     improvement after which training stops; the share of the newest rows by which it is decided.
     `bad_rows`: the share of a batch's rows that may be set aside before the whole batch is refused.
+    `challengers`: what a training makes and the gate judges, the simplest first; the best takes part.
     `source`: what gives the labelled rows of [start, end), see `contracts.core.sources`: a function gives a
     data frame, or an iterator of frames or Arrow record batches.
     """
@@ -58,6 +60,7 @@ class Contract:
     schedule: Schedule = Schedule()  # noqa: RUF009
     training: TrainingLimits = TrainingLimits()  # noqa: RUF009
     recalibration: Recalibration | None = None
+    challengers: tuple[Challenger, ...] = (ALL_ROWS,)
     source: Callable[[datetime, datetime], Any] | ParquetFiles | SqlQuery | DeltaSource | None = None
     key: tuple[str, ...] = ()
     rounds: int = 300
@@ -149,6 +152,7 @@ class Contract:
         yield from self.schedule.settings()
         yield from self.training.settings()
         yield from self.recalibration.settings() if self.recalibration else ()
+        yield from challenger_settings(self.challengers)
 
     @cached_property
     def columns(self) -> dict[str, pa.Column]:
@@ -247,6 +251,7 @@ class Contract:
              "training": asdict(self.training), "checks": source_of(self.schema),
              **({"source": vars(self.source)} if declared else {}),
              **({"recalibration": asdict(self.recalibration)} if self.recalibration else {}),
+             "challengers": [asdict(challenger) for challenger in self.challengers],
              **{name: getattr(self, name) for name in settings}})
         return facts
 

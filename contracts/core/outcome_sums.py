@@ -53,7 +53,8 @@ class OutcomeSums:
     `loss`, `loss_squared`: of the rows' log loss. `promised`, `variance`, `third`: of the mean, the variance
     and the third central moment that a row's log loss has if its probabilities are right. `surprise`:
     of the squared difference of loss and promise. By class and bin of its probability, (classes, BINS):
-    `counts` of rows, `hits` that have this label, and the sum of the `probabilities`.
+    `counts` of rows, `hits` that have this label, and the sum of the `probabilities`. `recalled`: rows of
+    each label whose class was predicted, (classes,).
     """
 
     rows: int
@@ -66,16 +67,20 @@ class OutcomeSums:
     counts: np.ndarray
     hits: np.ndarray
     probabilities: np.ndarray
+    recalled: np.ndarray
 
     @classmethod
     def empty(cls, classes: int) -> "OutcomeSums":
         zeros = np.zeros((classes, BINS))
-        return cls(0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, zeros.astype(np.int64), zeros.astype(np.int64), zeros)
+        return cls(0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, zeros.astype(np.int64), zeros.astype(np.int64), zeros,
+                   np.zeros(classes, np.int64))
 
     @classmethod
-    def of(cls, labels: np.ndarray, probabilities: np.ndarray) -> "OutcomeSums":
-        """Of class indices (n,) and probabilities (n, classes)."""
-        return _Rows(labels, probabilities).sums(np.zeros(len(labels), np.int64), 1)[0]
+    def of(cls, labels: np.ndarray, probabilities: np.ndarray,
+           weights: np.ndarray | None = None) -> "OutcomeSums":
+        """Of class indices (n,), probabilities (n, classes), and the weights of the classes, (classes,), by
+        which one is predicted; None: all the same."""
+        return _Rows(labels, probabilities, weights).sums(np.zeros(len(labels), np.int64), 1)[0]
 
     def __add__(self, other: "OutcomeSums") -> "OutcomeSums":
         return OutcomeSums(**{name: getattr(self, name) + getattr(other, name) for name in vars(self)})
@@ -103,9 +108,11 @@ class SlicedSums:
 
     @classmethod
     def of(cls, labels: np.ndarray, probabilities: np.ndarray,
-           slices: Mapping[str, np.ndarray | CodedValues]) -> "SlicedSums":
-        """Of class indices (n,), probabilities (n, classes) and the n values of each slice's column."""
-        rows, by_column = _Rows(labels, probabilities), {}
+           slices: Mapping[str, np.ndarray | CodedValues],
+           weights: np.ndarray | None = None) -> "SlicedSums":
+        """Of class indices (n,), probabilities (n, classes) and the n values of each slice's column;
+        `weights`: as `OutcomeSums.of`."""
+        rows, by_column = _Rows(labels, probabilities, weights), {}
         for column, values in slices.items():
             names, codes = _named(values)
             by_column[column] = {
@@ -147,9 +154,11 @@ def _named(values: np.ndarray | CodedValues) -> tuple[list[str], np.ndarray]:
 class _Rows:
     """The terms that are summed, of labelled predictions: labels (n,), probabilities (n, classes)."""
 
-    def __init__(self, labels: np.ndarray, probabilities: np.ndarray):
+    def __init__(self, labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray | None = None):
         # By class, so that each class's values lie together.
         by_class = np.ascontiguousarray(probabilities.T, np.float64)
+        weighted_classes = by_class if weights is None else by_class * weights[:, None]
+        self.is_recalled = weighted_classes.argmax(axis=0) == labels
         clipped = np.clip(by_class, CLIP, 1.0)
         surprisal = -np.log(clipped)  # the loss of each label that may come
         promised = (clipped * surprisal).sum(axis=0)
@@ -171,6 +180,8 @@ class _Rows:
             counts[:, index] = np.bincount(cells, minlength=size).reshape(count, BINS)
             hits[:, index] = np.bincount(cells[self.labels == index], minlength=size).reshape(count, BINS)
             whole[:, index] = np.bincount(cells, self.probabilities[index], size).reshape(count, BINS)
+        of_label = (groups * classes + self.labels)[self.is_recalled]
+        recalled = np.bincount(of_label, minlength=count * classes).reshape(count, classes)
         rows = np.bincount(groups, minlength=count)
         moments = {name: np.bincount(groups, values, count) for name, values in self.moments.items()}
 
@@ -178,7 +189,7 @@ class _Rows:
             loss, squared, promised, variance, third, surprise = (
                 float(sums[group]) for sums in moments.values())
             return OutcomeSums(int(rows[group]), loss, squared, promised, variance, third, surprise,
-                               counts[group], hits[group], whole[group])
+                               counts[group], hits[group], whole[group], recalled[group])
         return [of_group(group) for group in range(count)]
 
 

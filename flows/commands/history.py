@@ -77,8 +77,9 @@ def verify(
     if as_json:
         print_json([present(one) for one in found])
     for one in [] if as_json else found:
+        outcome = f"{len(one.faults)} wrong" if one.faults else "all right"
         console.print(f"{one.model}: {one.events:,} events, {one.segments} segments and {one.snapshots} "
-                      f"snapshots verified: {f'{len(one.faults)} faults' if one.faults else 'all right'}",
+                      f"snapshots verified: {outcome}",
                       highlight=False, soft_wrap=True)
         for fault in one.faults:
             console.print(f"- {fault.key}: {fault.what}; {fault.remedy}", highlight=False, soft_wrap=True,

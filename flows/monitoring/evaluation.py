@@ -14,12 +14,7 @@ from contracts.core.verdict import Estimate, Outcome, WindowFigures, WindowKind,
 from contracts.core.window_verdict import cumulative_drift, drift
 from flows.monitoring.estimates import with_interval
 from flows.monitoring.outcomes import INGESTED, Outcomes, join_outcomes
-from flows.monitoring.performance import (
-    labelled_sums,
-    metrics_of,
-    outcome_figures,
-    performance_of,
-)
+from flows.monitoring.performance import labelled_sums, metrics_of, outcome_figures, performance_of
 from flows.monitoring.windows import MAX_WINDOWS, champions, first_traffic, labelled_until, traffic_gap
 from registry import layout, models
 from registry.context import ModelContext, fetch_version
@@ -58,8 +53,7 @@ def evaluate_window(context: ModelContext, start: datetime) -> WindowVerdict:
             break
     return replace(verdict, figures=replace(
         verdict.figures, version=version, since=compared.since.isoformat(),
-        cumulative=_cumulative(context, version, compared),
-        metrics=metrics_of(context, model, outcomes, start),
+        cumulative=_cumulative(context, version, compared), metrics=metrics_of(contract, outcomes, sums),
         estimate=_estimate(context, version, start, outcomes)))
 
 

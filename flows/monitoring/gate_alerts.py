@@ -1,16 +1,18 @@
 """Alerts about the gate: a champion that breaks its limits, and a gate that can't judge any more."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
 from contracts.core.contract import Contract
 from contracts.core.limits import broken_limits
-from contracts.core.metrics import BrokenLimit
+from contracts.core.metrics import BrokenLimit, Metrics
 from registry.alerts import Alert
 from registry.context import ModelContext
 from registry.events import AlertOver, AlertRaised
 from registry.state import State
 
+RECENT = 26  # windows, and verdicts, that are looked through for the champion's metrics
 STALLED_AFTER = 3  # windows in a row for which the gate had too little to judge by
 
 
@@ -36,17 +38,30 @@ class ChampionLimits:
 def champion_limits(contract: Contract, state: State) -> ChampionLimits | None:
     """What the newest window says, or the gate's newest verdict on a challenger, if its rows are newer; None
     while neither had enough labels."""
-    windows = [(key, judged.verdict.figures.metrics) for key, judged in state.windows.items()
-               if judged.verdict.figures.version == state.champion]
-    gates = [(judged.verdict.figures.since, judged.verdict.figures.champion)
-             for verdicts in state.verdicts.values() for judged in verdicts
-             if state.champion and judged.against == state.champion]
-    evidence = [(since, metrics) for since, metrics in (*windows, *gates)
-                if since and metrics and metrics.rows >= contract.gate.min_rows]
-    if not evidence:
+    known = [newest for evidence in (_of_windows(state), _of_verdicts(state))
+             if (newest := next((one for one in evidence if one[1].rows >= contract.gate.min_rows), None))]
+    if not known:
         return None
-    since, metrics = max(evidence, key=lambda item: item[0])
+    since, metrics = max(known, key=lambda item: item[0])
     return ChampionLimits(since, broken_limits(contract, metrics))
+
+
+def _of_windows(state: State) -> Iterator[tuple[str, Metrics]]:
+    """The champion's metrics on the last windows that it answered, and their starts, the newest first."""
+    for window in sorted(state.windows, reverse=True)[:RECENT]:
+        figures = state.windows[window].verdict.figures
+        if figures.metrics and figures.version == state.champion:
+            yield window, figures.metrics
+
+
+def _of_verdicts(state: State) -> Iterator[tuple[str, Metrics]]:
+    """The champion's metrics in the gate's last verdicts on challengers, and since when their rows are, the
+    newest first."""
+    for number in [*reversed([*state.judged])][:RECENT]:
+        judged = state.judged[number]
+        figures = judged.verdict.figures
+        if figures.champion and figures.since and judged.against == state.champion:
+            yield figures.since, figures.champion
 
 
 def record_gate_alerts(context: ModelContext) -> None:
@@ -65,7 +80,7 @@ def _new_alert(context: ModelContext, state: State) -> AlertRaised | None:
     window, version = next(reversed(state.unjudged.items()), ("", ""))
     if len(state.unjudged) >= STALLED_AFTER and not _is_told(state, GateFault.STALLED, window):
         return _alert(GateFault.STALLED, window, next(iter(state.unjudged)), version,
-                      "; ".join(state.verdicts[version][-1].verdict.reasons),
+                      "; ".join(judged.verdict.reasons) if (judged := state.last_judged(version)) else "",
                       f"no challenger can take over, as the gate had too little to judge by in "
                       f"{len(state.unjudged)} windows in a row: wait for what is named, or change the "
                       f"contract's gate")

@@ -148,7 +148,8 @@ def _add(joined: Joined, logged: LoggedPredictions, contract: Contract, rows: pa
     labels = contract.labels_of(needs)
     probabilities = np.column_stack([rows[f"{PROBABILITY_OF}{index}"].to_numpy()
                                      for index in range(len(contract.label.classes))])
-    joined.sums += SlicedSums.of(labels, probabilities, _slices(logged, contract, rows))
+    joined.sums += SlicedSums.of(labels, probabilities, _slices(logged, contract, rows),
+                                 contract.label.class_weights)
     sampled = np.flatnonzero(hashes <= logged.sample.limit)
     joined.labelled.append(rows.select([CODE, NUMBER_OF]).take(sampled).append_column(
         LABEL, pa.array(labels[sampled])))

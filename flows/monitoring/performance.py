@@ -1,19 +1,18 @@
 """A window's labelled predictions, summed and checked, with those of windows before where they are few."""
 
-from collections.abc import Iterator
 from datetime import datetime
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 
-from contracts.core.classification import classification_metrics, performance_of_sums
+from contracts.core.classification import performance_of_sums
 from contracts.core.contract import Contract
 from contracts.core.decay import judge_outcomes
 from contracts.core.metrics import Metrics
 from contracts.core.outcome_measures import BLOCKS, block_of
 from contracts.core.outcome_sums import SlicedSums
 from contracts.core.outcome_verdict import OutcomeFigures
+from contracts.core.summed_metrics import metrics_of_sums
 from contracts.core.verdict import Performance
 from flows.monitoring.estimates import baseline_of
 from flows.monitoring.outcomes import Outcomes, join_outcomes
@@ -44,54 +43,27 @@ def performance_of(contract: Contract, outcomes: Outcomes, sums: SlicedSums) -> 
     return performance_of_sums(contract, sums.whole, coverage) if sums.whole.rows else None
 
 
+def metrics_of(contract: Contract, outcomes: Outcomes, sums: SlicedSums) -> Metrics | None:
+    """The metrics that the gate has limits for; None where the labels are too few to hold the limits against:
+    fewer than `Gate.min_rows`, or of less than `Drift.coverage` of what was logged."""
+    is_covered = not outcomes.can_join or outcomes.coverage >= contract.drift.coverage
+    has_enough = sums.whole.rows >= contract.gate.min_rows
+    return metrics_of_sums(contract, sums.whole) if has_enough and is_covered else None
+
+
 def labelled_sums(context: ModelContext, model: Model, outcomes: Outcomes, start: datetime) -> SlicedSums:
     """The sums of the logged answers on the window's matured labels. If they can't be joined
     (no log, or no key) the model predicts the events again. No rows while there are no labels."""
     contract, sums = context.contract, outcomes.sums
     if sums.whole.rows or not outcomes.events or outcomes.can_join:
         return sums
-    for batch in _events(context, start):
-        columns = contract.columns_of(batch, (*contract.request_columns, *contract.gate.slices))
-        slices = {name: columns[name] for name in contract.gate.slices}
-        blocks = block_of(columns[contract.event_time], np.timedelta64(contract.drift.window))
-        sums += SlicedSums.of(contract.labels_of(batch), model.probabilities(columns),
-                              {BLOCKS: blocks, **slices})
-    return sums
-
-
-def _events(context: ModelContext, start: datetime) -> Iterator[pd.DataFrame]:
-    """The window's ingested events, in frames of bounded size."""
-    contract = context.contract
     names = [*dict.fromkeys((*contract.request_columns, *contract.label.needs, *contract.gate.slices))]
     for batch in data.batches(context.store, data.newest(context.store, context.name), start,
                               start + contract.drift.window, names):
-        yield pa.Table.from_batches([batch]).to_pandas()
-
-
-def metrics_of(context: ModelContext, model: Model, outcomes: Outcomes, start: datetime) -> Metrics | None:
-    """The metrics that the gate has limits for, on a sample of the labelled answers; None where the labels
-    are too few to hold the limits against: fewer than `Gate.min_rows`, or of less than `Drift.coverage` of
-    what was logged."""
-    contract = context.contract
-    if outcomes.can_join and outcomes.coverage < contract.drift.coverage:
-        return None
-    labels, probabilities = _labelled_sample(context, model, outcomes, start)
-    if len(labels) < max(contract.gate.min_rows, 1):
-        return None
-    return classification_metrics(contract, labels, probabilities)
-
-
-def _labelled_sample(context: ModelContext, model: Model, outcomes: Outcomes,
-                     start: datetime) -> tuple[np.ndarray, np.ndarray]:
-    """Class indices (n,) and probabilities (n, classes) of the sample's rows with a label; without a log, of
-    the window's first events, which the model answers again."""
-    contract, sample = context.contract, outcomes.sample
-    if len(sample) or outcomes.can_join:
-        labelled = sample[sample["label"].notna()] if len(sample) else sample
-        return (labelled["label"].to_numpy(np.int64) if len(labelled) else np.zeros(0, np.int64),
-                contract.label.probabilities_in(labelled) if len(labelled)
-                else np.zeros((0, len(contract.label.classes))))
-    batch = next(_events(context, start), None)
-    if batch is None:
-        return np.zeros(0, np.int64), np.zeros((0, len(contract.label.classes)))
-    return contract.labels_of(batch), model.probabilities(contract.columns_of(batch))
+        rows = pa.Table.from_batches([batch]).to_pandas()
+        columns = contract.columns_of(rows, (*contract.request_columns, *contract.gate.slices))
+        slices = {name: columns[name] for name in contract.gate.slices}
+        blocks = block_of(columns[contract.event_time], np.timedelta64(contract.drift.window))
+        sums += SlicedSums.of(contract.labels_of(rows), model.probabilities(columns),
+                              {BLOCKS: blocks, **slices}, contract.label.class_weights)
+    return sums

@@ -59,6 +59,21 @@ def show_gate(model: str, version: str, verdict: GateVerdict) -> None:
           table(("slice", "value", "rows", "behind the champion"), slices) if slices else "")
 
 
+def show_challengers(model: str, names: Mapping[str, str], verdicts: Mapping[str, GateVerdict],
+                     chosen: str) -> None:
+    """The challengers of a training, by version, the simplest first, and which was chosen."""
+    rows = []
+    for version, name in names.items():
+        figures, paired = verdicts[version].figures, verdicts[version].figures.paired
+        interval = f"{paired.difference:+.4f} [{paired.low:+.4f}, {paired.high:+.4f}]" if paired else ""
+        rows.append((name, f"`{version[:12]}`", OUTCOME_MARKS[verdicts[version].outcome],
+                     _short(figures.challenger.log_loss), interval, "chosen" if version == chosen else ""))
+    _show(model, "challengers", f"# Challengers of {model}",
+          "The gate judges each on the same newest rows. Of those that passed, one takes the place of a "
+          "simpler one only if it is better by the paired interval.",
+          table(("challenger", "version", "gate", "log loss", "minus the champion's", ""), rows))
+
+
 def show_window(model: str, window: str, verdict: WindowVerdict, action: Action, report: str | None) -> None:
     """`report`: the address of the window's page; None if it could not be drawn."""
     figures, scores = verdict.figures, verdict.figures.drift_scores

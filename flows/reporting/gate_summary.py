@@ -25,9 +25,9 @@ def not_run(verdict: GateVerdict) -> list[str]:
 
 
 def last_verdict(state: State) -> tuple[str, GateVerdict] | None:
-    """The newest judged version and the gate's last verdict on it."""
-    version = next(reversed(state.verdicts), None)
-    return (version, state.verdicts[version][-1].verdict) if version else None
+    """The version that was judged last, and the gate's verdict on it."""
+    number = next(reversed([*state.judged]), None)
+    return (state.judged[number].version, state.judged[number].verdict) if number else None
 
 
 def gate_facts(context: ModelContext, state: State) -> JsonObject:

@@ -85,9 +85,9 @@ def _unfinished_windows(context: ModelContext, until: datetime | None) -> list[s
 
 def _unjudged(state: State) -> list[str]:
     """What the gate lacks to judge the last challenger."""
-    version = next(reversed(state.unjudged.values()), None)
-    return [f"gate, of {version[:12]}: {reason}" for reason in
-            state.verdicts[version][-1].verdict.reasons] if version else []
+    versions = [*state.unjudged.values()][-1:]
+    return [f"gate, of {judged.version[:12]}: {reason}" for version in versions
+            if (judged := state.last_judged(version)) for reason in judged.verdict.reasons]
 
 
 def _refused(claims: list[Claim]) -> list[str]:

@@ -115,6 +115,8 @@ def _about(event: Recorded) -> str:
     parts = [digest[:12] for name in ("version", "to", "data") if (digest := getattr(event, name, None))]
     if isinstance(event, Registered) and event.layer:
         parts.append(layer_text(event.layer))
+    if isinstance(event, Registered) and event.challenger:
+        parts.append(f"of {event.challenger}")
     parts += [str(text) for name in ("key", "outcome", "reason", "why")
               if (text := getattr(event, name, None))]
     verdict: Verdict | None = getattr(event, "verdict", None)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from contracts.core.challengers import RowChoice
 from contracts.core.contract import Contract
 from flows.training.vocabulary import CategoryVocabulary
 
@@ -16,14 +17,22 @@ from flows.training.vocabulary import CategoryVocabulary
 @dataclass(frozen=True)
 class Block:
     """Rows in the order of their event time: features, float32 (n, features), categories as
-    numbers of `CategoryVocabulary`; class indices, float32 (n,); event times."""
+    numbers of `CategoryVocabulary`; class indices, float32 (n,); event times; and the rows' weights in
+    training, float32 (n,), None where all count the same."""
 
     matrix: np.ndarray
     labels: np.ndarray
     times: np.ndarray
+    weights: np.ndarray | None = None
 
     def rows(self, index: slice | np.ndarray) -> "Block":
-        return Block(self.matrix[index], self.labels[index], self.times[index])
+        return Block(self.matrix[index], self.labels[index], self.times[index],
+                     None if self.weights is None else self.weights[index])
+
+    def chosen(self, choice: RowChoice) -> "Block":
+        """The rows that a challenger is trained on, with their weights."""
+        block = self.rows(slice(self.first_from(choice.since), None)) if choice.since else self
+        return Block(block.matrix, block.labels, block.times, choice.weights(block.times))
 
     def copy(self) -> "Block":
         """A copy that shares no memory with the block it was cut from."""

@@ -52,5 +52,5 @@ def feature_types(contract: Contract) -> list[str]:
 
 
 def dmatrix(contract: Contract, block: Block) -> xgboost.DMatrix:
-    return xgboost.DMatrix(block.matrix, block.labels, feature_types=feature_types(contract),
-                           enable_categorical=True)
+    return xgboost.DMatrix(block.matrix, block.labels, weight=block.weights,
+                           feature_types=feature_types(contract), enable_categorical=True)

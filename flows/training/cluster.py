@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from tempfile import gettempdir
@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import xgboost
 
+from contracts.core.challenger_policy import ALL_ROWS, Challenger
+from contracts.core.challengers import RowChoice
 from contracts.core.contract import Contract
 from contracts.core.errors import PerennialError, Unavailable
 from contracts.core.features import Columns
@@ -122,6 +124,11 @@ class DistributedTrainingSet:
     client: Any
     shares: tuple[Any, ...]
     summaries: tuple[RowSummary, ...]
+    challenger: Challenger = ALL_ROWS
+
+    def of(self, challenger: Challenger) -> "DistributedTrainingSet":
+        """As `TrainingSet.of`."""
+        return replace(self, challenger=challenger)
 
     @property
     def rows(self) -> int:
@@ -147,8 +154,8 @@ class DistributedTrainingSet:
             raise PerennialError(f"{self.contract.name}: the older rows all happened by {newest}: none is "
                                  f"left to learn from before the newest {self.contract.stop_share:.0%}; "
                                  f"ingest more, or unset {DASK}")
-        trained, held_out = self._matrix(vocabularies, None, newest), self._matrix(vocabularies, newest,
-                                                                                   self.cut)
+        trained = self._matrix(vocabularies, None, newest, self._choice(older=True))
+        held_out = self._matrix(vocabularies, newest, self.cut)
         probe = self._train(trained[0], self.contract.rounds, evals=[(held_out[0], "newest")],
                             early_stopping_rounds=self.contract.patience)
         return {"rounds": probe.best_iteration + 1, "stop_log_loss": float(probe.best_score),
@@ -158,7 +165,7 @@ class DistributedTrainingSet:
         """Train on every row, or on the older ones. The workers' sums are
         added up, so the last bits depend on how many workers there are."""
         vocabularies = self._vocabularies(older)
-        matrix, _ = self._matrix(vocabularies, None, self.cut if older else None)
+        matrix, _ = self._matrix(vocabularies, None, self.cut if older else None, self._choice(older))
         return Model(self.contract, vocabularies, self._train(matrix, rounds))
 
     def newest(self, model: Model) -> tuple[np.ndarray, np.ndarray]:
@@ -194,17 +201,28 @@ class DistributedTrainingSet:
                                         self.client.gather(self.client.map(_labels, parts, pure=False)))
                 if len(labels)]
 
-    def _matrix(self, vocabularies: Any, start: datetime | None, end: datetime | None) -> tuple[Any, int]:
-        """XGBoost's matrix of the rows of [start, end) on all workers, and how many they are."""
+    def _choice(self, older: bool) -> RowChoice:
+        """The rows of the challenger, and how they are weighted."""
+        times = self.sample[self.contract.event_time]
+        latest = self.cut if older else (times.max() + np.timedelta64(1, "s")).astype(datetime)
+        return RowChoice.of(self.challenger, times, latest)
+
+    def _matrix(self, vocabularies: Any, start: datetime | None, end: datetime | None,
+                choice: RowChoice | None = None) -> tuple[Any, int]:
+        """XGBoost's matrix of the rows of [start, end) on all workers, and how many they are; `choice`: of
+        these, and with which weights."""
         from dask.array import concatenate, from_delayed
         from dask.delayed import delayed
 
+        start = choice.since if choice and choice.since else start
         parts = [(delayed(part), len(labels)) for part, labels in self._parts(vocabularies, start, end)]
         matrix = concatenate([from_delayed(part.matrix, (rows, len(self.contract.features)), np.float32)
                               for part, rows in parts])
         labels = concatenate([from_delayed(part.labels, (rows,), np.float32) for part, rows in parts])
-        return _dask().DaskDMatrix(self.client, matrix, labels, feature_types=feature_types(self.contract),
-                                   enable_categorical=True), len(labels)
+        weights = (concatenate([from_delayed(delayed(choice.weights)(part.times), (rows,), np.float32)
+                                for part, rows in parts]) if choice and choice.half_life else None)
+        return _dask().DaskDMatrix(self.client, matrix, labels, weight=weights, enable_categorical=True,
+                                   feature_types=feature_types(self.contract)), len(labels)
 
     def _train(self, matrix: Any, rounds: int, **options: Any) -> Any:
         # The number of threads is each worker's own.
@@ -232,4 +250,5 @@ def distribute(client: Any, contract: Contract, address: str, source: data.DataV
                             allow_other_workers=True, pure=False) for index, worker in enumerate(workers)]
     summaries = client.gather(client.map(summarize, shares, cut=cut, pure=False))
     non_empty = [(share, summary) for share, summary in zip(shares, summaries) if summary.rows]
-    return DistributedTrainingSet(contract, cut, client, *map(tuple, zip(*non_empty)))
+    with_rows, their_summaries = map(tuple, zip(*non_empty))
+    return DistributedTrainingSet(contract, cut, client, with_rows, their_summaries)

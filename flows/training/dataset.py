@@ -1,13 +1,15 @@
 """The training set: rows in blocks on disk, read in chunks, so that memory stays small."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from contracts.core.challenger_policy import ALL_ROWS, Challenger
+from contracts.core.challengers import RowChoice
 from contracts.core.contract import Contract
 from contracts.core.features import Columns
 from flows.sampling import split_mix
@@ -33,7 +35,12 @@ class TrainingSet:
     sample: Columns
     category_counts: Mapping[str, CategoryVocabulary]
     block_files: tuple[BlockFile, ...]
+    challenger: Challenger = ALL_ROWS
     workers = 1
+
+    def of(self, challenger: Challenger) -> "TrainingSet":
+        """The same rows for another challenger to choose from."""
+        return replace(self, challenger=challenger)
 
     def rounds(self, threads: int = 0) -> StoppingResult:
         """How many boosting rounds to train, by early stopping on the newest `stop_share` of the older rows;
@@ -48,21 +55,21 @@ class TrainingSet:
             first = cut(block)
             return block.rows(first + np.flatnonzero(sampled(0, len(block.labels) - first, len(groups)) == 0))
 
-        newest_rows = [newest(block) for block in self._blocks(vocabularies, groups, older=True)]
+        newest_rows = [newest(block) for block in self._training_blocks(vocabularies, groups, older=True)]
         held_out = Block(*(np.concatenate([getattr(block, name) for block in newest_rows])
                            for name in ("matrix", "labels", "times")))
         stopped_booster = train_booster(contract,
                               (block.rows(slice(cut(block)))
-                               for block in self._blocks(vocabularies, groups, older=True)),
+                               for block in self._training_blocks(vocabularies, groups, older=True)),
                               min(len(groups), contract.rounds), contract.rounds, threads, held_out)
         return {"rounds": stopped_booster.best_iteration + 1,
                 "stop_log_loss": float(stopped_booster.best_score), "stop_rows": len(held_out.labels)}
 
     def fit(self, rounds: int, older: bool = False, threads: int = 0) -> Model:
-        """Train on every row, or on the older ones; the same rows, rounds and
+        """Train on every row of the challenger's, or on the older ones; the same rows, rounds and
         contract give the same bytes, with any number of threads."""
         vocabularies, groups = self._vocabularies(older), self._groups(older)
-        blocks = self._blocks(vocabularies, groups, older)
+        blocks = self._training_blocks(vocabularies, groups, older)
         return Model(self.contract, vocabularies,
                      train_booster(self.contract, blocks, min(len(groups), rounds), rounds, threads))
 
@@ -93,6 +100,14 @@ class TrainingSet:
                      for block in (block_file.read() for block_file in group)]
             yield encode_categories(self.contract, parts[0] if len(parts) == 1 else join_blocks(parts),
                                     self.category_counts, vocabularies)
+
+    def _training_blocks(self, vocabularies: Mapping[str, tuple[str, ...]], groups: list[list[BlockFile]],
+                         older: bool = False) -> Iterator[Block]:
+        """The rows of each block, or of its older ones, that the challenger is trained on."""
+        times = self.sample[self.contract.event_time]
+        latest = self.cut if older else (times.max() + np.timedelta64(1, "s")).astype(datetime)
+        choice = RowChoice.of(self.challenger, times, latest)
+        return (block.chosen(choice) for block in self._blocks(vocabularies, groups, older))
 
     def close(self) -> None:
         """Free the disk space."""

@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from contracts.core.absent_classes import has_every_class
+from contracts.core.challengers import best_challenger
 from contracts.core.errors import PerennialError
 from contracts.core.gate import gate
 from contracts.core.gate_verdict import GateVerdict
@@ -73,6 +74,20 @@ def evaluate_version(context: ModelContext, version: str, champion: str | None) 
         size_mb=sum(file.stat().st_size for file in files.iterdir()) / 2**20,
         refit_shift=float(np.abs(served - twin).mean()), since=since,
         history=None if has_every_class(contract, labels) else class_history(context, source, since))
+
+
+def choose_challenger(context: ModelContext, versions: Sequence[str]) -> str:
+    """Of several challengers that the gate passed the one to release, the simplest first: by their twins'
+    answers to the rows that the gate judged them on."""
+    if len(versions) == 1:
+        return versions[0]
+    contract, manifest = context.contract, models.manifest(context.store, context.name, versions[0])
+    rows = data.read(context.store, data.DataVersion.from_json(manifest["data"]),
+                     start=datetime.fromisoformat(manifest["judged_from"]))
+    columns = contract.columns_of(rows)
+    answers = [load_model(contract, fetch_version(context, version), TWIN).probabilities(columns)
+               for version in versions]
+    return versions[best_challenger(contract.gate, contract.labels_of(rows), answers)]
 
 
 def champion_probabilities(context: ModelContext, champion: str | None,

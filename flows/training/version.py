@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from dataclasses import asdict
 from datetime import datetime
 from hashlib import sha256
 from importlib.metadata import version as installed
@@ -15,10 +16,11 @@ import numpy as np
 
 from contracts.core import reference
 from contracts.core.binning import REFERENCE_FILE, Bins, monitored_columns
+from contracts.core.challenger_policy import ALL_ROWS, Challenger
 from contracts.core.classification import classification_metrics
 from contracts.core.contract import Contract
 from contracts.core.dependencies import imported_modules
-from contracts.core.digests import JsonObject, digest_of
+from contracts.core.digests import JsonObject, digest_of, plain_json
 from contracts.core.errors import PerennialError
 from contracts.core.features import Columns
 from contracts.core.ordinary import BASELINE_FILE, encode_baseline
@@ -49,7 +51,8 @@ def fit_version(context: ModelContext) -> str:
     """Train on the newest data version and register the result; returns the version's digest."""
     source, champion = data.newest(context.store, context.name), context.ledger.state().champion
     rows = preprocess_rows(context, source, code_digest(context.contract))
-    version = save_version(context, source, rows)
+    version = save_version(context, source, rows, context.contract.challengers[0])
+    forget_rows(context, rows)
     register_version(context, version, champion)
     return version
 
@@ -67,28 +70,36 @@ def preprocess_rows(context: ModelContext, source: data.DataVersion, code: str) 
     return name
 
 
-def save_version(context: ModelContext, source: data.DataVersion, rows: str) -> str:
-    """Train on the training set `rows` of a data version and store the files; returns the version's digest.
+def save_version(context: ModelContext, source: data.DataVersion, rows: str,
+                 challenger: Challenger = ALL_ROWS) -> str:
+    """Train a challenger on its choice of the training set `rows` of a data version and store the files;
+    returns the version's digest.
 
     A version is trained twice with the same number of rounds: the *twin* on all rows but the newest labelled
     window, so that the gate can judge it there, and the model that serves on every row.
     """
     with training_rows(context, source, rows) as training_set:
-        files, metrics = train_files(context, training_set)
+        files, metrics = train_files(context, training_set.of(challenger))
     manifest = _manifest(context, source, metrics, training_set.older)
     if training_set.workers > 1:
         manifest["workers"] = training_set.workers
-    version = models.save(context.store, context.name, files, manifest)
+    if challenger != ALL_ROWS:
+        manifest["challenger"] = plain_json(asdict(challenger))
+    return models.save(context.store, context.name, files, manifest)
+
+
+def forget_rows(context: ModelContext, rows: str) -> None:
+    """Delete a training set from this machine's disk, once all challengers are trained on it."""
     shutil.rmtree(context.run / "training" / rows, ignore_errors=True)
-    return version
 
 
 def register_version(context: ModelContext, version: str, champion: str | None) -> None:
     """Record a version in the ledger; `champion`: whose bins its own divide."""
     manifest = models.manifest(context.store, context.name, version)
+    challenger = manifest.get("challenger", {}).get("name")
     context.ledger.registered(Registered(version=version, data=manifest["data"]["digest"],
                                          rounds=manifest["metrics"]["rounds"], git=git_revision(),
-                                         bins_of=champion))
+                                         bins_of=champion, challenger=challenger))
 
 
 @contextmanager

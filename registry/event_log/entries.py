@@ -6,7 +6,7 @@ earlier event stays what it was. What snapshots hold is decoded when it is asked
 
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
 from msgspec import Raw, Struct
@@ -42,8 +42,9 @@ class Entries:
         self._types, self._older = types, older
         self._versions: dict[str, dict[str, list[tuple[int, object]]]] = {}
         self._changes: list[tuple[int, str, str]] = []
-        self._older_keys: dict[str, dict[str, None]] = {}
-        self._decoded: dict[tuple[str, str], object] = {}
+        self._older_keys: dict[str, dict[str, int]] = {}
+        self._decoded: dict[str, dict[str, object]] = {}
+        self._decoders: dict[str, msgspec.json.Decoder[Any]] = {}
 
     def put(self, collection: str, key: str, value: object) -> None:
         """Put a value by the event that is folded now, whose number is `length`."""
@@ -77,17 +78,27 @@ class Entries:
         del self._changes[:bisect_left(self._changes, (end,))]
 
     def _older_value(self, collection: str, key: str) -> object | None:
-        if (collection, key) not in self._decoded:
-            for place in reversed(range(len(self._older))):
-                known = self._older[place].entries.get(collection, {}).get(key)
-                if known is not None:
-                    self._decoded[collection, key] = msgspec.json.decode(known, type=self._types[collection])
-                    break
-        return self._decoded.get((collection, key))
+        decoded = self._decoded.setdefault(collection, {})
+        if key not in decoded:
+            places = self._older_keys.get(collection)
+            place = self._newest_place(collection, key) if places is None else places.get(key)
+            if place is None:
+                return None
+            decoder = self._decoders.get(collection)
+            if decoder is None:
+                decoder = self._decoders[collection] = msgspec.json.Decoder(self._types[collection])
+            decoded[key] = decoder.decode(self._older[place].entries[collection][key])
+        return decoded[key]
 
-    def _keys_of_older(self, collection: str) -> dict[str, None]:
+    def _newest_place(self, collection: str, key: str) -> int | None:
+        """Of the newest snapshot that has the key; snapshots before that one are not read."""
+        return next((place for place in reversed(range(len(self._older)))
+                     if key in self._older[place].entries.get(collection, ())), None)
+
+    def _keys_of_older(self, collection: str) -> dict[str, int]:
+        """The keys in all snapshots, each with the place of the newest that has it."""
         if collection not in self._older_keys:
-            self._older_keys[collection] = {key: None for place in range(len(self._older))
+            self._older_keys[collection] = {key: place for place in range(len(self._older))
                                             for key in self._older[place].entries.get(collection, ())}
         return self._older_keys[collection]
 

@@ -16,7 +16,7 @@ from registry.events import Event
 from registry.store import Store
 
 ONE_BY_ONE = 8  # new events that are asked for by their numbers; more are listed, and read by
-READERS = 16  # threads
+READERS = 10  # threads, as many as boto3 keeps connections
 log = logging.getLogger(__name__)
 
 

@@ -22,7 +22,7 @@ SEGMENT_EVENTS, SEGMENT_BYTES = 32_768, 16 * 2**20
 HEAD_EVENTS, HEAD_BYTES = 512, 512 * 2**10
 # The events of a ledger that is read without a head, and those after which a head is written anew: a cold
 # reader reads fewer than so many one by one.
-WITHOUT_HEAD, EVERY = 16, 4
+WITHOUT_HEAD, EVERY = 16, 3
 
 
 class Segment(Struct, frozen=True, kw_only=True):

@@ -33,6 +33,7 @@ BENCHMARKS = {  # in the order in which `make bench` runs them
     "train": Benchmark("training, and the memory that it takes"),
     "monitor": Benchmark("judging windows of any size, and the memory that it takes"),
     "flows": Benchmark("what the flows add to the plain functions"),
+    "ledger": Benchmark("a ledger of 100,000 events: appending, a cold start, requests on S3"),
     "loop": Benchmark("from a drift event to the new version on all replicas"),
     "serve": Benchmark("requests through the built bento, beside what else one might pick", ("serve", "mlserver")),  # noqa: E501
 }
