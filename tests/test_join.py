@@ -27,6 +27,7 @@ from contracts.core.windows import WINDOW_FORMAT
 from contracts.pumps import Pumps
 from flows.ingest import ingest_batch
 from flows.monitoring import join, sample, spill
+from flows.monitoring.event_keys import EventKey
 from flows.monitoring.logged import LoggedPredictions, Spans
 from flows.monitoring.outcomes import INGESTED, Outcomes, join_outcomes
 from flows.monitoring.sent_labels import store_labels
@@ -332,7 +333,7 @@ def made_up(n: int, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
 @pytest.mark.parametrize(("address", "passes"), [("folder", 1), ("folder", 7), ("s3", 1)])
 def test_sums_are_those_of_pandas(address, passes, context, request, tmp_path, monkeypatch):  # noqa: F811
     """However many passes the memory asks for."""
-    monkeypatch.setattr(join.OutcomeQuery, "size_mb", (passes - 0.5) * join.TIMES_MEMORY * 400)
+    monkeypatch.setattr(join.OutcomeQuery, "passes", lambda *_: passes)
     if address == "s3":
         monkeypatch.setenv("PERENNIAL_STORE", request.getfixturevalue("s3"))
         context = replace(open_model("pumps"), contract=contract)
@@ -387,7 +388,7 @@ def test_a_pass_that_does_not_fit_is_divided(context, monkeypatch):
 
     monkeypatch.setattr(join, "MEMORY_FAULTS", (duckdb.CatalogException,))
     monkeypatch.setattr(join, "is_out_of_memory", lambda _: True)
-    monkeypatch.setattr(join.OutcomeQuery, "size_mb", 1.5 * join.TIMES_MEMORY * 400)
+    monkeypatch.setattr(join.OutcomeQuery, "passes", lambda *_: 2)
     monkeypatch.setattr(join.OutcomeQuery, "sql", fails_until(8))
     again = joined(context)
     assert asked == [(2, 0), (2, 1), *((8, index) for index in range(8))]
@@ -397,6 +398,18 @@ def test_a_pass_that_does_not_fit_is_divided(context, monkeypatch):
     with pytest.raises(duckdb.CatalogException):
         join_outcomes(context, VERSION, START)
     assert asked[-1][0] == 512
+
+
+@pytest.mark.parametrize(("key", "size_mb", "expected"), [
+    (("measured_at", "pump"), 2_399, 1), (("measured_at", "pump"), 2_401, 2),
+    (("measured_at", "site"), 599, 1), (("measured_at", "site"), 601, 2)])
+def test_passes_follow_from_the_size(context, key, size_mb, expected):
+    by = EventKey(replace(contract, key=key))
+    with spill.spill(context.run) as opened:
+        table = opened.table("events")
+        table.size_mb = size_mb
+        assert join.OutcomeQuery(by, None, table, opened.table("labels")).passes(400) == expected
+        assert join.OutcomeQuery(by, None, None, table).passes(400) == 1 + int(size_mb / 2_400)
 
 
 def labels_file(path: Path, labels: dict[str, bool | None]) -> str:
