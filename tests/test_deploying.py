@@ -72,7 +72,9 @@ def until(done, seconds: float):
 
 @pytest.mark.timeout(300)
 def test_a_dry_run_changes_nothing_and_the_second_deploy_neither():
-    expected = {f"{flow}/{model}" for flow in FLOWS for model in known_models()} | {"reconcile/reconcile"}
+    # Of the contracts flights alone asks for recalibrations.
+    expected = {f"{flow}/{model}" for flow in FLOWS for model in known_models()} | {
+        "reconcile/reconcile", "recalibrate/flights"}
     assert told(dry_run=True) == dict.fromkeys(expected, "new")
     with get_client(sync_client=True) as client:
         assert client.read_deployments() == client.read_automations() == []
@@ -101,7 +103,7 @@ def test_a_changed_schedule_is_shown_as_before_and_after(monkeypatch):
 
 
 def test_what_has_no_contract_any_more_is_paused_and_resumed_when_it_has_one_again():
-    gone = [f"{flow}/flights" for flow in FLOWS]
+    gone = [f"{flow}/flights" for flow in (*FLOWS, "recalibrate")]
     done = told([PUMPS])
     assert {done[name] for name in gone} == {"paused"}
     assert deployment("train/flights").paused and WITHOUT_CONTRACT in deployment("train/flights").tags
