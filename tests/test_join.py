@@ -10,6 +10,7 @@ from datetime import datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
 
+import duckdb
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -25,7 +26,8 @@ from contracts.core.sources import SqlQuery
 from contracts.core.windows import WINDOW_FORMAT
 from contracts.pumps import Pumps
 from flows.ingest import ingest_batch
-from flows.monitoring import sample, spill
+from flows.monitoring import join, sample, spill
+from flows.monitoring.event_keys import EventKey
 from flows.monitoring.logged import LoggedPredictions, Spans
 from flows.monitoring.outcomes import INGESTED, Outcomes, join_outcomes
 from flows.monitoring.sent_labels import store_labels
@@ -328,8 +330,10 @@ def made_up(n: int, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
     return events, sent
 
 
-@pytest.mark.parametrize("address", ["folder", "s3"])
-def test_sums_are_those_of_pandas(address, context, request, tmp_path, monkeypatch):  # noqa: F811
+@pytest.mark.parametrize(("address", "passes"), [("folder", 1), ("folder", 7), ("s3", 1)])
+def test_sums_are_those_of_pandas(address, passes, context, request, tmp_path, monkeypatch):  # noqa: F811
+    """However many passes the memory asks for."""
+    monkeypatch.setattr(join.OutcomeQuery, "passes", lambda *_: passes)
     if address == "s3":
         monkeypatch.setenv("PERENNIAL_STORE", request.getfixturevalue("s3"))
         context = replace(open_model("pumps"), contract=contract)
@@ -368,6 +372,44 @@ def test_sums_are_those_of_pandas(address, context, request, tmp_path, monkeypat
 
 def request_of(context: ModelContext, frame: pd.DataFrame) -> tuple[dict, np.ndarray]:
     return request(context, frame)
+
+
+def test_a_pass_that_does_not_fit_is_divided(context, monkeypatch):
+    events, sent = made_up(300, 2)
+    ingest(context, events)
+    log(context, sent)
+    once, asked, sql = joined(context), [], join.OutcomeQuery.sql
+
+    def fails_until(enough):
+        def query(self, passes, index):
+            asked.append((passes, index))
+            return sql(self, passes, index) if passes >= enough or index == 0 else "SELECT 1 FROM t_gone"
+        return query
+
+    monkeypatch.setattr(join, "MEMORY_FAULTS", (duckdb.CatalogException,))
+    monkeypatch.setattr(join, "is_out_of_memory", lambda _: True)
+    monkeypatch.setattr(join.OutcomeQuery, "passes", lambda *_: 2)
+    monkeypatch.setattr(join.OutcomeQuery, "sql", fails_until(8))
+    again = joined(context)
+    assert asked == [(2, 0), (2, 1), *((8, index) for index in range(8))]
+    assert (again.joined, again.sums.whole.rows) == (once.joined, once.sums.whole.rows)
+    assert again.sums.whole.loss == pytest.approx(once.sums.whole.loss)
+    monkeypatch.setattr(join.OutcomeQuery, "sql", fails_until(1_000))
+    with pytest.raises(duckdb.CatalogException):
+        join_outcomes(context, VERSION, START)
+    assert asked[-1][0] == 512
+
+
+@pytest.mark.parametrize(("key", "size_mb", "expected"), [
+    (("measured_at", "pump"), 2_399, 1), (("measured_at", "pump"), 2_401, 2),
+    (("measured_at", "site"), 599, 1), (("measured_at", "site"), 601, 2)])
+def test_passes_follow_from_the_size(context, key, size_mb, expected):
+    by = EventKey(replace(contract, key=key))
+    with spill.spill(context.run) as opened:
+        table = opened.table("events")
+        table.size_mb = size_mb
+        assert join.OutcomeQuery(by, None, table, opened.table("labels")).passes(400) == expected
+        assert join.OutcomeQuery(by, None, None, table).passes(400) == 1 + int(size_mb / 2_400)
 
 
 def labels_file(path: Path, labels: dict[str, bool | None]) -> str:

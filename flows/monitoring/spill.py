@@ -21,11 +21,15 @@ FILE_ROWS = 500_000
 THREAD_MB = 128  # of DuckDB's memory, that each of its threads needs at least
 
 
+# What is raised where DuckDB's memory does not suffice; while rows are streamed it comes through Arrow.
+MEMORY_FAULTS = (duckdb.OutOfMemoryException, pa.ArrowException, OSError)
+
+
 class Spill:
     """A DuckDB connection, and tables in Parquet files of a folder."""
 
     def __init__(self, folder: Path, memory_mb: int):
-        self.folder = folder
+        self.folder, self.memory_mb = folder, memory_mb
         threads = max(min(os.cpu_count() or 1, memory_mb // THREAD_MB), 1)
         self.connection = duckdb.connect(config={
             "memory_limit": f"{memory_mb}MB", "threads": threads,
@@ -40,12 +44,13 @@ class SpilledTable:
     """Rows in Parquet files of at least FILE_ROWS, and the newest in memory."""
 
     def __init__(self, spill: Spill, name: str):
-        self._folder, self._files, self._waiting, self.rows = spill.folder / name, 0, list[pa.Table](), 0
+        self._folder, self._files, self._waiting = spill.folder / name, 0, list[pa.Table]()
+        self.rows, self.size_mb = 0, 0.0
         self._folder.mkdir()
 
     def add(self, rows: pa.Table) -> None:
         if len(rows):
-            self.rows += len(rows)
+            self.rows, self.size_mb = self.rows + len(rows), self.size_mb + rows.nbytes / 1e6
             self._waiting.append(rows)
         if sum(map(len, self._waiting)) >= FILE_ROWS:
             self.write()
@@ -83,13 +88,18 @@ def spill(run: Path) -> Iterator[Spill]:
                 yield opened
             finally:
                 opened.connection.close()
-    except (duckdb.OutOfMemoryException, pa.ArrowException, OSError) as error:
-        if "Out of Memory" not in str(error):
+    except MEMORY_FAULTS as error:
+        if not is_out_of_memory(error):
             raise
         raise PerennialError(f"{memory_mb} MB don't suffice to join a window's predictions with their "
                              f"labels; set {settings.JOIN_MEMORY} to more") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether one of MEMORY_FAULTS is of DuckDB's memory."""
+    return isinstance(error, duckdb.OutOfMemoryException) or "Out of Memory Error" in str(error)
 
 
 def _remove_abandoned(parent: Path) -> None:
