@@ -194,7 +194,7 @@ def test_prefect_runs_on_postgresql_with_the_deployments_and_a_worker(stack):
     assert "<html" in httpx.get(server, follow_redirects=True).text  # the UI
     deployed = httpx.post(f"{server}/api/deployments/filter", json={}).json()
     names = [deployment["name"] for deployment in deployed]
-    assert sorted(set(names)) == ["departures", "flights", "pumps", "reconcile"] and len(names) == 3 * 4 + 1
+    assert sorted(set(names)) == ["departures", "flights", "pumps", "reconcile"] and len(names) == 3 * 4 + 2
     for deployment in deployed:
         assert '"/perennial"' in json.dumps(deployment["pull_steps"])  # the worker's folder, too
 
@@ -205,7 +205,7 @@ def test_prefect_runs_on_postgresql_with_the_deployments_and_a_worker(stack):
     assert wait_until(is_online, 60), log_tail(run, "worker")
     query = 'psql -h 127.0.0.1 -U prefect -Atc "select count(*) from deployment" prefect'
     command = f'PGPASSWORD="$POSTGRES_PASSWORD" {query}'
-    assert run("exec", "-T", "database", "bash", "-c", command).stdout.strip() == "13"
+    assert run("exec", "-T", "database", "bash", "-c", command).stdout.strip() == "14"
 
 
 @pytest.mark.containers
