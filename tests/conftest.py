@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from datetime import datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -22,6 +23,7 @@ from flows.training.version import fit_version
 from registry import images
 from registry.context import ModelContext, open_model
 from registry.settings import ALERT_WEBHOOK, CLOCK
+from tests.verdicts import with_champion
 
 PUMPS = "pumps"
 
@@ -69,6 +71,13 @@ def flights_version(flights_home) -> tuple[ModelContext, str]:
     version = fit_version(context)
     judge(context, version)
     return context, version
+
+
+@pytest.fixture
+def january(flights_version, tmp_path, addresses) -> ModelContext:
+    """January's model of the flights as champion, in a store of this test's own."""
+    shutil.copytree(flights_version[0].store.folder, tmp_path / "store")
+    return with_champion("flights", flights_version[1])
 
 
 @pytest.fixture(scope="session")

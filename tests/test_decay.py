@@ -1,6 +1,7 @@
 """Checks on labels: a broken relation of features and label is found, ordinary windows are not."""
 
 from dataclasses import replace
+from datetime import timedelta
 
 import msgspec
 import numpy as np
@@ -8,12 +9,14 @@ import pytest
 
 from contracts.core.decay import judge_outcomes
 from contracts.core.decay_reasons import decay_reasons, missing_evidence
+from contracts.core.loading import load_contract
 from contracts.core.ordinary import OutcomeBaseline, decode_baseline, encode_baseline, expected_loss
 from contracts.core.outcome_baseline import learn_baseline
 from contracts.core.outcome_measures import (
     BLOCKS,
     BLOCKS_A_WINDOW,
     areas,
+    block_length,
     block_of,
     calibration_bins,
     measures,
@@ -21,9 +24,11 @@ from contracts.core.outcome_measures import (
 from contracts.core.outcome_sums import OutcomeSums, SlicedSums
 from contracts.core.outcome_verdict import OutcomeFigures, OutcomeMeasure
 from contracts.core.policies import Drift
+from flows.training.blocks import Block
+from flows.training.out_of_time import OutOfTime, baseline_of
 
 CLASSES = ("on_time", "late", "disrupted")
-WEEK, MONDAY = np.timedelta64(7, "D"), np.datetime64("2024-01-01", "s")
+WEEK, MONDAY = timedelta(days=7), np.datetime64("2024-01-01", "s")
 Window = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
@@ -31,7 +36,8 @@ def week(seed: int, rows: int, storm: float = 0.5) -> Window:
     """Labels, probabilities, event times and carriers of one week of a sound model: on some days more rows
     are late than it knows."""
     rng = np.random.default_rng(seed)
-    times = np.sort(MONDAY + seed % 50 * WEEK + (rng.random(rows) * 7 * 86_400).astype("timedelta64[s]"))
+    seconds = np.sort(rng.random(rows)) * 7 * 86_400
+    times = MONDAY + np.timedelta64(seed % 50 * WEEK) + seconds.astype("timedelta64[s]")
     score = rng.normal(0, 1, rows)
     day = (times - MONDAY).astype("timedelta64[D]").astype(int) % 7
     promised = np.stack([1.5 - score, 0 * score, 0.8 * score - 0.7], axis=1)
@@ -56,7 +62,7 @@ def learnt(storm: float = 0.5, weeks: int = 8, rows: int = 4_000) -> OutcomeBase
     for number in range(weeks):
         labels, probabilities, times, carriers = week(number, rows, storm)
         places = block_of(times, WEEK)
-        blocks += [sums((labels[here], probabilities[here], times[here], carriers[here]))
+        blocks += [SlicedSums.of(labels[here], probabilities[here], {"carrier": carriers[here]})
                    for here in (places == place for place in np.unique(places))]
     found = learn_baseline(blocks, BLOCKS_A_WINDOW)
     assert found is not None
@@ -209,13 +215,38 @@ def test_the_smallest_effect_that_counts_is_the_contracts():
 def test_a_baseline_needs_two_windows_and_survives_json():
     labels, probabilities, times, carriers = week(1, 2_000)
     places = block_of(times, WEEK)
-    blocks = [sums((labels[here], probabilities[here], times[here], carriers[here]))
+    blocks = [SlicedSums.of(labels[here], probabilities[here], {"carrier": carriers[here]})
               for here in (places == place for place in np.unique(places))]
     assert learn_baseline(blocks, BLOCKS_A_WINDOW) is None
     assert decode_baseline(encode_baseline(STORMY)) == STORMY
     calm, stormy = (found.whole[OutcomeMeasure.LOSS_PROMISED].spread for found in (BASELINE, STORMY))
     assert stormy > 2 * calm
     assert sum(STORMY.shares) == pytest.approx(1)
+
+
+def test_blocks_without_a_row_are_a_part_of_their_window():
+    """Of a shop that is open from 9 to 17: its weeks are as long as others."""
+    contract, rng = load_contract("flights"), np.random.default_rng(0)
+    days = np.repeat(np.arange(56), 100)
+    seconds = np.sort(days * 86_400 + (9 + 8 * rng.random(len(days))) * 3_600).astype(int)
+    labels, probabilities, _, _ = week(1, len(days), 0.0)
+    block = Block(np.zeros((len(days), 1), np.float32), labels.astype(np.float32),
+                  MONDAY + seconds.astype("timedelta64[s]"))
+    found = baseline_of(contract, block, OutOfTime(np.arange(len(days)), probabilities), {})
+    # From the block that starts at 6 on the first day to that from 12 on the last.
+    assert found.whole[OutcomeMeasure.LOSS_PROMISED].windows == 55 / 2
+    assert len(found.estimate_errors) == 7
+    assert baseline_of(contract, block, OutOfTime(np.zeros(0, int), probabilities[:0]), {}) is None
+
+
+@pytest.mark.parametrize(("window", "length"), [
+    (timedelta(days=7), timedelta(hours=6)), (timedelta(hours=1), timedelta(minutes=2)),
+    (timedelta(minutes=5), timedelta(minutes=1))])
+def test_a_windows_blocks_are_whole_minutes_and_begin_where_windows_do(window, length):
+    assert block_length(window) == length
+    start = np.datetime64("2024-01-01T00:00:00")
+    times = start + np.array([0, 1, length.seconds - 1, length.seconds], "timedelta64[s]")
+    assert (block_of(times, window) - start).tolist() == [timedelta(0)] * 3 + [length]
 
 
 def test_probabilities_of_nought_and_one_and_few_rows_give_finite_figures():

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from contracts.core.binning import MonitoredColumn
-from contracts.core.classification import measure_performance
+from contracts.core.classification import performance_of_sums
 from contracts.core.decay import judge_outcomes
 from contracts.core.drift_tests import rows_needed
-from contracts.core.outcome_sums import SlicedSums
+from contracts.core.outcome_sums import OutcomeSums, SlicedSums
 from contracts.core.outcome_verdict import OutcomeFigures
 from contracts.core.policies import Drift
 from contracts.core.reference import learn_reference
@@ -282,12 +282,17 @@ def test_labels_that_cover_too_few_predictions_are_insufficient():
 
 def test_labels_as_expected_have_no_gap_and_others_have_one():
     probabilities = np.tile(np.float32([0.25, 0.75]), (400, 1))
-    as_expected = measure_performance(PUMPS, np.repeat([0, 1], [100, 300]), probabilities)
+
+    def performance(*counts: int) -> Performance:
+        labels = np.repeat([0, 1], counts)
+        return performance_of_sums(PUMPS, OutcomeSums.of(labels, probabilities[:len(labels)]))
+
+    as_expected = performance(100, 300)
     assert (as_expected.rows, as_expected.gap) == (400, pytest.approx(0))
     assert as_expected.expected == as_expected.observed == {"runs": 0.25, "stops": 0.75}
-    other = measure_performance(PUMPS, np.repeat([0, 1], [200, 200]), probabilities)
+    other = performance(200, 200)
     assert other.gap == pytest.approx(0.5 * np.log(0.5 / 0.25) + 0.5 * np.log(0.5 / 0.75))
-    one_class_only = measure_performance(PUMPS, np.zeros(4, int), probabilities[:4])
+    one_class_only = performance(4, 0)
     assert one_class_only.gap == pytest.approx(-np.log(0.25))
     assert one_class_only.observed == {"runs": 1.0, "stops": 0.0}
 

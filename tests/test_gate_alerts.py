@@ -10,10 +10,9 @@ from contracts.core.verdict import Outcome
 from flows.monitoring.alerts import record_alerts, unsent
 from flows.monitoring.claims import record_claim_alerts
 from flows.monitoring.gate_alerts import champion_limits, record_gate_alerts
-from registry.context import open_model
 from registry.events import WindowJudged
 from tests.conftest import PUMPS
-from tests.verdicts import gate_verdict, window_verdict
+from tests.verdicts import gate_verdict, window_verdict, with_champion
 
 WEEKS = [(datetime(2024, 1, 1) + index * timedelta(days=7)).isoformat() for index in range(8)]
 BREAKS, STALLED = "champion breaks limits", "gate stalled"
@@ -22,10 +21,7 @@ BREAKS, STALLED = "champion breaks limits", "gate stalled"
 @pytest.fixture
 def context(addresses):
     """A model whose version v1 is champion."""
-    context = open_model(PUMPS)
-    context.ledger.judged("v1", gate_verdict(), None)
-    context.ledger.promote("v1", expect=None)
-    return context
+    return with_champion(PUMPS, "v1")
 
 
 def metrics(rows=200, recall=0.5, log_loss=0.5):

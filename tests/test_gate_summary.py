@@ -13,11 +13,10 @@ from flows.reporting import artifacts
 from flows.reporting.gate_summary import not_run
 from flows.reporting.overview import overview
 from flows.reporting.status import events
-from registry.context import open_model
 from registry.events import WindowJudged
 from tests.conftest import PUMPS
 from tests.test_gate import BETTER, CHAMPION, FINE, LABELS, START, answers
-from tests.verdicts import gate_verdict, window_verdict
+from tests.verdicts import window_verdict, with_champion
 
 SOUND = answers(LABELS, 1.0, sure=0.85, unsure=0.5, otherwise=0.15)
 FORGIVEN = "recall of stops 0.1600 is below 0.2, as is the champion's 0.0400: forgiven"
@@ -30,10 +29,7 @@ def judged(challenger=BETTER, champion=CHAMPION, labels=LABELS):
 @pytest.fixture
 def context(addresses):
     """A model whose version "one" is champion."""
-    context = open_model(PUMPS)
-    context.ledger.judged("one", gate_verdict(), None)
-    context.ledger.promote("one", expect=None)
-    return context
+    return with_champion(PUMPS, "one")
 
 
 def words(*command):

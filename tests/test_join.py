@@ -19,8 +19,9 @@ from deltalake import write_deltalake
 
 from contracts import pumps
 from contracts.core.cells import read_cells
-from contracts.core.classification import measure_performance, performance_of_sums
+from contracts.core.classification import performance_of_sums
 from contracts.core.errors import PerennialError
+from contracts.core.outcome_sums import OutcomeSums
 from contracts.core.schema import column
 from contracts.core.sources import SqlQuery
 from contracts.core.windows import WINDOW_FORMAT
@@ -357,7 +358,7 @@ def test_sums_are_those_of_pandas(address, passes, context, request, tmp_path, m
     answered = np.concatenate([request_of(context, sent.iloc[first:first + 700])[1]
                                for first in range(0, 2_000, 700)])
     assert outcomes.joined == has_event.sum() and 0 < has_event.sum() < found.sum() < 2_000
-    expected = measure_performance(contract, labels, answered[found], found.mean())
+    expected = performance_of_sums(contract, OutcomeSums.of(labels, answered[found]), found.mean())
     performance = performance_of_sums(contract, outcomes.sums.whole, outcomes.coverage)
     assert performance.rows == expected.rows and performance.coverage == pytest.approx(expected.coverage)
     for name in ("log_loss", "low", "high", "gap"):

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from contracts.core.binning import MonitoredColumn
-from contracts.core.classification import estimate_of_sums, measure_performance
+from contracts.core.classification import estimate_of_sums, performance_of_sums
 from contracts.core.contract import Contract
 from contracts.core.localization import LoggedRows, locate_drift
-from contracts.core.outcome_sums import PromisedSums
+from contracts.core.outcome_sums import OutcomeSums, PromisedSums
 from contracts.core.reference import learn_reference
 from contracts.core.skew import find_skew, when, where
 from contracts.core.verdict import ColumnCheck
@@ -122,7 +122,7 @@ def test_an_estimate_is_right_where_probabilities_are():
     probabilities = RNG.dirichlet([2, 2], 20_000)
     labels = (RNG.random(20_000) < probabilities[:, 1]).astype(int)
     estimate = estimate_of_sums(PromisedSums.of(probabilities))
-    score = measure_performance(contract, labels, probabilities)
+    score = performance_of_sums(contract, OutcomeSums.of(labels, probabilities))
     assert (score.low < estimate.log_loss < score.high
             and score.log_loss == pytest.approx(estimate.log_loss, abs=0.02))
     assert estimate.accuracy == pytest.approx((probabilities.argmax(axis=1) == labels).mean(), abs=0.02)

@@ -2,7 +2,6 @@
 it is when labels come: in any order, twice, or never."""
 
 import logging
-import shutil
 from dataclasses import replace
 from datetime import datetime, timedelta
 
@@ -23,7 +22,7 @@ from flows.monitoring.performance import metrics_of
 from flows.monitoring.sent_labels import store_labels
 from flows.monitoring.unlabelled import unlabelled_windows
 from flows.monitoring.windows import due, stale_labels
-from registry.context import ModelContext, fetch_version, open_model
+from registry.context import ModelContext, fetch_version
 from registry.folder_store import FolderStore
 from registry.traffic import ship
 from service.model import load_model
@@ -31,20 +30,15 @@ from service.prediction_log import SUFFIX, PredictionLog, unpack_log
 from service.profiler import Profiler
 from service.profiles import bins_in
 from tests.logged import logged_predictions
-from tests.verdicts import gate_verdict
 
 WEEK, WINDOW = timedelta(days=7), datetime(2013, 2, 4)
 
 
 @pytest.fixture
-def context(flights_version, tmp_path, addresses) -> ModelContext:
+def context(january) -> ModelContext:
     """The flights' model as champion; its events are ingested up to the window's start."""
-    shutil.copytree(flights_version[0].store.folder, tmp_path / "store")
-    context = open_model("flights")
-    context.ledger.judged(flights_version[1], gate_verdict(), None)
-    context.ledger.promote(flights_version[1], expect=None)
-    ingest_batch(context, datetime(2013, 2, 1), WINDOW)
-    return context
+    ingest_batch(january, datetime(2013, 2, 1), WINDOW)
+    return january
 
 
 def answer(context: ModelContext, version: str, rows: pd.DataFrame, replica: str = "one", by=None,

@@ -1,6 +1,5 @@
 """The flow that recalibrates: once for the same labels, resumed after a kill, never beside a retraining."""
 
-import shutil
 
 import pytest
 
@@ -11,20 +10,16 @@ from flows.orchestration.events import RECALIBRATE
 from flows.recalibrate import recalibrate
 from flows.recalibration.due import ask_for_recalibration
 from flows.reconcile import recalibrate_champion
-from registry.context import ModelContext, open_model
+from registry.context import ModelContext
 from tests.test_recalibration import TRAINED, WEEK, claim
 from tests.verdicts import gate_verdict
 
 
 @pytest.fixture
-def context(server, flights_version, tmp_path, addresses, monkeypatch) -> ModelContext:
+def context(server, january) -> ModelContext:
     """January's model of the flights as champion, and two weeks of labels since."""
-    shutil.copytree(flights_version[0].store.folder, tmp_path / "store")
-    opened = open_model("flights")
-    opened.ledger.judged(flights_version[1], gate_verdict(), None)
-    opened.ledger.promote(flights_version[1], expect=None)
-    ingest_batch(opened, TRAINED, TRAINED + 2 * WEEK)
-    return opened
+    ingest_batch(january, TRAINED, TRAINED + 2 * WEEK)
+    return january
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """Recalibration: the layer that labels ask for, a version like any other, and when it is due."""
 
 import json
-import shutil
 from dataclasses import replace
 from datetime import datetime, timedelta
 
@@ -26,7 +25,7 @@ from flows.recalibration.judging import evaluate_recalibrated, record_recalibrat
 from flows.recalibration.version import register_recalibrated, save_recalibrated
 from flows.training.judging import calibrated_before, champion_probabilities
 from registry import data, models
-from registry.context import ModelContext, fetch_version, open_model
+from registry.context import ModelContext, fetch_version
 from registry.events import Registered
 from registry.traffic import ship
 from service.model import load_model
@@ -113,14 +112,10 @@ def test_a_contract_is_held_to_sound_settings(wrong, said):
 # The version, on real flights: January's model, whose answers to February are seen to have been wrong.
 
 @pytest.fixture
-def context(flights_version, tmp_path, addresses) -> ModelContext:
+def context(january) -> ModelContext:
     """January's model as champion, and the events of the first two weeks of February."""
-    shutil.copytree(flights_version[0].store.folder, tmp_path / "store")
-    opened = open_model("flights")
-    opened.ledger.judged(flights_version[1], gate_verdict(), None)
-    opened.ledger.promote(flights_version[1], expect=None)
-    ingest_batch(opened, TRAINED, TRAINED + 2 * WEEK)
-    return opened
+    ingest_batch(january, TRAINED, TRAINED + 2 * WEEK)
+    return january
 
 
 @pytest.fixture
@@ -205,6 +200,18 @@ def test_the_gate_judges_it_on_days_that_it_was_not_fitted_to(context, base):
     assert figures.paired.difference == pytest.approx(
         figures.challenger.log_loss - figures.champion.log_loss, abs=1e-6)
     assert verdict.passed == (figures.paired.high <= 0)
+
+
+def test_a_slice_that_callers_do_not_send_is_not_judged(context, base):
+    context = replace(context, contract=replace(context.contract, gate=replace(
+        context.contract.gate, slices=("carrier", "arr_time"))))
+    monday = datetime(2013, 2, 4)
+    for start in (TRAINED, monday, monday + WEEK):
+        answer(context, base, source(start, min(start + WEEK, TRAINED + 2 * WEEK)), f"of {start:%d}")
+    ship(context)
+    version = register_recalibrated(context, save_recalibrated(context, begin(context)))
+    verdict = evaluate_recalibrated(context, version, base)
+    assert {part.column for part in verdict.figures.slices} == {"carrier"}
 
 
 def test_it_is_due_after_so_many_labels_and_then_after_as_many_more(context):

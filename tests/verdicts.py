@@ -11,6 +11,7 @@ from contracts.core.verdict import (
     WindowKind,
     WindowVerdict,
 )
+from registry.context import ModelContext, open_model
 
 OUTCOMES = {WindowKind.FINE: Outcome.PASSED, WindowKind.INSUFFICIENT: Outcome.INSUFFICIENT}
 
@@ -23,6 +24,14 @@ def outcome_check(measure: str, effect: float, threshold: float = 0.02) -> Outco
 def gate_verdict(outcome: str = "passed", *reasons: str, class_distance: float | None = None) -> GateVerdict:
     figures = GateFigures(challenger=Metrics(rows=0), class_distance=class_distance)
     return GateVerdict(outcome=Outcome(outcome), reasons=reasons, figures=figures)
+
+
+def with_champion(model: str, version: str) -> ModelContext:
+    """The context of a model whose champion is this version."""
+    context = open_model(model)
+    context.ledger.judged(version, gate_verdict(), None)
+    context.ledger.promote(version, expect=None)
+    return context
 
 
 def window_verdict(kind: str, *reasons: str, **figures: Any) -> WindowVerdict:

@@ -9,8 +9,9 @@ from functools import cache
 import numpy as np
 from msgspec import Struct
 
+from contracts.core.classification import CLIP
+
 CALIBRATION_FILE = "calibration.json"  # of a recalibrated version: its layer
-CLIP = 1e-7  # to which probabilities are clipped before their logarithm, as `row_losses` does
 MAX_BIAS = 10.0  # of a class: e^10 times its odds
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.1, 10.0
 # What one row tells of a parameter (its Fisher information, p (1 - p) of a bias), by which the shrinkage is

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 PREDICTION = "prediction"  # the column of the predicted class, in profiles
 PROBABILITY = "probability."  # prefix of the column of a class's probability, in profiles and logs
 CALIBRATION_BINS = 10
+TWO_SIDED = NormalDist().inv_cdf(0.975)  # deviations of a 95 % interval
+CLIP = 1e-7  # to which a probability is clipped before its logarithm
 SUM_ERROR = 1e-3  # by which a row's probabilities, in float32, may miss a sum of one
 MIN_SHARE = 1e-3  # to which a class's expected share is clipped, so that a gap stays finite
 
@@ -94,9 +96,9 @@ def training_objective(label: Label) -> dict[str, Any]:
 
 
 def row_losses(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-    """Each row's log loss; labels int (n,), probabilities (n, classes), clipped at 1e-7."""
+    """Each row's log loss; labels int (n,), probabilities (n, classes), clipped at CLIP."""
     chosen = probabilities[np.arange(len(labels)), labels]
-    return np.asarray(-np.log(np.clip(chosen.astype(np.float64), 1e-7, 1.0)))
+    return np.asarray(-np.log(np.clip(chosen.astype(np.float64), CLIP, 1.0)))
 
 
 def classification_metrics(contract: "Contract", labels: np.ndarray, probabilities: np.ndarray) -> Metrics:
@@ -156,35 +158,18 @@ def class_distance(contract: "Contract", challenger: np.ndarray, champion: np.nd
     return float(np.abs(shares[0] - shares[1]).sum() / 2)
 
 
-def measure_performance(
-    contract: "Contract", labels: np.ndarray, probabilities: np.ndarray, coverage: float | None = None,
-) -> Performance:
-    """The performance on one or more labelled rows; labels int (n,), probabilities (n, classes)."""
-    losses, classes = row_losses(labels, probabilities), len(contract.label.classes)
-    return _performance(contract, len(labels), float(losses.mean()), float(losses.std()),
-                        np.bincount(labels, minlength=classes) / len(labels),
-                        probabilities.astype(np.float64).mean(axis=0), coverage)
-
-
 def performance_of_sums(contract: "Contract", sums: "OutcomeSums",
                         coverage: float | None = None) -> Performance:
-    """The same performance from the sums over one or more labelled rows."""
-    n, loss = sums.rows, sums.loss / sums.rows
-    deviation = max(sums.loss_squared / n - loss ** 2, 0.0) ** 0.5
-    return _performance(contract, n, loss, deviation, sums.observed / n, sums.probabilities.sum(axis=1) / n,
-                        coverage)
-
-
-def _performance(contract: "Contract", rows: int, loss: float, deviation: float, observed: np.ndarray,
-                 expected: np.ndarray, coverage: float | None) -> Performance:
-    """`deviation`: the standard deviation of the rows' losses; shares of the classes, (classes,)."""
+    """The performance on one or more labelled rows, by the sums over them."""
     from scipy.special import rel_entr  # imported here: slow, and replicas do without
 
-    names = contract.label.classes
+    n, loss, names = sums.rows, sums.loss / sums.rows, contract.label.classes
+    observed, expected = sums.observed / n, sums.probabilities.sum(axis=1) / n
     gap = float(rel_entr(observed, np.maximum(expected, MIN_SHARE)).sum())
-    margin = float(NormalDist().inv_cdf(0.975) * deviation / rows ** 0.5)
+    deviation = max(sums.loss_squared / n - loss ** 2, 0.0) ** 0.5
+    margin = TWO_SIDED * deviation / n ** 0.5
     return Performance(
-        rows=rows, log_loss=loss, low=loss - margin, high=loss + margin, gap=gap, coverage=coverage,
+        rows=n, log_loss=loss, low=loss - margin, high=loss + margin, gap=gap, coverage=coverage,
         observed=dict(zip(names, observed.tolist())), expected=dict(zip(names, expected.tolist())))
 
 

@@ -7,6 +7,7 @@ from math import sqrt
 from msgspec.structs import replace
 from scipy.stats import false_discovery_control, gamma, norm, t
 
+from contracts.core.classification import TWO_SIDED
 from contracts.core.ordinary import Ordinary, OutcomeBaseline
 from contracts.core.outcome_baseline import (
     IN_SLICES,
@@ -23,7 +24,6 @@ from contracts.core.policies import Drift
 
 MAX_SHARE = 0.8  # of the rows in one slice, above which too few others are left to compare with
 IN_WHOLE = 2 / 3  # of the false alarms that are allowed: by all rows together; the others by slices
-TWO_SIDED = 1.96  # deviations of a 95 % interval
 NOT_TRAINED = Ordinary()
 
 

@@ -24,13 +24,12 @@ from contracts.core.classification import (
 from contracts.core.contract import Contract
 from contracts.core.gate_verdict import BrokenByBoth, Difference, GateFigures, GateVerdict, SliceDifference
 from contracts.core.limits import metric_limits
+from contracts.core.outcome_sums import MISSING, OTHERS
 from contracts.core.policies import Gate
 from contracts.core.relative_limits import broken_by_both, is_better
 from contracts.core.verdict import CheckOutcome, CheckResult, Outcome
 
 RESAMPLES = 1_000
-# The slices of rows without a value, and of values with too few rows.
-MISSING, OTHERS = "(missing)", "(others)"
 BETTER = "better than the champion"
 
 

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from contracts.core.classification import MIN_SHARE
 from contracts.core.ordinary import Ordinary, OutcomeBaseline
-from contracts.core.outcome_measures import BLOCKS, Measured, RankedClasses, measures_of, ranked
+from contracts.core.outcome_measures import Measured, RankedClasses, measures_of, ranked
 from contracts.core.outcome_sums import OutcomeSums, SlicedSums
 from contracts.core.outcome_verdict import OutcomeMeasure
 
@@ -64,9 +64,7 @@ class _Part:
 
     @classmethod
     def of(cls, blocks: Sequence[SlicedSums]) -> "_Part":
-        whole = _total([SlicedSums(block.whole, {column: by_value for column, by_value in block.slices.items()
-                                                 if column != BLOCKS}) for block in blocks])
-        return cls(whole, [ranked(block.whole) for block in blocks])
+        return cls(_total(blocks), [ranked(block.whole) for block in blocks if block.whole.rows])
 
     @classmethod
     def joined(cls, parts: Sequence["_Part"]) -> "_Part":

@@ -2,14 +2,16 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from math import sqrt
 from typing import Any, TypeAlias
 
 import numpy as np
 
-from contracts.core.classification import MIN_SHARE
+from contracts.core.classification import MIN_SHARE, TWO_SIDED
 from contracts.core.outcome_sums import OutcomeSums, SlicedSums
 from contracts.core.outcome_verdict import CalibrationBin, OutcomeMeasure
+from contracts.core.windows import WEEK_ZERO
 
 # The slice's column in which a window's rows are told apart by their event time, in BLOCKS_A_WINDOW parts.
 BLOCKS = "(time block)"
@@ -41,12 +43,15 @@ class Measured:
                         self.skewness * (1 + 1.5 * added) / (1 + added) ** 1.5)
 
 
-def block_of(times: np.ndarray, window: np.timedelta64) -> np.ndarray:
-    """The start of each event time's block, datetime64[m]; counted from 1970-01-05, as windows are."""
-    zero = np.datetime64("1970-01-05T00:00", "m")
-    length = max(int(window / np.timedelta64(1, "m")) // BLOCKS_A_WINDOW, 1)
-    minutes = (times.astype("datetime64[m]") - zero).astype(np.int64)
-    return np.asarray(zero + (minutes // length * length).astype("timedelta64[m]"))
+def block_length(window: timedelta) -> timedelta:
+    """Of the BLOCKS_A_WINDOW parts of a window; a minute where these would be shorter."""
+    return timedelta(minutes=max(window // timedelta(minutes=BLOCKS_A_WINDOW), 1))
+
+
+def block_of(times: np.ndarray, window: timedelta) -> np.ndarray:
+    """The start of each event time's block, datetime64[m]; counted from a Monday, as windows are."""
+    zero, length = np.datetime64(WEEK_ZERO, "m"), np.timedelta64(block_length(window))
+    return np.asarray(zero + (times.astype("datetime64[m]") - zero) // length * length)
 
 
 def measures(sums: SlicedSums) -> dict[OutcomeMeasure, Measured]:
@@ -66,8 +71,9 @@ def measures_of(whole: OutcomeSums, blocks: Sequence[RankedClasses]) -> dict[Out
     classes = [index for index in range(len(whole.counts)) if _has_enough(whole, index)]
     if not classes:
         return found
-    found[OutcomeMeasure.AUC_TRAINED] = _area(whole)
-    for name, strata, least in ((OutcomeMeasure.AUC_PROMISED, [ranked(whole)], MIN_OF_CLASS),
+    of_whole = ranked(whole)
+    found[OutcomeMeasure.AUC_TRAINED] = _area(of_whole, classes)
+    for name, strata, least in ((OutcomeMeasure.AUC_PROMISED, [of_whole], MIN_OF_CLASS),
                                 (OutcomeMeasure.AUC_IN_BLOCKS, blocks, MIN_IN_BLOCK)):
         if (measured := _shortfall(strata, classes, least)) is not None:
             found[name] = measured
@@ -121,7 +127,8 @@ def calibration_bins(sums: OutcomeSums, index: int) -> list[CalibrationBin]:
     """The calibration of a class in tenths of the rows, by the order of their probability."""
     bins = []
     for rows, hits, promised in _groups(sums, index):
-        share, margin = promised / rows, 1.96 * sqrt(max(promised * (1 - promised / rows), 0.0)) / rows
+        share = promised / rows
+        margin = TWO_SIDED * sqrt(max(promised * (1 - share), 0.0)) / rows
         bins.append(CalibrationBin(rows=int(rows), promised=share, observed=hits / rows,
                                    low=max(share - margin, 0.0), high=min(share + margin, 1.0)))
     return bins
@@ -149,8 +156,8 @@ def _area_of(with_label: np.ndarray, without: np.ndarray, with_itself: float) ->
     return won / pairs if pairs > 0 else 0.5
 
 
-def _area_variance(area: float, hits: Any, others: Any) -> Any:
-    """The sampling variance of an area, by the rows with and without the label, numbers or (n,)."""
+def _area_variance(area: Any, hits: Any, others: Any) -> Any:
+    """The sampling variance of areas, by the rows with and without the label; numbers or (n,)."""
     first, second = area / (2 - area), 2 * area ** 2 / (1 + area)
     return (area * (1 - area) + (hits - 1) * (first - area ** 2)
             + (others - 1) * (second - area ** 2)) / (hits * others)
@@ -161,13 +168,11 @@ def _has_enough(sums: OutcomeSums, index: int) -> bool:
     return min(hits, sums.rows - hits) >= MIN_OF_CLASS
 
 
-def _area(sums: OutcomeSums) -> Measured:
+def _area(of_whole: RankedClasses, classes: Sequence[int]) -> Measured:
     """The negative mean area over the classes that have enough rows, as a measure that rises with faults."""
-    found = areas(sums)
-    hits = sums.observed
-    errors = [sqrt(_area_variance(area, hits[index], sums.rows - hits[index]))
-              for index, (area, _) in found.items()]
-    return Measured(-float(np.mean([area for area, _ in found.values()])), _joint_error(errors) / len(found))
+    hits, others, realised, _ = np.array([of_whole[index] for index in classes]).T
+    errors = np.sqrt(_area_variance(realised, hits, others)).tolist()
+    return Measured(-float(realised.mean()), _joint_error(errors) / len(classes))
 
 
 def _joint_error(errors: list[float]) -> float:

@@ -6,14 +6,14 @@ calibration follow from the sums alone, for a rare class as for a common one.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import reduce
 
 import numpy as np
 import pandas as pd
 
+from contracts.core.classification import CLIP
+
 BINS, MAX_LOGIT = 400, 10.0  # of a probability; beyond this logit (p = 0.00005) all share the last bin
-CLIP = 1e-7  # to which probabilities are clipped before their logarithm, as `row_losses` does
-# The slices of rows without a value, and of values beyond the MAX_SLICES first ones of a column.
+# The slices of rows without a value, and of values that have too few rows or come beyond MAX_SLICES others.
 MISSING, OTHERS = "(missing)", "(others)"
 MAX_SLICES = 500
 
@@ -198,8 +198,3 @@ def bin_of(probabilities: np.ndarray) -> np.ndarray:
     clipped = np.clip(probabilities.astype(np.float64), CLIP, 1 - CLIP)
     logit = np.log(clipped / (1 - clipped))
     return np.clip((logit + MAX_LOGIT) * (BINS / (2 * MAX_LOGIT)), 0, BINS - 1).astype(np.int64)
-
-
-def total(parts: list[SlicedSums], classes: int) -> SlicedSums:
-    """The sums of all parts together."""
-    return reduce(SlicedSums.__add__, parts, SlicedSums.empty(classes))

@@ -7,6 +7,7 @@ from contracts.core.verdict import Estimate
 from flows.monitoring.unlabelled import unlabelled_windows
 from registry.context import ModelContext, fetch_version
 
+RECENT = 26  # windows that are looked through: half a year of weeks
 
 def baseline_of(context: ModelContext, version: str) -> OutcomeBaseline | None:
     """What is ordinary in a version's performance; None if it was trained without."""
@@ -22,12 +23,14 @@ def estimates(context: ModelContext) -> dict[str, Estimate]:
 
 
 def with_interval(context: ModelContext, version: str, estimate: Estimate, until: str) -> Estimate:
-    """The estimate with the interval that the errors of such estimates give: on the version's windows before
-    `until`, or if they are too few on those at training."""
-    judged = [verdict.figures.outcomes for start, window in sorted(context.ledger.state().windows.items())
-              if start < until and (verdict := window.verdict).figures.version == version]
-    errors = [figures.excess for figures in judged
-              if figures and figures.checks and figures.excess is not None]
+    """The estimate with the interval that the errors of such estimates give: on the windows at training, and
+    on those of the version among the RECENT ones before `until`."""
+    windows = context.ledger.state().windows
+    recent = sorted(start for start in windows if start < until)[-RECENT:]
+    judged = [figures.outcomes for start in recent
+              if (figures := windows[start].verdict.figures).version == version]
+    errors = [outcomes.excess for outcomes in judged
+              if outcomes and outcomes.checks and outcomes.excess is not None]
     baseline = baseline_of(context, version)
     interval = expected_loss(estimate.log_loss, [*(baseline.estimate_errors if baseline else ()), *errors])
     return replace(estimate, low=interval[0], high=interval[1]) if interval else estimate

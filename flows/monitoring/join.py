@@ -160,7 +160,7 @@ def _slices(logged: LoggedPredictions, contract: Contract,
             rows: pa.Table) -> dict[str, np.ndarray | CodedValues]:
     """The values of the rows by slice's column; also by time, so that it is seen since when it is worse."""
     slices: dict[str, np.ndarray | CodedValues] = {
-        BLOCKS: block_of(rows[TIME].to_numpy(), np.timedelta64(contract.drift.window))}
+        BLOCKS: block_of(rows[TIME].to_numpy(), contract.drift.window)}
     for index, (name, names) in enumerate(logged.slices.items()):
         values = rows[f"{SLICE_OF}{index}"].to_numpy()
         is_text = contract.python_type(name) is str

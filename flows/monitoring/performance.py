@@ -2,7 +2,6 @@
 
 from datetime import datetime
 
-import numpy as np
 import pyarrow as pa
 
 from contracts.core.classification import performance_of_sums
@@ -63,7 +62,7 @@ def labelled_sums(context: ModelContext, model: Model, outcomes: Outcomes, start
         rows = pa.Table.from_batches([batch]).to_pandas()
         columns = contract.columns_of(rows, (*contract.request_columns, *contract.gate.slices))
         slices = {name: columns[name] for name in contract.gate.slices}
-        blocks = block_of(columns[contract.event_time], np.timedelta64(contract.drift.window))
+        blocks = block_of(columns[contract.event_time], contract.drift.window)
         sums += SlicedSums.of(contract.labels_of(rows), model.probabilities(columns),
                               {BLOCKS: blocks, **slices}, contract.label.class_weights)
     return sums

@@ -22,8 +22,9 @@ def labelled_answers(context: ModelContext, booster: Model, start: datetime,
     """The labelled answers to events of [start, until), whichever version gave them, and what `booster`, a
     model without a layer, says to what the callers sent.
 
-    Predicted again, so that no layer is laid on another. Of a window in which nothing was logged, or which
-    has no label for what was logged, the ingested events are predicted instead.
+    Predicted again, so that no layer is laid on another. A slice that callers do not send is left out. Of a
+    window in which nothing was logged, or which has no label for what was logged, the ingested events are
+    predicted instead.
     """
     contract, time = context.contract, context.contract.event_time
     first, windows = contract.window_of(start)[0], []
@@ -35,7 +36,7 @@ def labelled_answers(context: ModelContext, booster: Model, start: datetime,
     rows = rows.iloc[np.unique(np.linspace(0, len(rows) - 1, min(len(rows), MAX_ROWS)).astype(int))]
     columns = contract.columns_of(rows)
     return LabelledAnswers(columns[time], rows[LABEL].to_numpy(np.int64), booster.probabilities(columns),
-                           {name: rows[name].to_numpy() for name in contract.gate.slices})
+                           {name: rows[name].to_numpy() for name in contract.gate.slices if name in rows})
 
 
 def _labelled_rows(context: ModelContext, start: datetime) -> pd.DataFrame:

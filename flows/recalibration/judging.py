@@ -34,7 +34,9 @@ def evaluate_recalibrated(context: ModelContext, version: str, champion: str) ->
         refitted = applied(model.calibration, judged.probabilities)
         difference = disagreement(process, files)  # awaited before the latency is measured
     before = load_model(contract, fetch_version(context, champion)).calibration
-    return gate(contract, judged.labels, unseen, applied(before, judged.probabilities), judged.slices,
+    # By the slices that callers send: of the others no answer says in which it is.
+    known = replace(contract, gate=replace(contract.gate, slices=tuple(judged.slices)))
+    return gate(known, judged.labels, unseen, applied(before, judged.probabilities), judged.slices,
                 latency_ms=latency(model, files), disagreement=difference,
                 size_mb=sum(file.stat().st_size for file in files.iterdir()) / 2**20,
                 refit_shift=float(np.abs(refitted - unseen).mean()) if len(unseen) else 0.0)

@@ -40,10 +40,7 @@ def _facts(outcomes: OutcomeFigures) -> list[tuple[str, float]]:
 
 
 def _row(check: OutcomeCheck) -> JsonObject:
-    return {"measure": str(check.measure), "slice": check.slice, "figures": check,
-            "unit": "nats" if check.measure in (
-                OutcomeMeasure.LOSS_PROMISED, OutcomeMeasure.LOSS_TRAINED, OutcomeMeasure.NAIVE,
-                OutcomeMeasure.CLASS_SHARES) else ""}
+    return {"measure": str(check.measure), "slice": check.slice, "figures": check}
 
 
 def share_threshold(figures: WindowFigures) -> float | None:

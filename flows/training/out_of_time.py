@@ -9,7 +9,7 @@ from contracts.core.contract import Contract
 from contracts.core.features import Columns
 from contracts.core.ordinary import OutcomeBaseline
 from contracts.core.outcome_baseline import learn_baseline
-from contracts.core.outcome_measures import BLOCKS, BLOCKS_A_WINDOW, block_of
+from contracts.core.outcome_measures import block_length, block_of
 from contracts.core.outcome_sums import SlicedSums
 from flows.training.blocks import Block
 from flows.training.booster import train_booster
@@ -70,13 +70,18 @@ def baseline_of(contract: Contract, block: Block, predicted: OutOfTime,
                 slices: Mapping[str, np.ndarray]) -> OutcomeBaseline | None:
     """What is ordinary in the performance on the out-of-time windows; None where they are too few.
     `slices`: the values of all rows by slice's column."""
-    window = np.timedelta64(contract.drift.window)
+    window = contract.drift.window
     times, labels = block.times[predicted.rows], block.labels[predicted.rows].astype(np.int64)
-    blocks = block_of(times, window)
+    blocks, length = block_of(times, window), block_length(window)
     names = {column: values[predicted.rows] for column, values in slices.items()}
-    sums = []
-    for start in np.unique(blocks):
-        here = blocks == start
-        sums.append(SlicedSums.of(labels[here], predicted.probabilities[here], {
-            BLOCKS: blocks[here], **{column: values[here] for column, values in names.items()}}))
-    return learn_baseline(sums, BLOCKS_A_WINDOW)
+
+    def sums_of(start: np.datetime64) -> SlicedSums:
+        here = slice(*np.searchsorted(blocks, [start, start + np.timedelta64(length)]))
+        return SlicedSums.of(labels[here], predicted.probabilities[here],
+                             {column: values[here] for column, values in names.items()})
+
+    if not len(blocks):
+        return None
+    # Blocks without a row, as a shop's nights, are a part of their window, too.
+    starts = np.arange(blocks[0], blocks[-1] + np.timedelta64(length), np.timedelta64(length))
+    return learn_baseline([sums_of(start) for start in starts], window // length)

@@ -117,7 +117,7 @@ def trained(world: World) -> tuple[Model, OutcomeBaseline]:
 
 def judged(made: Contract, policy: Drift, baseline: OutcomeBaseline, columns: Columns, labels: np.ndarray,
            probabilities: np.ndarray) -> OutcomeFigures:
-    blocks = block_of(columns[made.event_time], np.timedelta64(policy.window))
+    blocks = block_of(columns[made.event_time], policy.window)
     slices = {name: columns[name] for name in made.gate.slices}
     sums = SlicedSums.of(labels, probabilities, {BLOCKS: blocks, **slices})
     return judge_outcomes(policy, made.label.classes, sums, baseline)
